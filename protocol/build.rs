@@ -1,0 +1,8 @@
+//! Compiles the control messages' schemas; needs no `protoc`.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let files = protox::compile(["control.proto", "metadata.proto"], ["proto"])?;
+    prost_build::Config::new().btree_map(["."]).compile_fds(files)?;
+    Ok(())
+}

@@ -1,0 +1,95 @@
+//! Every limit of the product, together, and checked against each other at compile time.
+//!
+//! A length read from outside is held against one of these before anything is allocated for it.
+
+/// Largest record batch, header included, that any topic's `max.message.bytes` may allow (bytes).
+pub const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Default of `max.message.bytes`: largest batch a topic accepts; one record of 1 MiB fits (bytes).
+pub const MESSAGE_BYTES_DEFAULT: usize = 1024 * 1024 + 4096;
+/// Batch size at which a producer sends without waiting (bytes of encoded records).
+pub const BATCH_BYTES_TARGET: usize = 256 * 1024;
+/// Most records in one batch.
+pub const BATCH_RECORDS_MAX: usize = 1_000_000;
+/// Most bytes one batch may decompress to, however small it is compressed.
+pub const BATCH_DECOMPRESSED_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Most headers on one record.
+pub const RECORD_HEADERS_MAX: usize = 1024;
+
+/// Largest control message (bytes).
+pub const RPC_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Largest control message before the hello exchange (bytes).
+pub const HELLO_BYTES_MAX: usize = 4096;
+/// Longest error text on a stream (bytes).
+pub const ERROR_TEXT_BYTES_MAX: usize = 1024;
+
+/// Longest topic name (bytes), as in Kafka.
+pub const TOPIC_NAME_BYTES_MAX: usize = 249;
+/// Most partitions of one topic.
+pub const TOPIC_PARTITIONS_MAX: u32 = 10_000;
+/// Most partitions on one broker.
+pub const BROKER_PARTITIONS_MAX: u32 = 20_000;
+
+/// Batches a producer may have unacknowledged on one produce stream.
+pub const PRODUCE_WINDOW_BATCHES: u32 = 64;
+/// Bytes of batches received and not yet acknowledged, broker-wide, by default.
+pub const PRODUCE_MEMORY_BYTES_DEFAULT: usize = 256 * 1024 * 1024;
+/// Largest credit one consume stream may hold (bytes).
+pub const CONSUME_CREDIT_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Most bytes read from a log at once for one consumer (one frame may exceed it).
+pub const READ_BYTES_MAX: usize = 1024 * 1024;
+/// Memory for reads that are not served from maps, broker-wide, by default (bytes).
+pub const COLD_READ_MEMORY_BYTES_DEFAULT: usize = 64 * 1024 * 1024;
+
+/// Connections from clients that a broker holds at once, by default.
+pub const CONNECTIONS_MAX_DEFAULT: usize = 4096;
+/// Handshakes under way at once.
+pub const HANDSHAKES_MAX: usize = 256;
+/// Streams a client may have open at once on one connection.
+pub const STREAMS_MAX: u32 = 4096;
+/// Streams permitted before the hello exchange.
+pub const STREAMS_BEFORE_HELLO: u32 = 4;
+
+/// Events waiting for one shard.
+pub const SHARD_QUEUE_EVENTS: usize = 4096;
+/// Events one shard applies before it flushes.
+pub const SHARD_ROUND_EVENTS: usize = 1024;
+/// Syncs and other file jobs under way at once.
+pub const FLUSHERS: usize = 16;
+
+/// Smallest segment (bytes).
+pub const SEGMENT_BYTES_MIN: u64 = 64 * 1024;
+/// Default segment (bytes).
+pub const SEGMENT_BYTES_DEFAULT: u64 = 128 * 1024 * 1024;
+/// Largest segment (bytes); positions within one fit 32 bits.
+pub const SEGMENT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+/// Segments mapped at once, broker-wide (vm.max_map_count is 65,530).
+pub const MAPS_MAX: usize = 32_768;
+/// Most segments in one partition's manifest.
+pub const SEGMENTS_MAX: usize = 65_536;
+/// One offset-index and one time-index entry for about this many bytes of log.
+pub const INDEX_INTERVAL_BYTES: u64 = 16 * 1024;
+/// A checkpoint after about this many synced bytes, so that recovery reads no more (bytes).
+pub const CHECKPOINT_INTERVAL_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Bytes of records a producer buffers before `send` waits, by default.
+pub const PRODUCER_MEMORY_BYTES_DEFAULT: usize = 64 * 1024 * 1024;
+/// Bytes of frames a consumer buffers over all its partitions, by default.
+pub const CONSUMER_MEMORY_BYTES_DEFAULT: usize = 32 * 1024 * 1024;
+/// Smallest credit a consumer grants one partition (bytes).
+pub const CONSUMER_CREDIT_BYTES_MIN: u64 = 4 * 1024;
+
+const _: () = {
+    assert!(MESSAGE_BYTES_DEFAULT <= BATCH_BYTES_MAX);
+    assert!(BATCH_BYTES_TARGET <= MESSAGE_BYTES_DEFAULT);
+    assert!(BATCH_BYTES_MAX <= BATCH_DECOMPRESSED_BYTES_MAX);
+    assert!(BATCH_BYTES_MAX as u64 <= CONSUME_CREDIT_BYTES_MAX);
+    assert!(HELLO_BYTES_MAX <= RPC_BYTES_MAX);
+    assert!(SEGMENT_BYTES_MIN <= SEGMENT_BYTES_DEFAULT && SEGMENT_BYTES_DEFAULT <= SEGMENT_BYTES_MAX);
+    assert!(SEGMENT_BYTES_MAX + (BATCH_BYTES_MAX as u64) < u32::MAX as u64);
+    assert!(TOPIC_PARTITIONS_MAX <= BROKER_PARTITIONS_MAX);
+    assert!(BATCH_BYTES_MAX <= PRODUCE_MEMORY_BYTES_DEFAULT);
+    assert!(BATCH_BYTES_MAX <= COLD_READ_MEMORY_BYTES_DEFAULT);
+    assert!(BATCH_BYTES_TARGET <= PRODUCER_MEMORY_BYTES_DEFAULT);
+    assert!(STREAMS_BEFORE_HELLO <= STREAMS_MAX);
+    assert!(MAPS_MAX < 65_530);
+};

@@ -1,0 +1,30 @@
+//! Control messages: protobuf, one request and one response a stream, each behind a four-byte length.
+
+/// Requests and responses between clients and brokers (`proto/control.proto`).
+#[allow(missing_docs, clippy::all, reason = "generated; documented in the schema")]
+pub mod control {
+    include!(concat!(env!("OUT_DIR"), "/quire.v1.rs"));
+}
+
+/// Records of the metadata log (`proto/metadata.proto`).
+#[allow(missing_docs, clippy::all, reason = "generated; documented in the schema")]
+pub mod metadata {
+    include!(concat!(env!("OUT_DIR"), "/quire.metadata.v1.rs"));
+}
+
+use crate::error_code::ErrorCode;
+
+/// The protocol version that this code speaks.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+impl control::Error {
+    /// An error with this code and sentence.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> control::Error {
+        control::Error { code: code.number().into(), message: message.into() }
+    }
+
+    /// The code; `Internal` for a number this version does not know.
+    pub fn error_code(&self) -> ErrorCode {
+        u16::try_from(self.code).ok().and_then(ErrorCode::from_number).unwrap_or(ErrorCode::Internal)
+    }
+}

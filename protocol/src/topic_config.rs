@@ -1,0 +1,252 @@
+//! A topic's configuration: the keys users set, their defaults, their bounds.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::limits;
+
+/// When an acknowledgement may leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Sync {
+    /// After the batch is on disk. Survives power loss.
+    #[default]
+    Always,
+    /// After the batch is in the page cache; the disk follows every `sync.interval.ms`. Survives a crash of the
+    /// broker, not of the machine.
+    Interval,
+}
+
+/// Whose clock record timestamps come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MessageTimestampType {
+    /// The producer's.
+    #[default]
+    CreateTime,
+    /// The broker's at append.
+    LogAppendTime,
+}
+
+/// A topic's effective configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicConfig {
+    /// `sync`
+    pub sync: Sync,
+    /// `sync.interval.ms`
+    pub sync_interval: Duration,
+    /// `retention.ms`; `None` keeps for ever.
+    pub retention: Option<Duration>,
+    /// `retention.bytes` of one partition; `None` is no limit.
+    pub retention_bytes: Option<u64>,
+    /// `segment.bytes`
+    pub segment_bytes: u64,
+    /// `segment.ms`: an active segment older than this is sealed so that retention reaches it.
+    pub segment_age: Duration,
+    /// `max.message.bytes`
+    pub message_bytes_max: usize,
+    /// `message.timestamp.type`
+    pub timestamp_type: MessageTimestampType,
+    /// `min.insync.replicas`
+    pub min_insync_replicas: u32,
+}
+
+impl Default for TopicConfig {
+    fn default() -> TopicConfig {
+        TopicConfig {
+            sync: Sync::Always,
+            sync_interval: Duration::from_millis(1000),
+            retention: Some(Duration::from_secs(7 * 24 * 3600)),
+            retention_bytes: None,
+            segment_bytes: limits::SEGMENT_BYTES_DEFAULT,
+            segment_age: Duration::from_secs(7 * 24 * 3600),
+            message_bytes_max: limits::MESSAGE_BYTES_DEFAULT,
+            timestamp_type: MessageTimestampType::CreateTime,
+            min_insync_replicas: 1,
+        }
+    }
+}
+
+/// A key or value that no topic can have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TopicConfigError {
+    /// No such key.
+    #[error("no topic setting \"{key}\"{}", nearest.map(|n| format!("; did you mean \"{n}\"?")).unwrap_or_default())]
+    UnknownKey {
+        /// What was given.
+        key: String,
+        /// The known key closest to it.
+        nearest: Option<&'static str>,
+    },
+    /// A value outside the key's range.
+    #[error("{key} = \"{value}\": expected {expected}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What was given.
+        value: String,
+        /// What it takes.
+        expected: String,
+    },
+}
+
+/// One key a topic can be configured with.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// As users write it.
+    pub name: &'static str,
+    /// What it does and costs, one sentence.
+    pub doc: &'static str,
+    set: fn(&mut TopicConfig, &str) -> Result<(), String>,
+    show: fn(&TopicConfig) -> String,
+}
+
+/// Every key, in alphabetical order.
+pub const KEYS: &[Key] = &[
+    Key {
+        name: "max.message.bytes",
+        doc: "Largest batch the topic accepts; larger costs memory in every client.",
+        set: |c, v| number(v, 1024, limits::BATCH_BYTES_MAX as u64).map(|n| c.message_bytes_max = n as usize),
+        show: |c| c.message_bytes_max.to_string(),
+    },
+    Key {
+        name: "message.timestamp.type",
+        doc: "CreateTime keeps the producer's timestamps; LogAppendTime stamps batches at append.",
+        set: |c, v| {
+            c.timestamp_type = match v {
+                "CreateTime" => MessageTimestampType::CreateTime,
+                "LogAppendTime" => MessageTimestampType::LogAppendTime,
+                _ => return Err("CreateTime or LogAppendTime".into()),
+            };
+            Ok(())
+        },
+        show: |c| format!("{:?}", c.timestamp_type),
+    },
+    Key {
+        name: "min.insync.replicas",
+        doc: "Replicas that must hold a batch before acks=all is answered.",
+        set: |c, v| number(v, 1, 16).map(|n| c.min_insync_replicas = n as u32),
+        show: |c| c.min_insync_replicas.to_string(),
+    },
+    Key {
+        name: "retention.bytes",
+        doc: "Oldest segments of a partition go when it exceeds this; -1 is no limit.",
+        set: |c, v| unlimited(v, 0, u64::MAX >> 1).map(|n| c.retention_bytes = n),
+        show: |c| c.retention_bytes.map_or("-1".into(), |n| n.to_string()),
+    },
+    Key {
+        name: "retention.ms",
+        doc: "Segments go when their newest record was appended longer ago than this; -1 keeps for ever.",
+        set: |c, v| unlimited(v, 0, u64::MAX >> 1).map(|n| c.retention = n.map(Duration::from_millis)),
+        show: |c| c.retention.map_or("-1".into(), |d| d.as_millis().to_string()),
+    },
+    Key {
+        name: "segment.bytes",
+        doc: "Size at which a segment is sealed; retention deletes whole segments.",
+        set: |c, v| {
+            number(v, limits::SEGMENT_BYTES_MIN, limits::SEGMENT_BYTES_MAX).map(|n| c.segment_bytes = n)
+        },
+        show: |c| c.segment_bytes.to_string(),
+    },
+    Key {
+        name: "segment.ms",
+        doc: "Age at which a segment is sealed even if it is not full.",
+        set: |c, v| number(v, 1000, u64::MAX >> 1).map(|n| c.segment_age = Duration::from_millis(n)),
+        show: |c| c.segment_age.as_millis().to_string(),
+    },
+    Key {
+        name: "sync",
+        doc: "always: acknowledged means on disk. interval: faster, a power loss takes up to sync.interval.ms with it.",
+        set: |c, v| {
+            c.sync = match v {
+                "always" => Sync::Always,
+                "interval" => Sync::Interval,
+                _ => return Err("always or interval".into()),
+            };
+            Ok(())
+        },
+        show: |c| format!("{:?}", c.sync).to_lowercase(),
+    },
+    Key {
+        name: "sync.interval.ms",
+        doc: "How often the disk is synced under sync = interval.",
+        set: |c, v| number(v, 1, 3_600_000).map(|n| c.sync_interval = Duration::from_millis(n)),
+        show: |c| c.sync_interval.as_millis().to_string(),
+    },
+];
+
+impl TopicConfig {
+    /// The defaults with `overrides` applied.
+    ///
+    /// # Errors
+    /// At the first unknown key or value out of range.
+    pub fn with_overrides(overrides: &BTreeMap<String, String>) -> Result<TopicConfig, TopicConfigError> {
+        let mut config = TopicConfig::default();
+        for (name, value) in overrides {
+            let key = KEYS.iter().find(|key| key.name == name).ok_or_else(|| unknown_key(name))?;
+            (key.set)(&mut config, value).map_err(|expected| TopicConfigError::Value {
+                key: key.name,
+                value: value.chars().take(64).collect(),
+                expected,
+            })?;
+        }
+        Ok(config)
+    }
+
+    /// Every key with its effective value, in alphabetical order.
+    pub fn entries(&self) -> impl Iterator<Item = (&'static str, String)> + '_ {
+        KEYS.iter().map(|key| (key.name, (key.show)(self)))
+    }
+}
+
+fn unknown_key(name: &str) -> TopicConfigError {
+    let name: String = name.chars().take(64).collect();
+    let nearest = KEYS
+        .iter()
+        .map(|key| (strsim::levenshtein(key.name, &name), key.name))
+        .min()
+        .filter(|(distance, _)| *distance <= 4)
+        .map(|(_, name)| name);
+    TopicConfigError::UnknownKey { key: name, nearest }
+}
+
+fn number(value: &str, min: u64, max: u64) -> Result<u64, String> {
+    let parsed = value.parse().ok().filter(|n| (min..=max).contains(n));
+    parsed.ok_or_else(|| format!("a whole number from {min} to {max}"))
+}
+
+fn unlimited(value: &str, min: u64, max: u64) -> Result<Option<u64>, String> {
+    if value == "-1" {
+        return Ok(None);
+    }
+    number(value, min, max).map(Some).map_err(|expected| format!("{expected}, or -1 for no limit"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(key: &str, value: &str) -> Result<TopicConfig, TopicConfigError> {
+        TopicConfig::with_overrides(&BTreeMap::from([(key.to_owned(), value.to_owned())]))
+    }
+
+    #[test]
+    fn shown_defaults_parse_to_the_defaults() {
+        let shown = TopicConfig::default().entries().map(|(key, value)| (key.to_owned(), value)).collect();
+        assert_eq!(TopicConfig::with_overrides(&shown), Ok(TopicConfig::default()));
+    }
+
+    #[test]
+    fn a_mistyped_key_suggests_the_nearest() {
+        let error = with("retention.mss", "5").expect_err("no such key");
+        assert_eq!(error.to_string(), "no topic setting \"retention.mss\"; did you mean \"retention.ms\"?");
+        let error = with("colour", "red").expect_err("no such key");
+        assert_eq!(error.to_string(), "no topic setting \"colour\"");
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_named_with_its_range() {
+        let error = with("sync", "never").expect_err("no such value");
+        assert_eq!(error.to_string(), "sync = \"never\": expected always or interval");
+        assert!(with("segment.bytes", "1").is_err());
+        assert_eq!(with("retention.ms", "-1").map(|c| c.retention), Ok(None));
+    }
+}
