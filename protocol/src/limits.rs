@@ -2,6 +2,8 @@
 //!
 //! A length read from outside is held against one of these before anything is allocated for it.
 
+use std::time::Duration;
+
 /// Largest record batch, header included, that any topic's `max.message.bytes` may allow (bytes).
 pub const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Default of `max.message.bytes`: largest batch a topic accepts; one record of 1 MiB fits (bytes).
@@ -48,6 +50,35 @@ pub const HANDSHAKES_MAX: usize = 256;
 pub const STREAMS_MAX: u32 = 4096;
 /// Streams permitted before the hello exchange.
 pub const STREAMS_BEFORE_HELLO: u32 = 4;
+/// Control messages being read or answered, broker-wide (bytes).
+pub const RPC_MEMORY_BYTES: usize = 64 * 1024 * 1024;
+/// From the end of the handshake to the end of the hello exchange.
+pub const HELLO_TIME_MAX: Duration = Duration::from_secs(10);
+/// From a stream's first byte to the end of its header, of a control message, or of one batch.
+pub const MESSAGE_TIME_MAX: Duration = Duration::from_secs(30);
+/// How long a produce stream waits for memory before it is refused.
+pub const PRODUCE_MEMORY_WAIT_MAX: Duration = Duration::from_millis(500);
+/// How long a consumer may leave frames that it gave credit for in the broker's hands.
+pub const CONSUME_STALL_MAX: Duration = Duration::from_secs(60);
+
+/// Largest UDP payload sent and accepted (bytes): segmentation offload sends ten at once, which must fit 64 KiB.
+pub const UDP_PAYLOAD_BYTES_MAX: u16 = 6500;
+/// Socket buffers asked of the kernel, each way (bytes).
+pub const SOCKET_BUFFER_BYTES: usize = 8 * 1024 * 1024;
+/// What one stream may have received and not yet read (bytes).
+pub const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// What one connection may have received and not yet read (bytes).
+pub const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+/// What one connection may have sent and not yet seen acknowledged (bytes).
+pub const SEND_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
+/// What a sender may put on the path before it learnt anything about it (bytes); made for a LAN.
+pub const CONGESTION_WINDOW_INITIAL_BYTES: u64 = 1024 * 1024;
+/// Round-trip time assumed before the first measurement; a lost handshake packet costs three of these.
+pub const RTT_INITIAL: Duration = Duration::from_millis(50);
+/// A connection on which nothing arrives for so long is closed.
+pub const IDLE_TIME_MAX: Duration = Duration::from_secs(30);
+/// A connection with nothing else to send sends a ping so often.
+pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(8);
 
 /// Events waiting for one shard.
 pub const SHARD_QUEUE_EVENTS: usize = 4096;
@@ -91,5 +122,9 @@ const _: () = {
     assert!(BATCH_BYTES_MAX <= COLD_READ_MEMORY_BYTES_DEFAULT);
     assert!(BATCH_BYTES_TARGET <= PRODUCER_MEMORY_BYTES_DEFAULT);
     assert!(STREAMS_BEFORE_HELLO <= STREAMS_MAX);
+    assert!(RPC_BYTES_MAX <= RPC_MEMORY_BYTES);
+    assert!(UDP_PAYLOAD_BYTES_MAX as u32 * 10 < 64 * 1024);
+    assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
+    assert!(KEEP_ALIVE_INTERVAL.as_millis() * 3 < IDLE_TIME_MAX.as_millis());
     assert!(MAPS_MAX < 65_530);
 };
