@@ -168,7 +168,8 @@ impl FrameHeader {
     /// Write [`FrameHeader::encode`] and then the batch.
     ///
     /// # Panics
-    /// If `header` was not parsed from `batch`.
+    /// If `header` was not parsed from `batch`, or the placement names a high watermark beyond the log end, or an
+    /// offset or epoch that Kafka's signed fields do not hold.
     pub fn seal(
         seed: FrameSeed,
         previous: &Chain,
@@ -177,6 +178,10 @@ impl FrameHeader {
         batch: &mut [u8],
     ) -> FrameHeader {
         assert_eq!(header.len, batch.len(), "the header is this batch's");
+        assert!(placement.durable_floor <= placement.base_offset, "high watermark <= log end");
+        assert!(placement.leader_epoch.0 <= i32::MAX as u32, "an epoch fits Kafka's signed field");
+        let count = u64::from(header.last_offset_delta) + 1;
+        assert!(placement.base_offset.checked_add(count).is_some(), "offsets fit Kafka's signed field");
         batch::stamp(batch, placement.base_offset, placement.leader_epoch);
         let mut frame = FrameHeader {
             digest: placement.digest,
@@ -267,6 +272,9 @@ impl FrameHeader {
         }
         if frame.base_offset.checked_add(u64::from(frame.last_offset_delta) + 1).is_none() {
             return Err(FrameError::Field("offset"));
+        }
+        if frame.durable_floor > frame.base_offset {
+            return Err(FrameError::Field("durable floor"));
         }
         Ok(frame)
     }

@@ -44,13 +44,13 @@ impl FromStr for TopicId {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let invalid = || InvalidTopicId(text.chars().take(64).collect());
-        if text.len() != 32 || !text.is_ascii() {
+        if text.len() != 32 {
             return Err(invalid());
         }
+        let digit = |at: usize| char::from(text.as_bytes()[at]).to_digit(16).ok_or_else(invalid);
         let mut id = [0u8; 16];
-        for (byte, pair) in id.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            let pair = std::str::from_utf8(pair).map_err(|_| invalid())?;
-            *byte = u8::from_str_radix(pair, 16).map_err(|_| invalid())?;
+        for (index, byte) in id.iter_mut().enumerate() {
+            *byte = (digit(2 * index)? << 4 | digit(2 * index + 1)?) as u8;
         }
         Ok(TopicId(id))
     }
@@ -139,6 +139,7 @@ mod tests {
         assert!("zz".repeat(16).parse::<TopicId>().is_err());
         assert!("ab".repeat(15).parse::<TopicId>().is_err());
         assert!("é".repeat(16).parse::<TopicId>().is_err());
+        assert!("+a".repeat(16).parse::<TopicId>().is_err(), "a sign is no digit");
     }
 
     #[test]

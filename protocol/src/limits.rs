@@ -19,6 +19,8 @@ pub const RECORD_HEADERS_MAX: usize = 1024;
 
 /// Largest control message (bytes).
 pub const RPC_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most fields of one control request, and so most names or partitions it asks for.
+pub const RPC_REQUEST_ITEMS_MAX: usize = 16 * 1024;
 /// Largest control message before the hello exchange (bytes).
 pub const HELLO_BYTES_MAX: usize = 4096;
 /// Longest error text on a stream (bytes).
@@ -115,6 +117,7 @@ const _: () = {
     assert!(BATCH_BYTES_MAX <= BATCH_DECOMPRESSED_BYTES_MAX);
     assert!(BATCH_BYTES_MAX as u64 <= CONSUME_CREDIT_BYTES_MAX);
     assert!(HELLO_BYTES_MAX <= RPC_BYTES_MAX);
+    assert!(TOPIC_PARTITIONS_MAX as usize <= RPC_REQUEST_ITEMS_MAX);
     assert!(SEGMENT_BYTES_MIN <= SEGMENT_BYTES_DEFAULT && SEGMENT_BYTES_DEFAULT <= SEGMENT_BYTES_MAX);
     assert!(SEGMENT_BYTES_MAX + (BATCH_BYTES_MAX as u64) < u32::MAX as u64);
     assert!(TOPIC_PARTITIONS_MAX <= BROKER_PARTITIONS_MAX);

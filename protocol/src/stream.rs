@@ -5,7 +5,7 @@
 //! a reader never buffers on a stranger's word.
 
 use crate::error_code::ErrorCode;
-use crate::frame::Chain;
+use crate::frame::{self, Chain};
 use crate::ids::{LeaderEpoch, Offset, PartitionIndex, Timestamp, TopicId, TopicPartition};
 use crate::limits;
 
@@ -248,12 +248,18 @@ pub struct Failure {
 /// Announces bytes of whole frames on a consume stream, which follow at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frames {
-    /// How many bytes follow; 0 only tells the high watermark.
+    /// How many bytes follow, at most [`Frames::LENGTH_MAX`]; 0 only tells the high watermark.
     pub length: u32,
     /// The high watermark.
     pub high_watermark: Offset,
     /// The log start offset.
     pub log_start: Offset,
+}
+
+impl Frames {
+    /// Most bytes one message may announce: one read of a log, which a single frame may exceed.
+    pub const LENGTH_MAX: usize =
+        if frame::LEN_MAX > limits::READ_BYTES_MAX { frame::LEN_MAX } else { limits::READ_BYTES_MAX };
 }
 
 /// A broker's message on a produce or consume stream: a tag byte, then a body whose length the tag tells.
@@ -337,7 +343,7 @@ impl Answer {
                 chain: Chain(fields.take()?),
             }),
             TAG_FRAMES => Answer::Frames(Frames {
-                length: fields.u32()?,
+                length: frames_length(fields.u32()?)?,
                 high_watermark: Offset(fields.u64()?),
                 log_start: Offset(fields.u64()?),
             }),
@@ -381,6 +387,14 @@ impl Answer {
             Answer::Failure(failure) => encode_failure(failure, out),
         }
     }
+}
+
+fn frames_length(length: u32) -> Result<u32, StreamError> {
+    let limit = Frames::LENGTH_MAX;
+    if length as usize > limit {
+        return Err(StreamError::TooLong { what: "announcement of frames", length: length as usize, limit });
+    }
+    Ok(length)
 }
 
 fn encode_failure(failure: &Failure, out: &mut Vec<u8>) {

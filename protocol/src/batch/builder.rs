@@ -22,6 +22,9 @@ pub enum EncodeError {
     /// More headers than a record may have.
     #[error("record has {0} headers, at most {max} are allowed", max = limits::RECORD_HEADERS_MAX)]
     TooManyHeaders(usize),
+    /// The finished batch exceeds [`limits::BATCH_BYTES_MAX`]: more was pushed than any broker takes.
+    #[error("batch of {0} bytes exceeds the limit of {max}", max = limits::BATCH_BYTES_MAX)]
+    BatchTooLarge(usize),
     /// The compressor failed.
     #[error(transparent)]
     Compression(#[from] CompressionError),
@@ -97,7 +100,7 @@ impl BatchBuilder {
     /// Finishes the batch: compresses, writes the header, seals it with its CRC-32C.
     ///
     /// # Errors
-    /// If the compressor fails.
+    /// If the compressor fails, or if what comes out exceeds [`limits::BATCH_BYTES_MAX`].
     ///
     /// # Panics
     /// If the batch is empty: an empty batch has no place in a log.
@@ -111,6 +114,9 @@ impl BatchBuilder {
                 out
             }
         };
+        if bytes.len() > limits::BATCH_BYTES_MAX {
+            return Err(EncodeError::BatchTooLarge(bytes.len()));
+        }
         let new = NewHeader {
             compression: self.compression,
             base_timestamp: self.base_timestamp,

@@ -36,6 +36,8 @@ const XERIAL_MAGIC: [u8; 8] = [0x82, b'S', b'N', b'A', b'P', b'P', b'Y', 0];
 const XERIAL_HEADER_LEN: usize = 16;
 const XERIAL_BLOCK_LEN: usize = 32 * 1024;
 const ZSTD_LEVEL: i32 = 3;
+/// First allocation for restored records (bytes).
+const READ_BYTES_MIN: usize = 4 * 1024;
 
 impl Compression {
     /// The compression of this number, or `None` if there is none.
@@ -78,7 +80,9 @@ impl Compression {
         Ok(())
     }
 
-    /// Restores records. Allocates at most [`limits::BATCH_DECOMPRESSED_BYTES_MAX`] and only as bytes really come out.
+    /// Restores records. The result takes at most [`limits::BATCH_DECOMPRESSED_BYTES_MAX`] and grows only as bytes
+    /// really come out; beside it stands the decoder's own window (gzip 32 KiB, LZ4 up to 16 MiB, zstd up to 128 MiB
+    /// of address space, touched as far as it is used).
     ///
     /// # Errors
     /// If the bytes are damaged or more comes out than allowed.
@@ -98,16 +102,32 @@ impl Compression {
 }
 
 fn read_capped(
-    reader: impl Read,
+    mut reader: impl Read,
     damaged: impl Fn(std::io::Error) -> CompressionError,
 ) -> Result<Vec<u8>, CompressionError> {
     let mut out = Vec::new();
-    let cap = limits::BATCH_DECOMPRESSED_BYTES_MAX as u64;
-    reader.take(cap + 1).read_to_end(&mut out).map_err(damaged)?;
-    if out.len() as u64 > cap {
-        return Err(CompressionError::TooLarge);
+    loop {
+        grow(&mut out, 1);
+        let start = out.len();
+        let room = out.capacity() - start;
+        let read = reader.by_ref().take(room as u64).read_to_end(&mut out).map_err(&damaged)?;
+        if out.len() > limits::BATCH_DECOMPRESSED_BYTES_MAX {
+            return Err(CompressionError::TooLarge);
+        }
+        if read < room {
+            return Ok(out);
+        }
     }
-    Ok(out)
+}
+
+/// Makes room for `needed` more bytes, doubling, but never for more than a byte beyond the cap: that one tells
+/// that there is too much.
+fn grow(out: &mut Vec<u8>, needed: usize) {
+    if out.capacity() - out.len() < needed {
+        let cap = limits::BATCH_DECOMPRESSED_BYTES_MAX + 1;
+        let doubled = out.len().clamp(READ_BYTES_MIN, cap.saturating_sub(out.len()).max(READ_BYTES_MIN));
+        out.reserve_exact(doubled.max(needed));
+    }
 }
 
 fn compress_xerial(records: &[u8], out: &mut Vec<u8>) -> Result<(), snap::Error> {
@@ -152,6 +172,7 @@ fn append_snappy_block(block: &[u8], out: &mut Vec<u8>) -> Result<(), Compressio
         return Err(CompressionError::TooLarge);
     }
     let start = out.len();
+    grow(out, claimed);
     out.resize(start + claimed, 0);
     let written = snap::raw::Decoder::new()
         .decompress(block, &mut out[start..])

@@ -12,6 +12,10 @@ pub mod metadata {
     include!(concat!(env!("OUT_DIR"), "/quire.metadata.v1.rs"));
 }
 
+mod request;
+
+pub use request::{InvalidRequest, decode_request};
+
 use crate::error_code::ErrorCode;
 
 /// The protocol version that this code speaks.

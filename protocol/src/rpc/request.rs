@@ -1,0 +1,77 @@
+//! Decoding requests on a stranger's word.
+//!
+//! A repeated field costs the sender two bytes an element and the decoder a whole struct each. So a request is walked
+//! first, without allocating, and one with more fields than any honest one has is refused.
+
+use prost::Message;
+
+use crate::limits;
+
+use super::control::Request;
+
+/// Bytes that are not a request this side takes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidRequest {
+    /// Longer than any control message.
+    #[error("request of {0} bytes exceeds the limit of {max}", max = limits::RPC_BYTES_MAX)]
+    TooLong(usize),
+    /// More fields than [`limits::RPC_REQUEST_ITEMS_MAX`].
+    #[error("request asks for more than {max} items", max = limits::RPC_REQUEST_ITEMS_MAX)]
+    TooManyItems,
+    /// Not protobuf, or not of the schema.
+    #[error("request is malformed: {0}")]
+    Malformed(String),
+}
+
+/// Decodes a request; allocates in proportion to `bytes`.
+///
+/// # Errors
+/// If it is too long, asks for too much at once, or is not a request.
+pub fn decode_request(bytes: &[u8]) -> Result<Request, InvalidRequest> {
+    if bytes.len() > limits::RPC_BYTES_MAX {
+        return Err(InvalidRequest::TooLong(bytes.len()));
+    }
+    check_items(bytes)?;
+    Request::decode(bytes).map_err(|error| InvalidRequest::Malformed(error.to_string()))
+}
+
+/// Counts the fields of a request's bodies. One level down is enough: what is repeated stands there.
+fn check_items(mut request: &[u8]) -> Result<(), InvalidRequest> {
+    let mut items = 0;
+    while !request.is_empty() {
+        let mut body = take_field(&mut request)?;
+        items += 1;
+        while !body.is_empty() && items <= limits::RPC_REQUEST_ITEMS_MAX {
+            take_field(&mut body)?;
+            items += 1;
+        }
+        if items > limits::RPC_REQUEST_ITEMS_MAX {
+            return Err(InvalidRequest::TooManyItems);
+        }
+    }
+    Ok(())
+}
+
+/// Takes one field off the front; gives the content of a length-delimited one, nothing for numbers.
+fn take_field<'a>(message: &mut &'a [u8]) -> Result<&'a [u8], InvalidRequest> {
+    let key = take_varint(message)?;
+    let (length, is_number) = match key & 7 {
+        0 => (take_varint(message).map(|_| 0)?, true),
+        1 => (8, true),
+        2 => (take_varint(message)?, false),
+        5 => (4, true),
+        _ => return Err(malformed("unknown wire type")),
+    };
+    let length = usize::try_from(length).map_err(|_| malformed("impossible length"))?;
+    let (content, rest) = message.split_at_checked(length).ok_or_else(|| malformed("field is cut short"))?;
+    *message = rest;
+    Ok(if is_number { &[] } else { content })
+}
+
+fn take_varint(bytes: &mut &[u8]) -> Result<u64, InvalidRequest> {
+    prost::encoding::decode_varint(bytes).map_err(|_| malformed("number is cut short"))
+}
+
+fn malformed(what: &str) -> InvalidRequest {
+    InvalidRequest::Malformed(what.to_owned())
+}
