@@ -101,6 +101,10 @@ pub const MAPS_MAX: usize = 32_768;
 pub const SEGMENTS_MAX: usize = 65_536;
 /// One offset-index and one time-index entry for about this many bytes of log.
 pub const INDEX_INTERVAL_BYTES: u64 = 16 * 1024;
+/// Most entries of one segment's index; behind the last one it is only sparser.
+pub const INDEX_ENTRIES_MAX: usize = 1024 * 1024;
+/// Most leaderships that one partition remembers; older ones are forgotten first.
+pub const LEADER_EPOCHS_MAX: usize = 65_536;
 /// A checkpoint after about this many synced bytes, so that recovery reads no more (bytes).
 pub const CHECKPOINT_INTERVAL_BYTES: u64 = 64 * 1024 * 1024;
 
@@ -108,6 +112,8 @@ pub const CHECKPOINT_INTERVAL_BYTES: u64 = 64 * 1024 * 1024;
 pub const PRODUCER_MEMORY_BYTES_DEFAULT: usize = 64 * 1024 * 1024;
 /// Bytes of frames a consumer buffers over all its partitions, by default.
 pub const CONSUMER_MEMORY_BYTES_DEFAULT: usize = 32 * 1024 * 1024;
+/// Longest line that `quire produce` reads: the largest batch in base64 or escaped, with room to spare (bytes).
+pub const INPUT_LINE_BYTES_MAX: usize = 2 * BATCH_BYTES_MAX;
 /// Smallest credit a consumer grants one partition (bytes).
 pub const CONSUMER_CREDIT_BYTES_MIN: u64 = 4 * 1024;
 
