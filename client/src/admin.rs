@@ -1,0 +1,266 @@
+//! Topics and the cluster: create, look at, change, delete.
+
+use std::collections::BTreeMap;
+
+use quire_protocol::{BrokerId, LeaderEpoch, Offset, PartitionIndex, Timestamp, TopicId};
+
+use crate::Client;
+use crate::error::Error;
+use crate::position::Position;
+
+/// A topic to be created.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewTopic {
+    name: String,
+    partitions: u32,
+    replicas: Option<u32>,
+    config: BTreeMap<String, String>,
+    validate_only: bool,
+}
+
+impl NewTopic {
+    /// A topic of this name with one partition and the broker's default replicas and configuration.
+    pub fn new(name: impl Into<String>) -> NewTopic {
+        NewTopic {
+            name: name.into(),
+            partitions: 1,
+            replicas: None,
+            config: BTreeMap::new(),
+            validate_only: false,
+        }
+    }
+
+    /// How many partitions; it can grow later but not shrink.
+    #[must_use]
+    pub fn partitions(mut self, partitions: u32) -> NewTopic {
+        self.partitions = partitions;
+        self
+    }
+
+    /// How many replicas each partition has; the broker's default unless set.
+    #[must_use]
+    pub fn replicas(mut self, replicas: u32) -> NewTopic {
+        self.replicas = Some(replicas);
+        self
+    }
+
+    /// Sets a configuration key, e.g. `retention.ms`.
+    #[must_use]
+    pub fn config(mut self, key: impl Into<String>, value: impl Into<String>) -> NewTopic {
+        self.config.insert(key.into(), value.into());
+        self
+    }
+
+    /// Only checks whether the topic could be created.
+    #[must_use]
+    pub fn validate_only(mut self, validate_only: bool) -> NewTopic {
+        self.validate_only = validate_only;
+        self
+    }
+}
+
+/// Changes to a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicAlteration {
+    name: String,
+    partitions: Option<u32>,
+    set: BTreeMap<String, String>,
+    unset: Vec<String>,
+}
+
+impl TopicAlteration {
+    /// No change yet to the topic of this name.
+    pub fn new(name: impl Into<String>) -> TopicAlteration {
+        TopicAlteration { name: name.into(), partitions: None, set: BTreeMap::new(), unset: Vec::new() }
+    }
+
+    /// Grows the topic to this many partitions.
+    #[must_use]
+    pub fn partitions(mut self, partitions: u32) -> TopicAlteration {
+        self.partitions = Some(partitions);
+        self
+    }
+
+    /// Sets a configuration key.
+    #[must_use]
+    pub fn set(mut self, key: impl Into<String>, value: impl Into<String>) -> TopicAlteration {
+        self.set.insert(key.into(), value.into());
+        self
+    }
+
+    /// Returns a configuration key to its default.
+    #[must_use]
+    pub fn unset(mut self, key: impl Into<String>) -> TopicAlteration {
+        self.unset.push(key.into());
+        self
+    }
+}
+
+/// A topic in a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicSummary {
+    /// Its name.
+    pub name: String,
+    /// Its id; a topic created again under the same name has another.
+    pub id: TopicId,
+    /// How many partitions.
+    pub partitions: u32,
+    /// How many replicas each has.
+    pub replicas: u32,
+}
+
+/// A topic with its configuration and the state of its partitions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicDescription {
+    /// Its name.
+    pub name: String,
+    /// Its id; a topic created again under the same name has another.
+    pub id: TopicId,
+    /// How many replicas each partition has.
+    pub replicas: u32,
+    /// Its partitions, in the order of their numbers.
+    pub partitions: Vec<PartitionDescription>,
+    /// The configuration keys that were set.
+    pub overrides: BTreeMap<String, String>,
+    /// Every configuration key with its effective value.
+    pub config: BTreeMap<String, String>,
+}
+
+/// A partition's leadership and the state of its log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionDescription {
+    /// Its number.
+    pub partition: PartitionIndex,
+    /// The broker that leads it, if one does.
+    pub leader: Option<BrokerId>,
+    /// Which of its leaderships this is.
+    pub leader_epoch: LeaderEpoch,
+    /// The brokers that hold it.
+    pub replicas: Vec<BrokerId>,
+    /// Those that are in sync.
+    pub in_sync_replicas: Vec<BrokerId>,
+    /// Those that may lead although they are not in sync.
+    pub eligible_leader_replicas: Vec<BrokerId>,
+    /// The oldest offset still there.
+    pub log_start: Offset,
+    /// The first offset not yet committed.
+    pub high_watermark: Offset,
+    /// The next offset to be written.
+    pub log_end: Offset,
+    /// What it takes on the leader's disk (bytes).
+    pub size_bytes: u64,
+    /// Why the partition does not serve everything, if it does not.
+    pub error: Option<Error>,
+}
+
+/// Where a position lies in one partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartitionOffset {
+    /// The partition.
+    pub partition: PartitionIndex,
+    /// The offset of the position.
+    pub offset: Offset,
+    /// The timestamp of the record there, where a time was looked for and found.
+    pub timestamp: Option<Timestamp>,
+    /// The oldest offset still there.
+    pub log_start: Offset,
+    /// The first offset not yet committed.
+    pub high_watermark: Offset,
+}
+
+/// A broker of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broker {
+    /// Its number.
+    pub id: BrokerId,
+    /// The host that clients reach it at.
+    pub host: String,
+    /// The UDP port that clients reach it at.
+    pub port: u16,
+    /// The rack it stands in, if one is configured.
+    pub rack: Option<String>,
+}
+
+/// The cluster's id and brokers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterDescription {
+    /// Its id.
+    pub cluster_id: String,
+    /// The broker that controls it.
+    pub controller: BrokerId,
+    /// Its brokers.
+    pub brokers: Vec<Broker>,
+}
+
+/// Manages topics. Made by [`Client::admin`].
+#[derive(Debug, Clone)]
+pub struct Admin {
+    client: Client,
+}
+
+impl Admin {
+    pub(crate) fn new(client: Client) -> Admin {
+        Admin { client }
+    }
+
+    /// Creates a topic.
+    ///
+    /// # Errors
+    /// If the name is taken or not allowed, a number or a configuration key is out of range, or as every request.
+    pub async fn create_topic(&self, topic: NewTopic) -> Result<TopicDescription, Error> {
+        unimplemented!("{topic:?} {:?}", self.client)
+    }
+
+    /// Every topic, in the order of their names.
+    ///
+    /// # Errors
+    /// As every request: the broker is not reachable, or refuses.
+    pub async fn list_topics(&self) -> Result<Vec<TopicSummary>, Error> {
+        unimplemented!()
+    }
+
+    /// A topic with its configuration and the state of its partitions.
+    ///
+    /// # Errors
+    /// If there is no such topic, with the nearest name there is, or as every request.
+    pub async fn describe_topic(&self, name: &str) -> Result<TopicDescription, Error> {
+        unimplemented!("{name}")
+    }
+
+    /// Changes a topic, and returns it as it is then.
+    ///
+    /// # Errors
+    /// If there is no such topic, a number or a configuration key is out of range, or as every request.
+    pub async fn alter_topic(&self, alteration: TopicAlteration) -> Result<TopicDescription, Error> {
+        unimplemented!("{alteration:?}")
+    }
+
+    /// Deletes a topic with all its records.
+    ///
+    /// # Errors
+    /// If there is no such topic, or as every request.
+    pub async fn delete_topic(&self, name: &str) -> Result<(), Error> {
+        unimplemented!("{name}")
+    }
+
+    /// Finds where positions lie, one result for each, in the order asked.
+    ///
+    /// # Errors
+    /// If the topic or a partition does not exist, an offset is out of range, or as every request.
+    pub async fn list_offsets(
+        &self,
+        topic: &str,
+        positions: impl IntoIterator<Item = (PartitionIndex, Position)>,
+    ) -> Result<Vec<PartitionOffset>, Error> {
+        let _ = positions.into_iter().count();
+        unimplemented!("{topic}")
+    }
+
+    /// The cluster's id and brokers.
+    ///
+    /// # Errors
+    /// As every request: the broker is not reachable, or refuses.
+    pub async fn describe_cluster(&self) -> Result<ClusterDescription, Error> {
+        unimplemented!()
+    }
+}

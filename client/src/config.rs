@@ -1,0 +1,134 @@
+//! Settings that hold for a whole client.
+
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::retry::Backoff;
+
+/// How long a client waits for brokers, and how it comes back to them. The defaults suit a LAN and a WAN.
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// Longest wait for one connection attempt, handshakes included. Default 5 s.
+    pub connect_timeout: Duration,
+    /// Longest wait for the answer to one control request. Default 30 s.
+    pub request_timeout: Duration,
+    /// Pauses between attempts: to connect, to open a stream again. While a pause lasts, further attempts to
+    /// reach the same broker fail at once.
+    pub backoff: Backoff,
+    /// Age at which cached metadata is asked for again. Default 5 min.
+    pub metadata_age_max: Duration,
+    /// Name that the broker's log shows for this client.
+    pub client_name: String,
+}
+
+impl Default for ClientConfig {
+    fn default() -> ClientConfig {
+        ClientConfig {
+            connect_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(30),
+            backoff: Backoff::default(),
+            metadata_age_max: Duration::from_secs(300),
+            client_name: env!("CARGO_PKG_NAME").into(),
+        }
+    }
+}
+
+/// Where a broker listens: `quire://HOST:PORT`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Address {
+    /// A name or an IP address, without brackets.
+    pub host: String,
+    /// The UDP port.
+    pub port: u16,
+}
+
+/// The port that brokers listen on for clients unless told otherwise.
+pub const DEFAULT_PORT: u16 = 9440;
+
+impl Address {
+    /// Reads `quire://HOST:PORT`; the scheme and the port (9440) may be left out, an IPv6 address takes brackets.
+    ///
+    /// # Errors
+    /// If the text is nothing of that kind.
+    pub fn parse(text: &str) -> Result<Address, Error> {
+        let invalid = |why| Error::Address { given: text.chars().take(256).collect(), why };
+        let rest = match text.split_once("://") {
+            Some(("quire", rest)) => rest,
+            Some(_) => return Err(invalid("the scheme is not quire://")),
+            None => text,
+        };
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let (host, port) = match rest.strip_prefix('[') {
+            Some(rest) => {
+                let (host, after) = rest.split_once(']').ok_or_else(|| invalid("a bracket is not closed"))?;
+                if host.parse::<std::net::Ipv6Addr>().is_err() {
+                    return Err(invalid("no IPv6 address stands in the brackets"));
+                }
+                match after {
+                    "" => (host, None),
+                    _ => (
+                        host,
+                        Some(after.strip_prefix(':').ok_or_else(|| invalid("no port after the bracket"))?),
+                    ),
+                }
+            }
+            None => match rest.split_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (rest, None),
+            },
+        };
+        let port = match port {
+            None => DEFAULT_PORT,
+            Some(port) => match port.parse() {
+                Ok(0) | Err(_) => return Err(invalid("the port is not a number from 1 to 65535")),
+                Ok(port) => port,
+            },
+        };
+        let is_host_byte =
+            |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':');
+        if host.is_empty() || !host.bytes().all(is_host_byte) {
+            return Err(invalid("the host is missing or has characters that no host has"));
+        }
+        Ok(Address { host: host.to_owned(), port })
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_with_and_without_their_optional_parts() {
+        let cases = [
+            ("quire://127.0.0.1:9440", "127.0.0.1:9440"),
+            ("quire://broker-1.example.org:1/", "broker-1.example.org:1"),
+            ("localhost", "localhost:9440"),
+            ("[::1]:77", "[::1]:77"),
+            ("quire://[::1]", "[::1]:9440"),
+        ];
+        for (text, expected) in cases {
+            let address = Address::parse(text).expect(text);
+            assert_eq!(address.to_string(), expected);
+            assert_eq!(Address::parse(&address.to_string()), Ok(address), "its own text leads back");
+        }
+    }
+
+    #[test]
+    fn other_text_is_refused() {
+        for text in
+            ["", "quire://", "http://a:1", "a:0", "a:70000", "a:b", "[::1", "[::1]9", "[a]:1", "a b", "::1"]
+        {
+            assert!(Address::parse(text).is_err(), "{text:?}");
+        }
+    }
+}
