@@ -1,0 +1,247 @@
+//! Sparse indexes of one segment: from an offset or a timestamp to a frame's position.
+//!
+//! The active segment's live on the heap; a sealed segment's are loaded whole from small files when a read needs them.
+//! Both are derived from the frames: missing or damaged, they are rebuilt with [`SegmentIndex::note`]. Neither is ever
+//! newer than the log: a file that points behind its segment's cut counts as damaged. Drawn in `FORMAT.md`.
+
+use std::io;
+use std::path::Path;
+
+use bytes::Buf;
+use quire_protocol::frame::FrameHeader;
+use quire_protocol::ids::{Offset, Timestamp};
+use quire_protocol::limits;
+
+use crate::disk::Disk;
+use crate::manifest::{Sealed, SegmentFile, SegmentName};
+use crate::small_file::{self, Format, LoadError};
+
+/// Serial, base offset, end offset, segment length: whose index this is, and of how much.
+const HEAD_LEN: usize = 28;
+const OFFSET_ENTRY_LEN: usize = 8;
+const TIME_ENTRY_LEN: usize = 16;
+const OFFSET_FORMAT: Format = Format {
+    magic: *b"QOIX",
+    version: 1,
+    body_len_max: HEAD_LEN + OFFSET_ENTRY_LEN * limits::INDEX_ENTRIES_MAX,
+};
+const TIME_FORMAT: Format = Format {
+    magic: *b"QTIX",
+    version: 1,
+    body_len_max: HEAD_LEN + TIME_ENTRY_LEN * limits::INDEX_ENTRIES_MAX,
+};
+
+/// A frame that an index points to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IndexPoint {
+    /// Its base offset.
+    pub offset: Offset,
+    /// Where it begins in the segment's file (bytes).
+    pub position: u64,
+}
+
+/// Both indexes of one segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SegmentIndex {
+    base_offset: Offset,
+    /// Sorted by offset; one for about every interval of bytes, the first frame not among them.
+    offsets: Vec<OffsetEntry>,
+    /// Sorted by offset, and by timestamp too.
+    times: Vec<TimeEntry>,
+    /// The largest timestamp noted so far.
+    max_timestamp: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct OffsetEntry {
+    relative_offset: u32,
+    position: u32,
+}
+
+/// The largest timestamp up to and including a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct TimeEntry {
+    max_timestamp: Timestamp,
+    relative_offset: u32,
+    position: u32,
+}
+
+impl SegmentIndex {
+    /// Of a segment without frames.
+    pub fn new(base_offset: Offset) -> SegmentIndex {
+        SegmentIndex { base_offset, offsets: Vec::new(), times: Vec::new(), max_timestamp: None }
+    }
+
+    /// Takes note of the next frame, which begins at `position` (bytes); it gets an entry if the last one is
+    /// `interval` bytes back. Frames are noted in order, each once.
+    pub fn note(&mut self, frame: &FrameHeader, position: u64, interval: u64) {
+        let max_timestamp =
+            self.max_timestamp.map_or(frame.max_timestamp, |max| max.max(frame.max_timestamp));
+        self.max_timestamp = Some(max_timestamp);
+        let indexed_to = self.offsets.last().map_or(0, |entry| u64::from(entry.position));
+        if position == 0
+            || position < indexed_to + interval
+            || self.offsets.len() >= limits::INDEX_ENTRIES_MAX
+        {
+            return;
+        }
+        // What does not fit 32 bits gets no entry: sparser, and still right.
+        let relative_offset = u32::try_from(frame.base_offset.since(self.base_offset));
+        if let (Ok(relative_offset), Ok(position)) = (relative_offset, u32::try_from(position)) {
+            self.offsets.push(OffsetEntry { relative_offset, position });
+            self.times.push(TimeEntry { max_timestamp, relative_offset, position });
+        }
+    }
+
+    /// The largest record timestamp noted; `None` before the first frame.
+    pub fn max_timestamp(&self) -> Option<Timestamp> {
+        self.max_timestamp
+    }
+
+    /// The last indexed frame at or before `offset`, from which a search for it starts.
+    pub fn find_offset(&self, offset: Offset) -> IndexPoint {
+        let relative = offset.since(self.base_offset);
+        let after = self.offsets.partition_point(|entry| u64::from(entry.relative_offset) <= relative);
+        match after.checked_sub(1).map(|at| self.offsets[at]) {
+            Some(entry) => self.point(entry.relative_offset, entry.position),
+            None => self.point(0, 0),
+        }
+    }
+
+    /// The last indexed frame such that no record before it, or in it, has a timestamp at or after `timestamp`; the
+    /// segment's first frame if there is none. A search for the first such record starts there.
+    pub fn find_timestamp(&self, timestamp: Timestamp) -> IndexPoint {
+        let after = self.times.partition_point(|entry| entry.max_timestamp < timestamp);
+        match after.checked_sub(1).map(|at| self.times[at]) {
+            Some(entry) => self.point(entry.relative_offset, entry.position),
+            None => self.point(0, 0),
+        }
+    }
+
+    /// Writes both files of a sealed segment, durably.
+    ///
+    /// # Errors
+    /// As [`small_file::replace`].
+    pub fn store(&self, disk: &dyn Disk, dir: &Path, name: SegmentName, sealed: &Sealed) -> io::Result<()> {
+        let (offsets, times) = self.encode(name, sealed);
+        small_file::replace(disk, dir, &name.file(SegmentFile::OffsetIndex), OFFSET_FORMAT, &offsets)?;
+        small_file::replace(disk, dir, &name.file(SegmentFile::TimeIndex), TIME_FORMAT, &times)
+    }
+
+    /// The indexes of a sealed segment.
+    ///
+    /// # Errors
+    /// If one of the files is missing, damaged, or not of this segment as it is sealed now: rebuild both.
+    pub fn load(
+        disk: &dyn Disk,
+        dir: &Path,
+        name: SegmentName,
+        sealed: &Sealed,
+    ) -> Result<SegmentIndex, LoadError> {
+        let offsets = small_file::load(disk, dir, &name.file(SegmentFile::OffsetIndex), OFFSET_FORMAT)?;
+        let times = small_file::load(disk, dir, &name.file(SegmentFile::TimeIndex), TIME_FORMAT)?;
+        SegmentIndex::decode(name, sealed, &offsets, &times).map_err(LoadError::Damaged)
+    }
+
+    /// The bodies of the offset index file and the time index file.
+    pub fn encode(&self, name: SegmentName, sealed: &Sealed) -> (Vec<u8>, Vec<u8>) {
+        let head = encode_head(name, sealed);
+        let mut offsets = Vec::with_capacity(HEAD_LEN + OFFSET_ENTRY_LEN * self.offsets.len());
+        offsets.extend_from_slice(&head);
+        for entry in &self.offsets {
+            offsets.extend_from_slice(&entry.relative_offset.to_le_bytes());
+            offsets.extend_from_slice(&entry.position.to_le_bytes());
+        }
+        let mut times = Vec::with_capacity(HEAD_LEN + TIME_ENTRY_LEN * self.times.len());
+        times.extend_from_slice(&head);
+        for entry in &self.times {
+            times.extend_from_slice(&entry.max_timestamp.0.to_le_bytes());
+            times.extend_from_slice(&entry.relative_offset.to_le_bytes());
+            times.extend_from_slice(&entry.position.to_le_bytes());
+        }
+        (offsets, times)
+    }
+
+    /// Reads the bodies of both files.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn decode(
+        name: SegmentName,
+        sealed: &Sealed,
+        offsets: &[u8],
+        times: &[u8],
+    ) -> Result<SegmentIndex, &'static str> {
+        let head = encode_head(name, sealed);
+        let offsets = decode_entries(&head, offsets, |bytes: &[u8; OFFSET_ENTRY_LEN]| {
+            let bytes = &mut bytes.as_slice();
+            OffsetEntry { relative_offset: bytes.get_u32_le(), position: bytes.get_u32_le() }
+        })?;
+        let times = decode_entries(&head, times, |bytes: &[u8; TIME_ENTRY_LEN]| {
+            let bytes = &mut bytes.as_slice();
+            TimeEntry {
+                max_timestamp: Timestamp(bytes.get_i64_le()),
+                relative_offset: bytes.get_u32_le(),
+                position: bytes.get_u32_le(),
+            }
+        })?;
+        check_order(offsets.iter().map(|entry| (entry.relative_offset, entry.position)), name, sealed)?;
+        check_order(times.iter().map(|entry| (entry.relative_offset, entry.position)), name, sealed)?;
+        if times.windows(2).any(|pair| pair[0].max_timestamp > pair[1].max_timestamp) {
+            return Err("timestamps out of order");
+        }
+        let max_timestamp = Some(sealed.max_timestamp);
+        Ok(SegmentIndex { base_offset: name.base_offset, offsets, times, max_timestamp })
+    }
+
+    fn point(&self, relative_offset: u32, position: u32) -> IndexPoint {
+        IndexPoint {
+            offset: Offset(self.base_offset.0 + u64::from(relative_offset)),
+            position: u64::from(position),
+        }
+    }
+}
+
+fn encode_head(name: SegmentName, sealed: &Sealed) -> [u8; HEAD_LEN] {
+    let mut head = [0; HEAD_LEN];
+    head[..4].copy_from_slice(&name.serial.to_le_bytes());
+    head[4..12].copy_from_slice(&name.base_offset.0.to_le_bytes());
+    head[12..20].copy_from_slice(&sealed.end_offset.0.to_le_bytes());
+    head[20..28].copy_from_slice(&sealed.len.to_le_bytes());
+    head
+}
+
+fn decode_entries<const LEN: usize, T>(
+    head: &[u8; HEAD_LEN],
+    body: &[u8],
+    decode: impl Fn(&[u8; LEN]) -> T,
+) -> Result<Vec<T>, &'static str> {
+    let entries = body.strip_prefix(head).ok_or("of another segment, or of another length of this one")?;
+    let (entries, rest) = entries.as_chunks::<LEN>();
+    if !rest.is_empty() || entries.len() > limits::INDEX_ENTRIES_MAX {
+        return Err("a wrong length");
+    }
+    Ok(entries.iter().map(decode).collect())
+}
+
+/// Offsets and positions increase, and stay inside the segment.
+fn check_order(
+    mut entries: impl Iterator<Item = (u32, u32)>,
+    name: SegmentName,
+    sealed: &Sealed,
+) -> Result<(), &'static str> {
+    let mut last = (0, 0);
+    if !entries.by_ref().all(|entry| {
+        let is_after = entry.0 > last.0 && entry.1 > last.1;
+        last = entry;
+        is_after
+    }) {
+        return Err("entries out of order");
+    }
+    let (relative_offset, position) = last;
+    let records = sealed.end_offset.since(name.base_offset);
+    if last != (0, 0) && (u64::from(relative_offset) >= records || u64::from(position) >= sealed.len) {
+        return Err("entries behind the end of the segment");
+    }
+    Ok(())
+}

@@ -1,0 +1,292 @@
+//! The manifest: which segments are a partition's log, and how far each reaches.
+//!
+//! Truncation, retention and rolling are changes of this one file. A file in the directory that it does not list is
+//! garbage. Drawn in `FORMAT.md`.
+
+use std::io;
+use std::path::Path;
+
+use bytes::Buf;
+use quire_protocol::ids::{Offset, PartitionIndex, Timestamp, TopicId, TopicPartition};
+use quire_protocol::{frame, limits};
+
+use crate::disk::Disk;
+use crate::small_file::{self, Format, LoadError};
+
+/// Name of the file in the partition's directory.
+pub const FILE_NAME: &str = "manifest";
+/// The format of frames and indexes that the manifest speaks for.
+const LOG_VERSION: u16 = 1;
+/// Longest segment (bytes): the largest configurable one, exceeded by one frame.
+pub const SEGMENT_LEN_MAX: u64 = limits::SEGMENT_BYTES_MAX + frame::LEN_MAX as u64;
+
+const HEAD_LEN: usize = 38;
+const ENTRY_LEN: usize = 45;
+const FLAG_SEALED: u8 = 1;
+const FORMAT: Format =
+    Format { magic: *b"QMAN", version: 1, body_len_max: HEAD_LEN + ENTRY_LEN * limits::SEGMENTS_MAX };
+
+/// A partition's log, segment by segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Manifest {
+    /// Whose log this is.
+    pub partition: TopicPartition,
+    /// The first offset that may be read.
+    pub log_start: Offset,
+    /// The serial that the next segment gets; above every one ever used here.
+    pub next_serial: u32,
+    /// In offset order without gaps: each segment but the last is sealed and ends where the next begins.
+    pub segments: Vec<SegmentEntry>,
+}
+
+/// One segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SegmentEntry {
+    /// Which one.
+    pub name: SegmentName,
+    /// Where it ends, once it does; `None` while it is written.
+    pub sealed: Option<Sealed>,
+}
+
+/// What is known of a segment that is written no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sealed {
+    /// The offset after its last record.
+    pub end_offset: Offset,
+    /// The cut: bytes of the file that are log. What lies behind is not looked at.
+    pub len: u64,
+    /// The append time of its last frame; retention goes by it.
+    pub last_append_time: Timestamp,
+    /// The largest record timestamp in it.
+    pub max_timestamp: Timestamp,
+}
+
+/// What names a segment's files: `<base offset>-<serial>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentName {
+    /// The offset of its first record.
+    pub base_offset: Offset,
+    /// Unique within the partition: offsets come again after a truncation, serials do not.
+    pub serial: u32,
+}
+
+/// One of a segment's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SegmentFile {
+    /// The frames.
+    Log,
+    /// Where offsets are.
+    OffsetIndex,
+    /// Where timestamps are.
+    TimeIndex,
+}
+
+impl SegmentFile {
+    /// Every file of a segment.
+    pub const ALL: [SegmentFile; 3] = [SegmentFile::Log, SegmentFile::OffsetIndex, SegmentFile::TimeIndex];
+
+    fn extension(self) -> &'static str {
+        match self {
+            SegmentFile::Log => "log",
+            SegmentFile::OffsetIndex => "index",
+            SegmentFile::TimeIndex => "timeindex",
+        }
+    }
+}
+
+impl SegmentName {
+    /// The name of one of its files.
+    pub fn file(self, file: SegmentFile) -> String {
+        format!("{self}.{}", file.extension())
+    }
+
+    /// What a file name says, if it is a segment's.
+    pub fn parse(file_name: &str) -> Option<(SegmentName, SegmentFile)> {
+        let (stem, extension) = file_name.split_once('.')?;
+        let (base_offset, serial) = stem.split_once('-')?;
+        let file = SegmentFile::ALL.into_iter().find(|file| file.extension() == extension)?;
+        let base_offset = Offset(base_offset.parse().ok()?);
+        let name = SegmentName { base_offset, serial: serial.parse().ok()? };
+        // Only the one way to write it: no signs, no missing zeros.
+        (name.file(file) == file_name).then_some((name, file))
+    }
+}
+
+impl std::fmt::Display for SegmentName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:020}-{:08}", self.base_offset.0, self.serial)
+    }
+}
+
+impl Manifest {
+    /// Of a log that has no segment yet and begins at `log_start`.
+    pub fn new(partition: TopicPartition, log_start: Offset) -> Manifest {
+        Manifest { partition, log_start, next_serial: 0, segments: Vec::new() }
+    }
+
+    /// Whether no segment can be added.
+    pub fn is_full(&self) -> bool {
+        self.segments.len() >= limits::SEGMENTS_MAX || self.next_serial == u32::MAX
+    }
+
+    /// Whether a file of this name is a listed segment's.
+    pub fn lists(&self, name: SegmentName) -> bool {
+        self.segments.iter().any(|segment| segment.name == name)
+    }
+
+    /// Replaces the partition's manifest, durably.
+    ///
+    /// # Errors
+    /// As [`small_file::replace`].
+    ///
+    /// # Panics
+    /// If the manifest contradicts itself.
+    pub fn store(&self, disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+        small_file::replace(disk, dir, FILE_NAME, FORMAT, &self.encode())
+    }
+
+    /// The partition's manifest.
+    ///
+    /// # Errors
+    /// As [`small_file::load`], and if it contradicts itself.
+    pub fn load(disk: &dyn Disk, dir: &Path) -> Result<Manifest, LoadError> {
+        let body = small_file::load(disk, dir, FILE_NAME, FORMAT)?;
+        Manifest::decode(&body).map_err(LoadError::Damaged)
+    }
+
+    /// The body of the file.
+    ///
+    /// # Panics
+    /// If the manifest contradicts itself.
+    pub fn encode(&self) -> Vec<u8> {
+        if let Err(what) = self.check() {
+            panic!("a manifest to be written has {what}: {self:?}");
+        }
+        let mut out = Vec::with_capacity(HEAD_LEN + ENTRY_LEN * self.segments.len());
+        out.extend_from_slice(&LOG_VERSION.to_le_bytes());
+        out.extend_from_slice(self.partition.topic.as_bytes());
+        out.extend_from_slice(&self.partition.partition.0.to_le_bytes());
+        out.extend_from_slice(&self.log_start.0.to_le_bytes());
+        out.extend_from_slice(&self.next_serial.to_le_bytes());
+        out.extend_from_slice(&(self.segments.len() as u32).to_le_bytes());
+        for segment in &self.segments {
+            segment.encode(&mut out);
+        }
+        out
+    }
+
+    /// Reads the body of the file.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn decode(body: &[u8]) -> Result<Manifest, &'static str> {
+        let (mut head, mut entries) = body.split_at_checked(HEAD_LEN).ok_or("cut short")?;
+        if head.get_u16_le() != LOG_VERSION {
+            return Err("unknown log version");
+        }
+        let mut topic = [0; 16];
+        head.copy_to_slice(&mut topic);
+        let partition =
+            TopicPartition { topic: TopicId(topic), partition: PartitionIndex(head.get_u32_le()) };
+        let (log_start, next_serial) = (Offset(head.get_u64_le()), head.get_u32_le());
+        let count = head.get_u32_le() as usize;
+        // The count is held against the bytes that are there before anything is allocated for it.
+        if count > limits::SEGMENTS_MAX || entries.len() != count * ENTRY_LEN {
+            return Err("a wrong segment count");
+        }
+        let mut segments = Vec::with_capacity(count);
+        while entries.has_remaining() {
+            segments.push(SegmentEntry::decode(&mut entries)?);
+        }
+        let manifest = Manifest { partition, log_start, next_serial, segments };
+        manifest.check().map(|()| manifest)
+    }
+
+    /// What must hold of every manifest, written or read.
+    fn check(&self) -> Result<(), &'static str> {
+        if self.segments.len() > limits::SEGMENTS_MAX {
+            return Err("too many segments");
+        }
+        if self.log_start > Offset::MAX {
+            return Err("an impossible log start offset");
+        }
+        if self.segments.first().is_some_and(|first| first.name.base_offset > self.log_start) {
+            return Err("a log start offset before the first segment");
+        }
+        for segment in &self.segments {
+            segment.check(self.next_serial)?;
+        }
+        for pair in self.segments.windows(2) {
+            let end = pair[0].sealed.ok_or("an unsealed segment before the last")?.end_offset;
+            if end != pair[1].name.base_offset {
+                return Err("a gap between segments");
+            }
+        }
+        let end = self.segments.last().and_then(|last| last.sealed).map(|sealed| sealed.end_offset);
+        if end.is_some_and(|end| end < self.log_start) {
+            return Err("a log start offset after the last segment");
+        }
+        let mut serials: Vec<_> = self.segments.iter().map(|segment| segment.name.serial).collect();
+        serials.sort_unstable();
+        if serials.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err("a serial twice");
+        }
+        Ok(())
+    }
+}
+
+impl SegmentEntry {
+    fn check(&self, next_serial: u32) -> Result<(), &'static str> {
+        if self.name.base_offset > Offset::MAX {
+            return Err("an impossible base offset");
+        }
+        if self.name.serial >= next_serial {
+            return Err("a serial that was never given");
+        }
+        let Some(sealed) = self.sealed else {
+            return Ok(());
+        };
+        if sealed.end_offset < self.name.base_offset || sealed.end_offset > Offset::MAX {
+            return Err("an impossible end offset");
+        }
+        if sealed.len > SEGMENT_LEN_MAX {
+            return Err("an impossible segment length");
+        }
+        Ok(())
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.name.base_offset.0.to_le_bytes());
+        out.extend_from_slice(&self.name.serial.to_le_bytes());
+        let nothing = Sealed {
+            end_offset: Offset(0),
+            len: 0,
+            last_append_time: Timestamp(0),
+            max_timestamp: Timestamp(0),
+        };
+        let sealed = self.sealed.unwrap_or(nothing);
+        out.push(if self.sealed.is_some() { FLAG_SEALED } else { 0 });
+        out.extend_from_slice(&sealed.end_offset.0.to_le_bytes());
+        out.extend_from_slice(&sealed.len.to_le_bytes());
+        out.extend_from_slice(&sealed.last_append_time.0.to_le_bytes());
+        out.extend_from_slice(&sealed.max_timestamp.0.to_le_bytes());
+    }
+
+    /// Reads one entry; `bytes` holds at least [`ENTRY_LEN`].
+    fn decode(bytes: &mut &[u8]) -> Result<SegmentEntry, &'static str> {
+        let (base_offset, serial) = (Offset(bytes.get_u64_le()), bytes.get_u32_le());
+        let flags = bytes.get_u8();
+        let sealed = Sealed {
+            end_offset: Offset(bytes.get_u64_le()),
+            len: bytes.get_u64_le(),
+            last_append_time: Timestamp(bytes.get_i64_le()),
+            max_timestamp: Timestamp(bytes.get_i64_le()),
+        };
+        let name = SegmentName { base_offset, serial };
+        match flags {
+            0 => Ok(SegmentEntry { name, sealed: None }),
+            FLAG_SEALED => Ok(SegmentEntry { name, sealed: Some(sealed) }),
+            _ => Err("unknown segment flags"),
+        }
+    }
+}
