@@ -114,6 +114,12 @@ pub const PRODUCER_MEMORY_BYTES_DEFAULT: usize = 64 * 1024 * 1024;
 pub const CONSUMER_MEMORY_BYTES_DEFAULT: usize = 32 * 1024 * 1024;
 /// Longest line that `quire produce` reads: the largest batch in base64 or escaped, with room to spare (bytes).
 pub const INPUT_LINE_BYTES_MAX: usize = 2 * BATCH_BYTES_MAX;
+/// Records that `quire produce` parses ahead of the producer.
+pub const INPUT_RECORDS_AHEAD: usize = 1024;
+/// Bytes of records that `quire produce` parses ahead of the producer.
+pub const INPUT_BYTES_AHEAD: usize = INPUT_LINE_BYTES_MAX;
+/// Records that `quire produce` has handed over and not yet seen acknowledged.
+pub const PRODUCE_OUTSTANDING_RECORDS: usize = 65_536;
 /// Smallest credit a consumer grants one partition (bytes).
 pub const CONSUMER_CREDIT_BYTES_MIN: u64 = 4 * 1024;
 
@@ -123,6 +129,8 @@ const _: () = {
     assert!(BATCH_BYTES_MAX <= BATCH_DECOMPRESSED_BYTES_MAX);
     assert!(BATCH_BYTES_MAX as u64 <= CONSUME_CREDIT_BYTES_MAX);
     assert!(HELLO_BYTES_MAX <= RPC_BYTES_MAX);
+    assert!(BATCH_BYTES_MAX < INPUT_LINE_BYTES_MAX && INPUT_LINE_BYTES_MAX <= INPUT_BYTES_AHEAD);
+    assert!(INPUT_BYTES_AHEAD <= u32::MAX as usize);
     assert!(TOPIC_PARTITIONS_MAX as usize <= RPC_REQUEST_ITEMS_MAX);
     assert!(SEGMENT_BYTES_MIN <= SEGMENT_BYTES_DEFAULT && SEGMENT_BYTES_DEFAULT <= SEGMENT_BYTES_MAX);
     assert!(SEGMENT_BYTES_MAX + (BATCH_BYTES_MAX as u64) < u32::MAX as u64);

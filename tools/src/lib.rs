@@ -1,1 +1,70 @@
+//! The `quire` command: one binary that is the broker, the client and the offline inspector.
+//!
+//! [`args`] is the command line; each command family has a file of its own. What commands answer goes to standard
+//! output, everything else to standard error ([`output`]); how they fail is [`failure`].
+#![forbid(unsafe_code)]
 
+pub mod args;
+pub mod failure;
+pub mod flights;
+pub mod input_source;
+pub mod output;
+pub mod position;
+pub mod progress;
+pub mod record_format;
+pub mod record_input;
+pub mod signals;
+pub mod time;
+
+pub mod broker;
+pub mod completions;
+pub mod consume;
+pub mod demo;
+pub mod dev;
+pub mod log;
+pub mod produce;
+pub mod topic;
+
+mod connect;
+mod logging;
+
+use args::{Cli, Command};
+use failure::{Exit, Failure};
+
+/// Does what the command line says, and says how it went.
+pub fn run(cli: Cli) -> Exit {
+    logging::start(&cli);
+    let outcome = match cli.command {
+        Command::Completions(args) => completions::run(&args),
+        Command::Log(command) => log::run(&command),
+        command => block_on(dispatch(cli.common.profile.as_deref(), command)),
+    };
+    outcome.unwrap_or_else(|failure| {
+        output::report(&failure);
+        failure.exit()
+    })
+}
+
+async fn dispatch(profile: Option<&str>, command: Command) -> Result<Exit, Failure> {
+    match command {
+        Command::Demo(args) => demo::run(&args).await,
+        Command::Dev(args) => dev::run(&args).await,
+        Command::Broker(args) => broker::run(&args).await,
+        Command::Topic(command) => topic::run(profile, &command).await,
+        Command::Produce(args) => produce::run(profile, &args).await,
+        Command::Consume(args) => consume::run(profile, &args).await,
+        Command::Completions(args) => completions::run(&args),
+        Command::Log(command) => log::run(&command),
+    }
+}
+
+fn block_on(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("no threads to work with: {error}")))?;
+    let outcome = runtime.block_on(work);
+    // A read of standard input can not be called back; the process ends without waiting for it.
+    runtime.shutdown_background();
+    outcome
+}

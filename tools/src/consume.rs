@@ -1,0 +1,258 @@
+//! `quire consume`: records to standard output, from any position to any other.
+
+use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
+
+use clap::Args;
+use futures_util::FutureExt;
+use quire_client::{ConsumeError, ConsumedRecord, Consumer, ErrorCode, PartitionIndex, Position};
+
+use crate::connect;
+use crate::failure::{Exit, Failure};
+use crate::output::{self, counted};
+use crate::position::PositionArg;
+use crate::record_format::{self, Shown, Template};
+use crate::signals::StopSignals;
+
+const OUTPUT_BUFFER_BYTES: usize = 64 * 1024;
+/// Records between two looks at whether Ctrl-C was pressed, while records keep coming.
+const RECORDS_BETWEEN_LOOKS: u64 = 256;
+
+/// Read records from any offset or time.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Positions: beginning, end, an offset (18422), -100 (the last hundred records of each partition),
+a time (2013-06-13T08:00Z; UTC unless it says otherwise), a date (2013-06-13), an age (2h).
+
+--format: %t topic, %p partition, %o offset, %T timestamp (ms), %k key, %s value, %h headers, %% percent;
+\\n \\t \\r \\0 \\\\. --json: one object a line with topic, partition, offset, timestamp (ms), key, value, headers
+(key_base64, value_base64 where the bytes are not UTF-8).
+
+Examples:
+  quire consume flights
+  quire consume flights --from 2013-06-13 --until 2013-06-14 -n 2 --format '%T %p:%o %k %s\\n'
+  quire consume flights --from -10 --no-follow --json")]
+pub struct ConsumeArgs {
+    /// The topic to read
+    topic: String,
+    /// Where to start in each partition
+    #[arg(long, value_name = "POSITION", default_value = "beginning", allow_hyphen_values = true)]
+    pub(crate) from: PositionArg,
+    /// Where to stop in each partition, before the record there
+    #[arg(long, value_name = "POSITION", allow_hyphen_values = true)]
+    until: Option<PositionArg>,
+    /// Only these partitions
+    #[arg(short, long, value_name = "N", value_delimiter = ',')]
+    partition: Vec<u32>,
+    /// Stop after so many records
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// Wait for records to come [default: on a terminal without --until and -n]
+    #[arg(short = 'F', long, conflicts_with_all = ["no_follow", "until"])]
+    follow: bool,
+    /// Stop at the end as it was at the start
+    #[arg(long)]
+    no_follow: bool,
+    /// Order records of all partitions by their timestamps
+    #[arg(long)]
+    merge_by_time: bool,
+    /// How a record is written
+    #[arg(short, long, value_name = "TEMPLATE", conflicts_with = "json", allow_hyphen_values = true)]
+    format: Option<Template>,
+    /// Write one JSON object a line
+    #[arg(long)]
+    json: bool,
+    /// With --json: put values that are JSON in as they are, not as strings
+    #[arg(long, requires = "json")]
+    parse_json: bool,
+}
+
+impl ConsumeArgs {
+    fn follows(&self, on_terminal: bool) -> bool {
+        let bounded = self.until.is_some() || self.count.is_some();
+        self.follow || (!self.no_follow && !bounded && on_terminal)
+    }
+}
+
+/// Why reading ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    Count,
+    End,
+    Interrupted,
+}
+
+/// Writes records to standard output and, at the end, their number to standard error.
+///
+/// # Errors
+/// If the topic or the position does not exist, the broker can not be asked, or what it sends is damaged.
+pub async fn run(profile: Option<&str>, args: &ConsumeArgs) -> Result<Exit, Failure> {
+    let mut stop = StopSignals::listen()?;
+    let client = connect::client(profile).await?;
+    let mut consumer = start(&client, args).await.map_err(|error| explain(&args.topic, error))?;
+    let mut writer = RecordWriter::new(args);
+    let ending = pump(&mut consumer, &mut writer, args.count, &mut stop).await;
+    writer.out.flush()?;
+    let written = counted(writer.records, "record");
+    let ending = ending.map_err(|failure| match writer.records {
+        0 => failure,
+        _ => failure.hint(format!("{written} were written before it")),
+    })?;
+    drop(consumer);
+    client.close().await;
+    output::note(&format!("{written}, {}", describe(ending, args)));
+    Ok(if ending == Ending::Interrupted { Exit::Interrupted } else { Exit::Done })
+}
+
+async fn start(client: &quire_client::Client, args: &ConsumeArgs) -> Result<Consumer, ConsumeError> {
+    let follows = args.follows(io::stdout().is_terminal());
+    let mut consumer = client
+        .consumer()
+        .topic(&args.topic)
+        .from(args.from.0)
+        .follow(follows)
+        .merge_by_time(args.merge_by_time);
+    if !args.partition.is_empty() {
+        consumer = consumer.partitions(args.partition.iter().copied().map(PartitionIndex));
+    }
+    if !follows {
+        consumer = consumer.until(args.until.map_or(Position::End, |until| until.0));
+    }
+    consumer.build().await
+}
+
+fn explain(topic: &str, error: ConsumeError) -> Failure {
+    match error {
+        ConsumeError::Broker(error) if error.code() == Some(ErrorCode::UnknownTopic) => {
+            connect::about_topic(topic, error)
+        }
+        other => other.into(),
+    }
+}
+
+fn describe(ending: Ending, args: &ConsumeArgs) -> &'static str {
+    match ending {
+        Ending::Count => "stopped by -n",
+        Ending::End if args.until.is_some() => "stopped by --until",
+        Ending::End => "the end as it was at the start",
+        Ending::Interrupted => "interrupted",
+    }
+}
+
+/// Writes records as they come. Output is flushed whenever nothing more is ready, so that a reader behind a pipe sees
+/// each record at once and a busy stream is still written in large pieces.
+async fn pump(
+    consumer: &mut Consumer,
+    writer: &mut RecordWriter,
+    count: Option<u64>,
+    stop: &mut StopSignals,
+) -> Result<Ending, Failure> {
+    loop {
+        let ready = match consumer.next().now_or_never() {
+            Some(next) => Some(next),
+            None => {
+                writer.out.flush()?;
+                tokio::select! {
+                    next = consumer.next() => Some(next),
+                    () = stop.stop() => None,
+                }
+            }
+        };
+        let Some(next) = ready else { return Ok(Ending::Interrupted) };
+        let Some(record) = next else { return Ok(Ending::End) };
+        writer.write(&record?)?;
+        if count == Some(writer.records) {
+            return Ok(Ending::Count);
+        }
+        if writer.records % RECORDS_BETWEEN_LOOKS == 0 && stop.stop().now_or_never().is_some() {
+            return Ok(Ending::Interrupted);
+        }
+    }
+}
+
+struct RecordWriter {
+    out: BufWriter<StdoutLock<'static>>,
+    form: Form,
+    records: u64,
+}
+
+enum Form {
+    Json { parse: bool },
+    Template(Template),
+}
+
+impl RecordWriter {
+    fn new(args: &ConsumeArgs) -> RecordWriter {
+        let form = match &args.format {
+            _ if args.json => Form::Json { parse: args.parse_json },
+            Some(template) => Form::Template(template.clone()),
+            None => Form::Template(Template::value_lines()),
+        };
+        RecordWriter { out: BufWriter::with_capacity(OUTPUT_BUFFER_BYTES, io::stdout().lock()), form, records: 0 }
+    }
+
+    fn write(&mut self, record: &ConsumedRecord) -> Result<(), Failure> {
+        let shown = Shown {
+            topic: &record.topic,
+            partition: record.partition.0,
+            offset: record.offset.0,
+            timestamp: record.timestamp.0,
+            key: record.key.as_deref(),
+            value: record.value.as_deref(),
+            headers: &record.headers,
+        };
+        match &self.form {
+            Form::Json { parse } => record_format::write_json(&shown, *parse, &mut self.out)?,
+            Form::Template(template) => template.write(&shown, &mut self.out)?,
+        }
+        self.records += 1;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(line: &str) -> Result<ConsumeArgs, clap::Error> {
+        #[derive(clap::Parser)]
+        struct Wrapper {
+            #[command(flatten)]
+            args: ConsumeArgs,
+        }
+        <Wrapper as clap::Parser>::try_parse_from(line.split(' ')).map(|wrapper| wrapper.args)
+    }
+
+    #[test]
+    fn a_terminal_follows_unless_bounded_or_told() {
+        for (line, on_terminal, follows) in [
+            ("consume t", true, true),
+            ("consume t", false, false),
+            ("consume t --follow", false, true),
+            ("consume t --no-follow", true, false),
+            ("consume t -n 5", true, false),
+            ("consume t -n 5 --follow", false, true),
+            ("consume t --until end", true, false),
+        ] {
+            assert_eq!(args(line).expect("valid").follows(on_terminal), follows, "{line}");
+        }
+    }
+
+    #[test]
+    fn contradictions_are_usage_errors() {
+        for line in [
+            "consume t --follow --until end",
+            "consume t --follow --no-follow",
+            "consume t --json --format %s",
+            "consume t --parse-json",
+            "consume t -n 0",
+            "consume t --format %x",
+        ] {
+            assert!(args(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn several_partitions_may_be_listed() {
+        assert_eq!(args("consume t -p 1,2 -p 5").expect("valid").partition, [1, 2, 5]);
+    }
+}

@@ -1,0 +1,441 @@
+//! `quire topic`: create, list, describe, alter, delete.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, IsTerminal};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use quire_client::{Client, NewTopic, PartitionDescription, TopicAlteration, TopicDescription, TopicSummary};
+use serde::Serialize;
+
+use crate::args::JsonArg;
+use crate::connect;
+use crate::failure::{Exit, Failure};
+use crate::output::{self, Align, Palette, Table, counted, thousands};
+use crate::time;
+
+/// What to do with topics.
+#[derive(Debug, Subcommand)]
+pub enum TopicCommand {
+    /// Create a topic
+    Create(CreateArgs),
+    /// List all topics
+    List(JsonArg),
+    /// Show a topic's partitions: leader, log start, high watermark, size
+    Describe(DescribeArgs),
+    /// Change a topic's configuration, or add partitions
+    Alter(AlterArgs),
+    /// Delete a topic and all its records
+    Delete(DeleteArgs),
+}
+
+/// A new topic.
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// 1 to 249 letters, digits, '.', '_' or '-'
+    topic: String,
+    /// How many partitions; they can be added later, not taken away
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    partitions: u32,
+    /// How many brokers hold each partition [default: the cluster's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    replicas: Option<u32>,
+    /// A setting, e.g. retention.ms=3600000 or sync=interval; may be repeated
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = setting)]
+    config: Vec<(String, String)>,
+    /// Only check whether it could be created
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    output: JsonArg,
+}
+
+/// Topics to describe.
+#[derive(Debug, Args)]
+pub struct DescribeArgs {
+    /// Their names
+    #[arg(required = true)]
+    topics: Vec<String>,
+    #[command(flatten)]
+    output: JsonArg,
+}
+
+/// Changes to a topic.
+#[derive(Debug, Args)]
+#[group(id = "change", required = true, multiple = true, args = ["partitions", "config", "unset"])]
+pub struct AlterArgs {
+    /// Its name
+    topic: String,
+    /// Grow to so many partitions; keys map to other partitions from then on
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    partitions: Option<u32>,
+    /// A setting to change; may be repeated
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = setting)]
+    config: Vec<(String, String)>,
+    /// A setting to return to its default; may be repeated
+    #[arg(long, value_name = "KEY")]
+    unset: Vec<String>,
+    #[command(flatten)]
+    output: JsonArg,
+}
+
+/// A topic to delete.
+#[derive(Debug, Args)]
+pub struct DeleteArgs {
+    /// Its name
+    topic: String,
+    /// Do not ask (nobody is asked where standard input is no terminal)
+    #[arg(short, long)]
+    yes: bool,
+    #[command(flatten)]
+    output: JsonArg,
+}
+
+/// Reads `key=value`.
+fn setting(text: &str) -> Result<(String, String), String> {
+    let parted = text.split_once('=').filter(|(key, _)| !key.is_empty());
+    let (key, value) = parted.ok_or("write KEY=VALUE, e.g. retention.ms=3600000")?;
+    Ok((key.trim().to_owned(), value.trim().to_owned()))
+}
+
+/// Does it.
+///
+/// # Errors
+/// If the broker can not be reached or refuses, or the answer can not be written.
+pub async fn run(profile: Option<&str>, command: &TopicCommand) -> Result<Exit, Failure> {
+    let client = connect::client(profile).await?;
+    match command {
+        TopicCommand::Create(args) => create(&client, args).await?,
+        TopicCommand::List(args) => list(&client, args.json).await?,
+        TopicCommand::Describe(args) => describe(&client, args).await?,
+        TopicCommand::Alter(args) => alter(&client, args).await?,
+        TopicCommand::Delete(args) => return delete(&client, args).await,
+    }
+    Ok(Exit::Done)
+}
+
+async fn create(client: &Client, args: &CreateArgs) -> Result<(), Failure> {
+    let mut topic = NewTopic::new(&args.topic).partitions(args.partitions).validate_only(args.dry_run);
+    if let Some(replicas) = args.replicas {
+        topic = topic.replicas(replicas);
+    }
+    for (key, value) in &args.config {
+        topic = topic.config(key, value);
+    }
+    let created = client.admin().create_topic(topic).await?;
+    if args.output.json {
+        return output::print_json(&TopicJson::from(&created));
+    }
+    let verb = if args.dry_run { "could create" } else { "created" };
+    output::print(&format!("{verb} {}\n", headline(&created, Palette::stdout())))
+}
+
+async fn list(client: &Client, json: bool) -> Result<(), Failure> {
+    let topics = client.admin().list_topics().await?;
+    if json {
+        return topics.iter().try_for_each(|topic| output::print_json(&SummaryJson::from(topic)));
+    }
+    if topics.is_empty() {
+        output::note("no topics yet   next: quire topic create NAME --partitions 8");
+        return Ok(());
+    }
+    let mut table =
+        Table::new(&[("TOPIC", Align::Left), ("PARTITIONS", Align::Right), ("REPLICAS", Align::Right)]);
+    for topic in &topics {
+        table.row(vec![
+            topic.name.clone(),
+            thousands(topic.partitions.into()),
+            topic.replicas.to_string(),
+        ]);
+    }
+    output::print(&table.render(Palette::stdout()))
+}
+
+async fn describe(client: &Client, args: &DescribeArgs) -> Result<(), Failure> {
+    for (index, name) in args.topics.iter().enumerate() {
+        let described = client.admin().describe_topic(name).await;
+        let topic = described.map_err(|error| connect::about_topic(name, error))?;
+        if args.output.json {
+            output::print_json(&TopicJson::from(&topic))?;
+            continue;
+        }
+        let gap = if index == 0 { "" } else { "\n" };
+        output::print(&format!("{gap}{}", page(&topic, Palette::stdout())))?;
+    }
+    Ok(())
+}
+
+async fn alter(client: &Client, args: &AlterArgs) -> Result<(), Failure> {
+    let mut alteration = TopicAlteration::new(&args.topic);
+    if let Some(partitions) = args.partitions {
+        alteration = alteration.partitions(partitions);
+    }
+    for (key, value) in &args.config {
+        alteration = alteration.set(key, value);
+    }
+    for key in &args.unset {
+        alteration = alteration.unset(key);
+    }
+    let altered = client.admin().alter_topic(alteration).await;
+    let altered = altered.map_err(|error| connect::about_topic(&args.topic, error))?;
+    if args.output.json {
+        return output::print_json(&TopicJson::from(&altered));
+    }
+    output::print(&format!("altered {}\n", headline(&altered, Palette::stdout())))
+}
+
+async fn delete(client: &Client, args: &DeleteArgs) -> Result<Exit, Failure> {
+    if !args.yes && io::stdin().is_terminal() && io::stderr().is_terminal() {
+        let described = client.admin().describe_topic(&args.topic).await;
+        let topic = described.map_err(|error| connect::about_topic(&args.topic, error))?;
+        if !confirmed(&format!("delete {} and its {}?", topic.name, counted(records(&topic), "record"))) {
+            output::note("nothing deleted");
+            return Ok(Exit::Failed);
+        }
+    }
+    let deleted = client.admin().delete_topic(&args.topic).await;
+    deleted.map_err(|error| connect::about_topic(&args.topic, error))?;
+    if args.output.json {
+        output::print_json(&DeletedJson { name: &args.topic, deleted: true })?;
+    } else {
+        output::print(&format!("deleted {}\n", args.topic))?;
+    }
+    Ok(Exit::Done)
+}
+
+fn confirmed(question: &str) -> bool {
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    let read = io::stdin().lock().read_line(&mut answer);
+    read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
+}
+
+/// `flights   8 partitions   1 replica   sync always   retention 7d`, and what else was set.
+fn headline(topic: &TopicDescription, palette: Palette) -> String {
+    let partitions = counted(topic.partitions.len() as u64, "partition");
+    let mut parts = vec![palette.bold(&topic.name).into_owned(), partitions, counted(topic.replicas.into(), "replica")];
+    if topic.replicas > 1 {
+        parts.push(format!("min.insync.replicas {}", setting_of(topic, "min.insync.replicas")));
+    }
+    parts.push(format!("sync {}", setting_of(topic, "sync")));
+    parts.push(format!("retention {}", retention(topic)));
+    let shown = ["min.insync.replicas", "sync", "retention.ms"];
+    let others = topic.overrides.iter().filter(|(key, _)| !shown.contains(&key.as_str()));
+    parts.extend(others.map(|(key, value)| format!("{key} {value}")));
+    parts.join("   ")
+}
+
+fn setting_of<'a>(topic: &'a TopicDescription, key: &str) -> &'a str {
+    topic.config.get(key).map_or("-", String::as_str)
+}
+
+fn retention(topic: &TopicDescription) -> String {
+    match setting_of(topic, "retention.ms") {
+        "-1" => "for ever".to_owned(),
+        text => text
+            .parse()
+            .map_or_else(|_| text.to_owned(), |millis| time::show_span(Duration::from_millis(millis))),
+    }
+}
+
+fn page(topic: &TopicDescription, palette: Palette) -> String {
+    let mut table = Table::new(&[
+        ("PART", Align::Right),
+        ("LEADER", Align::Right),
+        ("ISR", Align::Left),
+        ("ELR", Align::Left),
+        ("EPOCH", Align::Right),
+        ("LOG START", Align::Right),
+        ("HIGH WATERMARK", Align::Right),
+        ("SIZE", Align::Right),
+    ]);
+    for partition in &topic.partitions {
+        table.row(row(partition, palette));
+    }
+    let under_replicated =
+        topic.partitions.iter().filter(|p| p.in_sync_replicas.len() < p.replicas.len()).count() as u64;
+    let offline = topic.partitions.iter().filter(|p| p.leader.is_none()).count() as u64;
+    format!(
+        "{}\n{} {}   {} under-replicated   {} offline\n",
+        headline(topic, palette),
+        table.render(palette),
+        counted(records(topic), "record"),
+        thousands(under_replicated),
+        thousands(offline),
+    )
+}
+
+fn row(partition: &PartitionDescription, palette: Palette) -> Vec<String> {
+    let mut cells = vec![
+        partition.partition.to_string(),
+        partition.leader.map_or_else(|| "-".to_owned(), |leader| leader.to_string()),
+        list_of(&partition.in_sync_replicas),
+        list_of(&partition.eligible_leader_replicas),
+        partition.leader_epoch.to_string(),
+        thousands(partition.log_start.0),
+        thousands(partition.high_watermark.0),
+        output::bytes(partition.size_bytes),
+    ];
+    match &partition.error {
+        Some(error) => cells.push(palette.warning(&format!("! {error}")).into_owned()),
+        None if partition.leader.is_none() => cells.push(palette.warning("! no leader").into_owned()),
+        None => {}
+    }
+    cells
+}
+
+fn list_of<T: ToString>(items: &[T]) -> String {
+    if items.is_empty() {
+        return "-".to_owned();
+    }
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn records(topic: &TopicDescription) -> u64 {
+    topic.partitions.iter().map(|partition| partition.high_watermark.since(partition.log_start)).sum()
+}
+
+#[derive(Serialize)]
+struct SummaryJson<'a> {
+    name: &'a str,
+    id: String,
+    partitions: u32,
+    replicas: u32,
+}
+
+impl<'a> From<&'a TopicSummary> for SummaryJson<'a> {
+    fn from(topic: &'a TopicSummary) -> SummaryJson<'a> {
+        SummaryJson {
+            name: &topic.name,
+            id: topic.id.to_string(),
+            partitions: topic.partitions,
+            replicas: topic.replicas,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct DeletedJson<'a> {
+    name: &'a str,
+    deleted: bool,
+}
+
+#[derive(Serialize)]
+struct TopicJson<'a> {
+    name: &'a str,
+    id: String,
+    replicas: u32,
+    overrides: &'a BTreeMap<String, String>,
+    config: &'a BTreeMap<String, String>,
+    partitions: Vec<PartitionJson>,
+}
+
+#[derive(Serialize)]
+struct PartitionJson {
+    partition: u32,
+    leader: Option<u32>,
+    leader_epoch: u32,
+    replicas: Vec<u32>,
+    in_sync_replicas: Vec<u32>,
+    eligible_leader_replicas: Vec<u32>,
+    log_start: u64,
+    high_watermark: u64,
+    log_end: u64,
+    size_bytes: u64,
+    error: Option<String>,
+}
+
+impl<'a> From<&'a TopicDescription> for TopicJson<'a> {
+    fn from(topic: &'a TopicDescription) -> TopicJson<'a> {
+        TopicJson {
+            name: &topic.name,
+            id: topic.id.to_string(),
+            replicas: topic.replicas,
+            overrides: &topic.overrides,
+            config: &topic.config,
+            partitions: topic.partitions.iter().map(PartitionJson::from).collect(),
+        }
+    }
+}
+
+impl From<&PartitionDescription> for PartitionJson {
+    fn from(partition: &PartitionDescription) -> PartitionJson {
+        let numbers = |brokers: &[quire_protocol::BrokerId]| brokers.iter().map(|broker| broker.0).collect();
+        PartitionJson {
+            partition: partition.partition.0,
+            leader: partition.leader.map(|leader| leader.0),
+            leader_epoch: partition.leader_epoch.0,
+            replicas: numbers(&partition.replicas),
+            in_sync_replicas: numbers(&partition.in_sync_replicas),
+            eligible_leader_replicas: numbers(&partition.eligible_leader_replicas),
+            log_start: partition.log_start.0,
+            high_watermark: partition.high_watermark.0,
+            log_end: partition.log_end.0,
+            size_bytes: partition.size_bytes,
+            error: partition.error.as_ref().map(ToString::to_string),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quire_protocol::topic_config::TopicConfig;
+    use quire_protocol::{BrokerId, LeaderEpoch, Offset, PartitionIndex, TopicId};
+
+    fn partition(index: u32, leader: Option<u32>) -> PartitionDescription {
+        PartitionDescription {
+            partition: PartitionIndex(index),
+            leader: leader.map(BrokerId),
+            leader_epoch: LeaderEpoch(4),
+            replicas: vec![BrokerId(1), BrokerId(2), BrokerId(3)],
+            in_sync_replicas: leader.map_or_else(Vec::new, |_| vec![BrokerId(1), BrokerId(2), BrokerId(3)]),
+            eligible_leader_replicas: Vec::new(),
+            log_start: Offset(10),
+            high_watermark: Offset(39_262),
+            log_end: Offset(39_262),
+            size_bytes: 8_493_466,
+            error: None,
+        }
+    }
+
+    fn topic() -> TopicDescription {
+        TopicDescription {
+            name: "flights".into(),
+            id: TopicId([7; 16]),
+            replicas: 3,
+            partitions: vec![partition(0, Some(1)), partition(1, None)],
+            overrides: BTreeMap::from([("segment.bytes".to_owned(), "65536".to_owned())]),
+            config: TopicConfig::default().entries().map(|(key, value)| (key.to_owned(), value)).collect(),
+        }
+    }
+
+    #[test]
+    fn a_description_is_one_page() {
+        assert_eq!(
+            page(&topic(), Palette::PLAIN),
+            "flights   2 partitions   3 replicas   min.insync.replicas 1   sync always   retention 7d   segment.bytes 65536\n \
+             PART  LEADER  ISR    ELR  EPOCH  LOG START  HIGH WATERMARK     SIZE\n    \
+             0       1  1,2,3  -        4         10          39,262  8.1 MiB\n    \
+             1       -  -      -        4         10          39,262  8.1 MiB  ! no leader\n \
+             78,504 records   1 under-replicated   1 offline\n"
+        );
+    }
+
+    #[test]
+    fn settings_are_a_key_and_a_value() {
+        assert_eq!(setting("sync=interval"), Ok(("sync".into(), "interval".into())));
+        assert_eq!(setting("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert!(setting("sync").is_err());
+        assert!(setting("=x").is_err());
+    }
+
+    #[test]
+    fn json_has_every_number_bare() {
+        let json = serde_json::to_value(TopicJson::from(&topic())).expect("it serialises");
+        assert_eq!(json["id"], "07".repeat(16));
+        assert_eq!(json["partitions"][0]["high_watermark"], 39_262);
+        assert_eq!(json["partitions"][1]["leader"], serde_json::Value::Null);
+        assert_eq!(json["config"]["sync"], "always");
+    }
+}
