@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use quire_protocol::rpc::control::{self, request, response};
 use quire_protocol::{BrokerId, LeaderEpoch, Offset, PartitionIndex, Timestamp, TopicId};
 
 use crate::Client;
+use crate::connection::{Connection, broker_error};
 use crate::error::Error;
+use crate::offsets;
 use crate::position::Position;
 
 /// A topic to be created.
@@ -203,12 +206,27 @@ impl Admin {
         Admin { client }
     }
 
-    /// Creates a topic.
+    /// Creates a topic. A topic that was only validated is answered with the id it would have had.
     ///
     /// # Errors
     /// If the name is taken or not allowed, a number or a configuration key is out of range, or as every request.
     pub async fn create_topic(&self, topic: NewTopic) -> Result<TopicDescription, Error> {
-        unimplemented!("{topic:?} {:?}", self.client)
+        let name = topic.name.clone();
+        let body = request::Body::CreateTopic(control::CreateTopicRequest {
+            name: topic.name,
+            partitions: topic.partitions,
+            replicas: topic.replicas.unwrap_or(0),
+            config: topic.config.into_iter().collect(),
+            validate_only: topic.validate_only,
+        });
+        let connection = self.client.brokers().any().await?;
+        match connection.rpc("create topic", body).await? {
+            response::Body::CreateTopic(answer) => {
+                self.client.metadata().forget(&name);
+                describe(&connection, answer.topic)
+            }
+            _ => Err(other_answer(&connection, "create topic")),
+        }
     }
 
     /// Every topic, in the order of their names.
@@ -216,7 +234,25 @@ impl Admin {
     /// # Errors
     /// As every request: the broker is not reachable, or refuses.
     pub async fn list_topics(&self) -> Result<Vec<TopicSummary>, Error> {
-        unimplemented!()
+        let connection = self.client.brokers().any().await?;
+        let body = request::Body::ListTopics(control::ListTopicsRequest {});
+        let response::Body::ListTopics(answer) = connection.rpc("list topics", body).await? else {
+            return Err(other_answer(&connection, "list topics"));
+        };
+        let mut topics = answer
+            .topics
+            .into_iter()
+            .map(|topic| {
+                Ok(TopicSummary {
+                    id: topic_id(&connection, &topic.id)?,
+                    name: topic.name,
+                    partitions: topic.partitions,
+                    replicas: topic.replicas,
+                })
+            })
+            .collect::<Result<Vec<_>, Error>>()?;
+        topics.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(topics)
     }
 
     /// A topic with its configuration and the state of its partitions.
@@ -224,7 +260,9 @@ impl Admin {
     /// # Errors
     /// If there is no such topic, with the nearest name there is, or as every request.
     pub async fn describe_topic(&self, name: &str) -> Result<TopicDescription, Error> {
-        unimplemented!("{name}")
+        let topic = self.client.metadata().describe(name, true).await?;
+        let connection = self.client.brokers().any().await?;
+        describe(&connection, Some(topic))
     }
 
     /// Changes a topic, and returns it as it is then.
@@ -232,7 +270,21 @@ impl Admin {
     /// # Errors
     /// If there is no such topic, a number or a configuration key is out of range, or as every request.
     pub async fn alter_topic(&self, alteration: TopicAlteration) -> Result<TopicDescription, Error> {
-        unimplemented!("{alteration:?}")
+        let name = alteration.name.clone();
+        let body = request::Body::AlterTopic(control::AlterTopicRequest {
+            name: alteration.name,
+            partitions: alteration.partitions.unwrap_or(0),
+            set_config: alteration.set.into_iter().collect(),
+            unset_config: alteration.unset,
+        });
+        let connection = self.client.brokers().any().await?;
+        match connection.rpc("alter topic", body).await? {
+            response::Body::AlterTopic(answer) => {
+                self.client.metadata().forget(&name);
+                describe(&connection, answer.topic)
+            }
+            _ => Err(other_answer(&connection, "alter topic")),
+        }
     }
 
     /// Deletes a topic with all its records.
@@ -240,7 +292,15 @@ impl Admin {
     /// # Errors
     /// If there is no such topic, or as every request.
     pub async fn delete_topic(&self, name: &str) -> Result<(), Error> {
-        unimplemented!("{name}")
+        let connection = self.client.brokers().any().await?;
+        let body = request::Body::DeleteTopic(control::DeleteTopicRequest { name: name.to_owned() });
+        match connection.rpc("delete topic", body).await? {
+            response::Body::DeleteTopic(_) => {
+                self.client.metadata().forget(name);
+                Ok(())
+            }
+            _ => Err(other_answer(&connection, "delete topic")),
+        }
     }
 
     /// Finds where positions lie, one result for each, in the order asked.
@@ -252,8 +312,11 @@ impl Admin {
         topic: &str,
         positions: impl IntoIterator<Item = (PartitionIndex, Position)>,
     ) -> Result<Vec<PartitionOffset>, Error> {
-        let _ = positions.into_iter().count();
-        unimplemented!("{topic}")
+        let metadata = self.client.metadata();
+        let topic = metadata.topic(topic).await?;
+        let positions: Vec<_> = positions.into_iter().collect();
+        let answers = offsets::list(metadata, &topic, &positions).await?;
+        answers.into_iter().map(|answer| answer.map_err(|refused| refused.into_error(&topic))).collect()
     }
 
     /// The cluster's id and brokers.
@@ -261,6 +324,55 @@ impl Admin {
     /// # Errors
     /// As every request: the broker is not reachable, or refuses.
     pub async fn describe_cluster(&self) -> Result<ClusterDescription, Error> {
-        unimplemented!()
+        let cluster = self.client.metadata().describe_cluster().await?;
+        let brokers = cluster.brokers.into_iter().map(|broker| Broker {
+            id: BrokerId(broker.id),
+            host: broker.host,
+            // A port that is none is shown as 0 and not taken for another.
+            port: u16::try_from(broker.port).unwrap_or(0),
+            rack: (!broker.rack.is_empty()).then_some(broker.rack),
+        });
+        Ok(ClusterDescription {
+            cluster_id: cluster.cluster_id,
+            controller: BrokerId(cluster.controller_id),
+            brokers: brokers.collect(),
+        })
     }
+}
+
+fn describe(connection: &Connection, topic: Option<control::Topic>) -> Result<TopicDescription, Error> {
+    let topic = topic.ok_or_else(|| connection.protocol("its answer lacks the topic"))?;
+    Ok(TopicDescription {
+        id: topic_id(connection, &topic.id)?,
+        name: topic.name,
+        replicas: topic.replicas,
+        partitions: topic.partitions.into_iter().map(describe_partition).collect(),
+        overrides: topic.overrides.into_iter().collect(),
+        config: topic.config.into_iter().collect(),
+    })
+}
+
+fn describe_partition(partition: control::Partition) -> PartitionDescription {
+    let brokers = |ids: Vec<u32>| ids.into_iter().map(BrokerId).collect();
+    PartitionDescription {
+        partition: PartitionIndex(partition.index),
+        leader: partition.leader.map(BrokerId),
+        leader_epoch: LeaderEpoch(partition.leader_epoch),
+        replicas: brokers(partition.replicas),
+        in_sync_replicas: brokers(partition.in_sync_replicas),
+        eligible_leader_replicas: brokers(partition.eligible_leader_replicas),
+        log_start: Offset(partition.log_start_offset),
+        high_watermark: Offset(partition.high_watermark),
+        log_end: Offset(partition.log_end_offset),
+        size_bytes: partition.size_bytes,
+        error: partition.error.filter(|error| error.code != 0).map(|error| broker_error(&error, "")),
+    }
+}
+
+fn topic_id(connection: &Connection, bytes: &[u8]) -> Result<TopicId, Error> {
+    TopicId::from_slice(bytes).ok_or_else(|| connection.protocol("a topic id does not have 16 bytes"))
+}
+
+fn other_answer(connection: &Connection, what: &str) -> Error {
+    connection.protocol(format!("it answered another request than {what}"))
 }

@@ -3,12 +3,16 @@
 
 mod admin;
 mod config;
+mod connection;
 mod consumer;
 mod error;
+mod metadata;
+mod offsets;
 mod position;
 mod producer;
 mod profile;
 mod retry;
+mod transport;
 
 pub use admin::{
     Admin, Broker, ClusterDescription, NewTopic, PartitionDescription, PartitionOffset, TopicAlteration,
@@ -29,9 +33,25 @@ pub use quire_protocol::{
     BrokerId, ErrorCode, LeaderEpoch, Offset, PartitionIndex, Timestamp, TopicId, TopicPartition,
 };
 
+use std::sync::Arc;
+
+use connection::Brokers;
+use metadata::Metadata;
+use transport::Transport;
+
 /// A client of one cluster. Cheap to clone; clones share their connections.
 #[derive(Debug, Clone)]
-pub struct Client {}
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    brokers: Arc<Brokers>,
+    metadata: Metadata,
+    cluster_id: String,
+    principal: String,
+}
 
 impl Client {
     /// Connects to `quire://HOST:PORT` with the certificates of the default profile.
@@ -55,8 +75,16 @@ impl Client {
     /// # Errors
     /// As [`Client::connect_with`].
     pub async fn connect_configured(profile: Profile, config: ClientConfig) -> Result<Client, Error> {
-        let _ = (profile, config);
-        unimplemented!()
+        let transport = Transport::new(&profile)?;
+        let brokers = Arc::new(Brokers::new(profile.parsed_address()?, transport, config));
+        let connection = brokers.any().await?;
+        let shared = Shared {
+            metadata: Metadata::new(Arc::clone(&brokers)),
+            brokers,
+            cluster_id: connection.greeting.cluster_id.clone(),
+            principal: connection.greeting.principal.clone(),
+        };
+        Ok(Client { shared: Arc::new(shared) })
     }
 
     /// A producer's settings, to be built.
@@ -75,17 +103,26 @@ impl Client {
     }
 
     /// The cluster's id, as the broker told it at connecting.
-    pub fn cluster_id(&self) -> String {
-        unimplemented!()
+    pub fn cluster_id(&self) -> &str {
+        &self.shared.cluster_id
     }
 
     /// The principal the broker authenticated this client as.
-    pub fn principal(&self) -> String {
-        unimplemented!()
+    pub fn principal(&self) -> &str {
+        &self.shared.principal
     }
 
-    /// Closes every connection. Producers and consumers of this client end with errors.
+    /// Closes every connection, and waits until the brokers were told. What still uses the client fails, or connects
+    /// again: close producers and drop consumers first.
     pub async fn close(&self) {
-        unimplemented!()
+        self.shared.brokers.close().await;
+    }
+
+    pub(crate) fn brokers(&self) -> &Brokers {
+        &self.shared.brokers
+    }
+
+    pub(crate) fn metadata(&self) -> &Metadata {
+        &self.shared.metadata
     }
 }

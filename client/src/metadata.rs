@@ -1,0 +1,220 @@
+//! What is known of topics: their ids, partitions and leaders. Asked for once, and again when it proves wrong or old.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use quire_protocol::rpc::control::{self, request, response};
+use quire_protocol::topic_config::{MessageTimestampType, TopicConfig};
+use quire_protocol::{BrokerId, ErrorCode, LeaderEpoch, PartitionIndex, TopicId, TopicPartition, limits};
+
+use crate::connection::{Brokers, Connection, broker_error};
+use crate::error::Error;
+
+/// A topic as it was when it was asked for.
+#[derive(Debug)]
+pub(crate) struct TopicMetadata {
+    pub name: Arc<str>,
+    pub id: TopicId,
+    /// In the order of their numbers, none missing.
+    pub leaders: Vec<Leadership>,
+    /// The topic's `max.message.bytes`.
+    pub message_bytes_max: usize,
+    pub timestamp_type: MessageTimestampType,
+    asked_at: Instant,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Leadership {
+    pub leader: Option<BrokerId>,
+    pub epoch: LeaderEpoch,
+}
+
+impl TopicMetadata {
+    pub(crate) fn partition(&self, partition: PartitionIndex) -> TopicPartition {
+        TopicPartition { topic: self.id, partition }
+    }
+
+    pub(crate) fn partitions(&self) -> u32 {
+        self.leaders.len() as u32
+    }
+
+    pub(crate) fn leadership(&self, partition: PartitionIndex) -> Option<Leadership> {
+        self.leaders.get(partition.0 as usize).copied()
+    }
+
+    fn parse(topic: control::Topic) -> Result<TopicMetadata, String> {
+        let id = TopicId::from_slice(&topic.id).ok_or("a topic id does not have 16 bytes")?;
+        let mut partitions = topic.partitions;
+        partitions.sort_by_key(|partition| partition.index);
+        if partitions.is_empty() || partitions.len() > limits::TOPIC_PARTITIONS_MAX as usize {
+            return Err(format!("a topic has {} partitions", partitions.len()));
+        }
+        if partitions.iter().zip(0..).any(|(partition, expected)| partition.index != expected) {
+            return Err("a topic's partitions are not numbered from 0 on".into());
+        }
+        let leaders = partitions
+            .iter()
+            .map(|partition| Leadership {
+                leader: partition.leader.map(BrokerId),
+                epoch: LeaderEpoch(partition.leader_epoch),
+            })
+            .collect();
+        // Keys that this version does not know belong to a newer broker and are none of a client's business.
+        let overrides = topic.overrides.into_iter().collect();
+        let config = TopicConfig::with_overrides(&overrides).unwrap_or_default();
+        Ok(TopicMetadata {
+            name: topic.name.into(),
+            id,
+            leaders,
+            message_bytes_max: config.message_bytes_max,
+            timestamp_type: config.timestamp_type,
+            asked_at: Instant::now(),
+        })
+    }
+}
+
+/// The cache of topics.
+#[derive(Debug)]
+pub(crate) struct Metadata {
+    brokers: Arc<Brokers>,
+    topics: RwLock<HashMap<Arc<str>, Arc<TopicMetadata>>>,
+    /// One look-up at a time: whoever waited finds its answer in the cache.
+    asking: tokio::sync::Mutex<()>,
+    age_max: Duration,
+}
+
+impl Metadata {
+    pub(crate) fn new(brokers: Arc<Brokers>) -> Metadata {
+        let age_max = brokers.config().metadata_age_max;
+        Metadata { brokers, topics: RwLock::default(), asking: tokio::sync::Mutex::default(), age_max }
+    }
+
+    /// The topic of this name, from the cache unless that is too old.
+    pub(crate) async fn topic(&self, name: &str) -> Result<Arc<TopicMetadata>, Error> {
+        match self.cached(name) {
+            Some(topic) if topic.asked_at.elapsed() < self.age_max => Ok(topic),
+            stale => self.asked_after(name, stale.as_ref().map(|topic| topic.asked_at)).await,
+        }
+    }
+
+    /// The topic, asked for again unless somebody did since `known` was answered.
+    pub(crate) async fn refresh(&self, known: &TopicMetadata) -> Result<Arc<TopicMetadata>, Error> {
+        self.asked_after(&known.name, Some(known.asked_at)).await
+    }
+
+    /// A connection to the partition's leader.
+    pub(crate) async fn leader(
+        &self,
+        topic: &TopicMetadata,
+        partition: PartitionIndex,
+    ) -> Result<Arc<Connection>, Error> {
+        let leader = topic.leadership(partition).and_then(|leadership| leadership.leader);
+        let no_leader = || Error::NoLeader { topic: topic.name.to_string(), partition, leader };
+        let id = leader.ok_or_else(no_leader)?;
+        if let Some(connection) = self.brokers.broker(id).await {
+            return connection;
+        }
+        self.describe_cluster().await?;
+        self.brokers.broker(id).await.ok_or_else(no_leader)?
+    }
+
+    /// The cluster; takes note of where its brokers are.
+    pub(crate) async fn describe_cluster(&self) -> Result<control::DescribeClusterResponse, Error> {
+        let connection = self.brokers.any().await?;
+        let request = request::Body::DescribeCluster(control::DescribeClusterRequest {});
+        match connection.rpc("describe cluster", request).await? {
+            response::Body::DescribeCluster(cluster) => {
+                self.brokers.learn(&cluster.brokers);
+                Ok(cluster)
+            }
+            _ => Err(connection.protocol("it answered another request than describe cluster")),
+        }
+    }
+
+    /// The topic as a broker describes it.
+    pub(crate) async fn describe(&self, name: &str, with_log_state: bool) -> Result<control::Topic, Error> {
+        let connection = self.brokers.any().await?;
+        let names = vec![name.to_owned()];
+        let request = request::Body::DescribeTopics(control::DescribeTopicsRequest { names, with_log_state });
+        let response::Body::DescribeTopics(answer) = connection.rpc("describe topics", request).await? else {
+            return Err(connection.protocol("it answered another request than describe topics"));
+        };
+        let topic = answer.topics.into_iter().next();
+        let topic = topic.ok_or_else(|| connection.protocol("it left out the topic asked for"))?;
+        match &topic.error {
+            Some(error) if error.code != 0 => Err(broker_error(error, &topic.suggestion)),
+            _ => Ok(topic),
+        }
+    }
+
+    /// Forgets a topic, so that it is asked for when it is next needed.
+    pub(crate) fn forget(&self, name: &str) {
+        self.topics.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    fn cached(&self, name: &str) -> Option<Arc<TopicMetadata>> {
+        self.topics.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    async fn asked_after(&self, name: &str, time: Option<Instant>) -> Result<Arc<TopicMetadata>, Error> {
+        let _asking = self.asking.lock().await;
+        if let Some(topic) = self.cached(name).filter(|topic| time.is_none_or(|time| topic.asked_at > time)) {
+            return Ok(topic);
+        }
+        let described = self.describe(name, false).await;
+        if described.as_ref().is_err_and(|error| error.code() == Some(ErrorCode::UnknownTopic)) {
+            self.forget(name);
+        }
+        let invalid = |why| Error::Protocol { address: "the broker".into(), why };
+        let topic = Arc::new(TopicMetadata::parse(described?).map_err(invalid)?);
+        let mut topics = self.topics.write().unwrap_or_else(PoisonError::into_inner);
+        topics.insert(Arc::clone(&topic.name), Arc::clone(&topic));
+        Ok(topic)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn described(indexes: &[u32]) -> control::Topic {
+        let partitions = indexes.iter().map(|index| control::Partition {
+            index: *index,
+            leader: Some(*index + 10),
+            ..Default::default()
+        });
+        control::Topic {
+            name: "t".into(),
+            id: vec![7; 16],
+            partitions: partitions.collect(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn partitions_are_put_in_order_with_their_leaders() {
+        let topic = TopicMetadata::parse(described(&[1, 0, 2])).expect("complete");
+        let leaders: Vec<_> = topic.leaders.iter().filter_map(|l| l.leader).collect();
+        assert_eq!(leaders, [BrokerId(10), BrokerId(11), BrokerId(12)]);
+    }
+
+    #[test]
+    fn a_topic_that_can_not_be_is_refused() {
+        for indexes in [&[][..], &[1], &[0, 0], &[0, 2]] {
+            assert!(TopicMetadata::parse(described(indexes)).is_err(), "{indexes:?}");
+        }
+        let short_id = control::Topic { id: vec![1; 15], ..described(&[0]) };
+        assert!(TopicMetadata::parse(short_id).is_err());
+    }
+
+    #[test]
+    fn overrides_that_matter_to_a_client_are_taken() {
+        let mut topic = described(&[0]);
+        topic.overrides.insert("max.message.bytes".into(), "5000".into());
+        topic.overrides.insert("message.timestamp.type".into(), "LogAppendTime".into());
+        let topic = TopicMetadata::parse(topic).expect("complete");
+        assert_eq!(topic.message_bytes_max, 5000);
+        assert_eq!(topic.timestamp_type, MessageTimestampType::LogAppendTime);
+    }
+}
