@@ -86,6 +86,8 @@ pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(8);
 pub const SHARD_QUEUE_EVENTS: usize = 4096;
 /// Events one shard applies before it flushes.
 pub const SHARD_ROUND_EVENTS: usize = 1024;
+/// Requests waiting for the metadata log.
+pub const METADATA_QUEUE_REQUESTS: usize = 256;
 /// Syncs and other file jobs under way at once.
 pub const FLUSHERS: usize = 16;
 
