@@ -80,6 +80,8 @@ pub struct DeletedTopic {
     pub name: Arc<str>,
     /// When it was deleted.
     pub deleted_at: Timestamp,
+    /// How many partitions it had.
+    pub partitions: u32,
     /// The brokers that have not yet confirmed that they removed it.
     pub unconfirmed: BTreeSet<BrokerId>,
 }
@@ -287,7 +289,9 @@ impl Image {
         let topic = self.topics.remove(&id).ok_or(Conflict::NoSuchTopic(id))?;
         self.names.remove(&topic.name);
         let unconfirmed = topic.partitions.iter().flat_map(|p| &p.replicas).copied().collect();
-        self.deleted.insert(id, DeletedTopic { id, name: topic.name.clone(), deleted_at, unconfirmed });
+        let partitions = topic.partitions.len() as u32;
+        let name = topic.name.clone();
+        self.deleted.insert(id, DeletedTopic { id, name, deleted_at, partitions, unconfirmed });
         Ok(())
     }
 

@@ -1,0 +1,360 @@
+//! Metadata of a broker that is its own controller: the machine around a log of its own.
+//!
+//! One thread owns both. It takes every request that is ready, decides them one after another, appends what was
+//! decided with one write and one sync, applies it, shows the new image, and answers in order.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use quire_engine::controller::records::DecodeError;
+use quire_engine::controller::{Conflict, Controller, Image, Record, RegisterBroker, Request, Response};
+use quire_engine::machine::Replicated;
+use quire_engine::SplitMix64;
+use quire_protocol::batch::{self, BatchBuilder, BatchHeader, Compression, Records, RecordsError, TimestampType};
+use quire_protocol::frame::{self, FrameHeader};
+use quire_protocol::{LeaderEpoch, Offset, PartitionIndex, TopicId, TopicPartition, limits};
+use quire_storage::disk::Disk;
+use quire_storage::{
+    AppendContext, AppendErrorKind, CloseError, Log, LogOptions, NewBatch, OpenError, ReadError, Residency, Want,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{Metadata, ProposeError};
+use crate::shard::Clock;
+
+/// The partition that the metadata log is.
+const METADATA: TopicPartition = TopicPartition { topic: TopicId::METADATA, partition: PartitionIndex(0) };
+
+/// What the metadata of a single broker is opened with.
+#[derive(Debug)]
+pub struct LocalMetadataOptions {
+    /// The file system.
+    pub disk: Arc<dyn Disk>,
+    /// `<data>/metadata`
+    pub dir: PathBuf,
+    /// Where the time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// Where topic ids come from: unpredictable in a running broker, chosen in a test.
+    pub seed: u64,
+    /// How the broker registers, which it does at each start.
+    pub registration: RegisterBroker,
+}
+
+/// The metadata of a single broker.
+#[derive(Debug)]
+pub struct LocalMetadata {
+    commands: mpsc::Sender<Command>,
+    image: watch::Receiver<Arc<Image>>,
+}
+
+/// The metadata could not be read or written; the broker must not start, since it would not know its topics.
+#[derive(Debug, thiserror::Error)]
+pub enum MetadataOpenError {
+    /// Its log could not be opened.
+    #[error("the metadata log can not be opened: {0}")]
+    Open(#[from] OpenError),
+    /// Its log is damaged.
+    #[error("the metadata log in {dir} is damaged: {what}. Restore the directory from a backup; nothing was changed")]
+    Damaged {
+        /// Where it is.
+        dir: PathBuf,
+        /// What is damaged.
+        what: String,
+    },
+    /// A record in its log can not be read.
+    #[error("the metadata record at offset {offset} can not be read: {source}")]
+    Record {
+        /// Which one.
+        offset: Offset,
+        /// Why.
+        source: DecodeError,
+    },
+    /// A record in its log contradicts those before it.
+    #[error("the metadata record at offset {offset} contradicts those before it: {source}")]
+    Conflict {
+        /// Which one.
+        offset: Offset,
+        /// How.
+        source: Conflict,
+    },
+    /// The broker could not be registered.
+    #[error("the broker can not be registered: {0}")]
+    Register(#[from] ProposeError),
+    /// The operating system gave no thread.
+    #[error("the metadata thread can not be started: {0}")]
+    Thread(std::io::Error),
+}
+
+#[derive(Debug)]
+enum Command {
+    Propose { request: Request, answer: oneshot::Sender<Result<Response, ProposeError>> },
+    Close { done: oneshot::Sender<Result<(), CloseError>> },
+}
+
+impl LocalMetadata {
+    /// Opens the log, replays it, and registers the broker. Blocks on the disk.
+    ///
+    /// # Errors
+    /// If the log is damaged or can not be written, or is another cluster's.
+    pub fn open(options: LocalMetadataOptions) -> Result<LocalMetadata, MetadataOpenError> {
+        let registration = Request::RegisterBroker(options.registration.clone());
+        let mut journal = Journal::open(options)?;
+        journal.commit(vec![registration]).remove(0)?;
+        let image = journal.image.subscribe();
+        let (commands, inbox) = mpsc::channel(limits::METADATA_QUEUE_REQUESTS);
+        thread::Builder::new()
+            .name("metadata".to_owned())
+            .spawn(move || run(journal, inbox))
+            .map_err(MetadataOpenError::Thread)?;
+        Ok(LocalMetadata { commands, image })
+    }
+
+    /// Takes no more requests, and closes the log once those taken are answered.
+    ///
+    /// # Errors
+    /// If the log was not closed cleanly, and is recovered at the next start.
+    pub async fn close(&self) -> Result<(), CloseError> {
+        let (done, is_done) = oneshot::channel();
+        if self.commands.send(Command::Close { done }).await.is_err() {
+            return Ok(());
+        }
+        is_done.await.unwrap_or(Ok(()))
+    }
+}
+
+impl Metadata for LocalMetadata {
+    fn propose(&self, request: Request) -> BoxFuture<'static, Result<Response, ProposeError>> {
+        let commands = self.commands.clone();
+        Box::pin(async move {
+            let (answer, answered) = oneshot::channel();
+            let command = Command::Propose { request, answer };
+            commands.send(command).await.map_err(|_| ProposeError::Stopped)?;
+            answered.await.map_err(|_| ProposeError::Stopped)?
+        })
+    }
+
+    fn image(&self) -> Arc<Image> {
+        self.image.borrow().clone()
+    }
+
+    fn changes(&self) -> watch::Receiver<Arc<Image>> {
+        self.image.clone()
+    }
+}
+
+fn run(mut journal: Journal, mut inbox: mpsc::Receiver<Command>) {
+    while let Some(first) = inbox.blocking_recv() {
+        let (mut requests, mut answers, mut close) = (Vec::new(), Vec::new(), None);
+        let mut next = Some(first);
+        while let Some(command) = next {
+            match command {
+                Command::Propose { request, answer } => {
+                    requests.push(request);
+                    answers.push(answer);
+                }
+                Command::Close { done } => {
+                    close = Some(done);
+                    break;
+                }
+            }
+            next = inbox.try_recv().ok();
+        }
+        for (answer, result) in answers.into_iter().zip(journal.commit(requests)) {
+            // Who asked may have gone; the change is made all the same.
+            let _ = answer.send(result);
+        }
+        if let Some(done) = close {
+            let _ = done.send(journal.log.close());
+            return;
+        }
+    }
+}
+
+/// The machine and its log.
+#[derive(Debug)]
+struct Journal {
+    controller: Controller,
+    log: Log,
+    leader_epoch: LeaderEpoch,
+    clock: Arc<dyn Clock>,
+    random: SplitMix64,
+    image: watch::Sender<Arc<Image>>,
+    failure: Option<ProposeError>,
+}
+
+impl Journal {
+    fn open(options: LocalMetadataOptions) -> Result<Journal, MetadataOpenError> {
+        let dir = options.dir;
+        let (mut log, report) = Log::open(options.disk, &dir, METADATA, LogOptions::default())?;
+        if let Some(corruption) = report.corruption {
+            return Err(MetadataOpenError::Damaged { dir, what: corruption.to_string() });
+        }
+        log.set_high_watermark(log.end_offset());
+        let controller = replay(&log).map_err(|error| match error {
+            ReplayError::Unreadable(what) => MetadataOpenError::Damaged { dir, what },
+            ReplayError::Record { offset, source } => MetadataOpenError::Record { offset, source },
+            ReplayError::Conflict { offset, source } => MetadataOpenError::Conflict { offset, source },
+        })?;
+        Ok(Journal {
+            image: watch::Sender::new(controller.image().clone()),
+            leader_epoch: LeaderEpoch(log.leader_epoch().0 + 1),
+            controller,
+            log,
+            clock: options.clock,
+            random: SplitMix64::new(options.seed),
+            failure: None,
+        })
+    }
+
+    /// Decides requests, commits what was decided, and gives the answers in order.
+    fn commit(&mut self, requests: Vec<Request>) -> Vec<Result<Response, ProposeError>> {
+        if let Some(failure) = &self.failure {
+            return requests.iter().map(|_| Err(failure.clone())).collect();
+        }
+        let now = self.clock.now().timestamp;
+        let mut decided: Vec<Record> = Vec::new();
+        let mut batches = Vec::new();
+        let mut answers = Vec::new();
+        for request in requests {
+            let answer = self.controller.decide(now, &mut self.random, request).map(|decision| {
+                if !decision.records.is_empty() {
+                    batches.push(encode(&decision.records, now));
+                }
+                decided.extend(decision.records);
+                decision.response
+            });
+            answers.push(answer.map_err(ProposeError::Refused));
+        }
+        if let Err(error) = self.append_synced(batches) {
+            self.controller.discard_pending();
+            return answers.into_iter().map(|answer| answer.and(Err(error.clone()))).collect();
+        }
+        for record in &decided {
+            self.controller.apply(record).expect("a record that was decided here fits the image");
+        }
+        if !decided.is_empty() {
+            self.image.send_replace(self.controller.image().clone());
+        }
+        answers
+    }
+
+    fn append_synced(&mut self, batches: Vec<NewBatch>) -> Result<(), ProposeError> {
+        if batches.is_empty() {
+            return Ok(());
+        }
+        self.append(batches)?;
+        self.run_jobs();
+        if self.log.durable_end() < self.log.end_offset() {
+            let what = self.log.poisoned().map_or_else(|| "it was not synced".to_owned(), ToString::to_string);
+            return Err(self.fail(what));
+        }
+        self.log.set_high_watermark(self.log.end_offset());
+        Ok(())
+    }
+
+    fn append(&mut self, mut batches: Vec<NewBatch>) -> Result<(), ProposeError> {
+        // A second refusal for lack of space comes after space was looked for.
+        let mut attempts_left = 4;
+        loop {
+            let at = AppendContext {
+                leader_epoch: self.leader_epoch,
+                now: self.clock.now().timestamp,
+                high_watermark: self.log.high_watermark(),
+                timestamp_type: TimestampType::CreateTime,
+            };
+            let error = match self.log.append(batches, at) {
+                Ok(_) => return Ok(()),
+                Err(error) => error,
+            };
+            attempts_left -= 1;
+            match error.kind {
+                kind if kind.is_retriable() && attempts_left > 0 => {
+                    batches = error.batches;
+                    self.run_jobs();
+                }
+                AppendErrorKind::NoSpaceYet | AppendErrorKind::DiskFull => return Err(ProposeError::DiskFull),
+                kind => return Err(self.fail(kind.to_string())),
+            }
+        }
+    }
+
+    /// Runs the log's jobs right here until none is due: metadata changes are rare.
+    fn run_jobs(&mut self) {
+        while let Some(job) = self.log.next_job(Want { sync: true }) {
+            self.log.complete(job.run());
+        }
+    }
+
+    fn fail(&mut self, what: String) -> ProposeError {
+        tracing::error!(%what, "the metadata log failed: nothing can be changed until the broker is started again");
+        self.failure.insert(ProposeError::Failed { what }).clone()
+    }
+}
+
+/// One batch of the records of one decision, so that they are committed together.
+fn encode(records: &[Record], now: quire_protocol::Timestamp) -> NewBatch {
+    let mut builder = BatchBuilder::new(Compression::None);
+    for record in records {
+        let value = Some(Bytes::from(record.encode()));
+        let record = batch::Record { value, ..batch::Record::default() };
+        builder.push(&record, now).expect("metadata records are far below a batch's limit");
+    }
+    let bytes = Vec::from(builder.finish().expect("an uncompressed batch is always finished"));
+    let header = BatchHeader::parse(&bytes).expect("a batch just built is well-formed");
+    NewBatch { header, bytes }
+}
+
+enum ReplayError {
+    Unreadable(String),
+    Record { offset: Offset, source: DecodeError },
+    Conflict { offset: Offset, source: Conflict },
+}
+
+impl From<ReadError> for ReplayError {
+    fn from(error: ReadError) -> ReplayError {
+        ReplayError::Unreadable(error.to_string())
+    }
+}
+
+impl From<RecordsError> for ReplayError {
+    fn from(error: RecordsError) -> ReplayError {
+        ReplayError::Unreadable(error.to_string())
+    }
+}
+
+/// Applies every record in the log to a new machine.
+fn replay(log: &Log) -> Result<Controller, ReplayError> {
+    let mut controller = Controller::new();
+    let (reader, end) = (log.reader(), log.end_offset());
+    let mut next = log.start_offset();
+    while next < end {
+        let slice = reader.read(next, limits::READ_BYTES_MAX, end, Residency::Any)?;
+        for frames in &slice.frames {
+            replay_frames(frames, &mut controller)?;
+        }
+        next = slice.next_offset;
+    }
+    Ok(controller)
+}
+
+fn replay_frames(frames: &Bytes, controller: &mut Controller) -> Result<(), ReplayError> {
+    let mut rest = frames.clone();
+    while !rest.is_empty() {
+        let unreadable = |error: &dyn ToString| ReplayError::Unreadable(error.to_string());
+        let header = FrameHeader::parse(&rest).map_err(|error| unreadable(&error))?;
+        let frame = rest.split_to(header.frame_len().min(rest.len()));
+        let batch = frame.slice(frame::HEADER_LEN..);
+        let header = BatchHeader::parse(&batch).map_err(|error| unreadable(&error))?;
+        for record in Records::open(&header, &batch)? {
+            let record = record?;
+            let offset = record.offset;
+            let value = record.value.unwrap_or_default();
+            let record = Record::decode(&value).map_err(|source| ReplayError::Record { offset, source })?;
+            controller.apply(&record).map_err(|source| ReplayError::Conflict { offset, source })?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! Follows the metadata: what this broker is to own is opened, what changed is told to its shard, and what was deleted
+//! is removed.
+//!
+//! Only a committed deletion that names the topic's id removes anything, after a grace period. A directory or a
+//! partition that the metadata merely does not mention is left alone.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quire_engine::controller::image::{DeletedTopic, Partition, Topic};
+use quire_engine::controller::{Image, Request};
+use quire_protocol::{BrokerId, PartitionIndex, TopicId, TopicPartition};
+use quire_storage::remove_log;
+use tokio::sync::oneshot;
+
+use super::clock::Clock;
+use super::event::Event;
+use super::handle::{Held, Partitions, Shared};
+use super::pool::{WayIn, shard_of};
+use super::Store;
+use crate::controller::Metadata;
+
+/// Brings what the shards own in line with the metadata.
+#[derive(Debug)]
+pub(super) struct Assigner {
+    pub(super) broker: BrokerId,
+    pub(super) store: Store,
+    pub(super) ways_in: Vec<WayIn>,
+    pub(super) partitions: Partitions,
+    pub(super) metadata: Arc<dyn Metadata>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) deletion_grace: Duration,
+}
+
+impl Assigner {
+    /// Follows the metadata until it ends.
+    pub(super) async fn follow(self) {
+        let assigner = Arc::new(self);
+        let mut changes = assigner.metadata.changes();
+        let mut removals = HashSet::new();
+        // Removals end with this task.
+        let mut removing = tokio::task::JoinSet::new();
+        loop {
+            let image = changes.borrow_and_update().clone();
+            assigner.assign(&image);
+            for topic in image.deleted_topics() {
+                if topic.unconfirmed.contains(&assigner.broker) && removals.insert(topic.id) {
+                    removing.spawn(assigner.clone().remove(topic.clone()));
+                }
+            }
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                Some(_) = removing.join_next(), if !removing.is_empty() => {}
+            }
+        }
+    }
+
+    /// Opens, reconfigures and closes partitions, without waiting for any of it.
+    fn assign(&self, image: &Image) {
+        let held = self.partitions.held();
+        let mut wanted = Held::with_capacity(held.len());
+        let mut opened = Vec::new();
+        for topic in image.topics() {
+            for partition in topic.partitions.iter().filter(|partition| partition.leader == self.broker) {
+                let id = TopicPartition { topic: topic.id, partition: partition.index };
+                let shared = match held.get(&id) {
+                    Some(shared) => {
+                        self.configure(shared, topic, partition);
+                        shared.clone()
+                    }
+                    None => {
+                        let shared = self.share(id, topic, partition);
+                        opened.push(shared.clone());
+                        shared
+                    }
+                };
+                wanted.insert(id, shared);
+            }
+        }
+        self.partitions.replace(wanted);
+        for shared in opened {
+            self.way_in(shared.id).direct.send(Event::Open(shared));
+        }
+    }
+
+    fn share(&self, id: TopicPartition, topic: &Topic, partition: &Partition) -> Arc<Shared> {
+        let requests = self.way_in(id).requests.clone();
+        Arc::new(Shared::new(id, requests, partition.leader_epoch, topic.config.clone()))
+    }
+
+    fn configure(&self, shared: &Shared, topic: &Topic, partition: &Partition) {
+        if shared.leader_epoch() == partition.leader_epoch && *shared.config() == *topic.config {
+            return;
+        }
+        self.way_in(shared.id).direct.send(Event::Configure {
+            partition: shared.id,
+            leader_epoch: partition.leader_epoch,
+            config: topic.config.clone(),
+        });
+    }
+
+    fn way_in(&self, id: TopicPartition) -> &WayIn {
+        &self.ways_in[shard_of(id, self.ways_in.len())]
+    }
+
+    /// Removes all that this broker holds of a deleted topic, and confirms it.
+    async fn remove(self: Arc<Self>, topic: DeletedTopic) {
+        self.let_go(&topic).await;
+        let age = Duration::from_millis(self.clock.now().timestamp.0.saturating_sub(topic.deleted_at.0).max(0) as u64);
+        tokio::time::sleep(self.deletion_grace.saturating_sub(age)).await;
+        let store = self.store.clone();
+        let id = topic.id;
+        match tokio::task::spawn_blocking(move || remove_topic(&store, id)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::error!(topic = %topic.name, %error, "a deleted topic's files can not be removed; the next start tries again");
+                return;
+            }
+            Err(_) => return,
+        }
+        let confirmation = Request::ConfirmTopicDeletion { id, broker: self.broker };
+        match self.metadata.propose(confirmation).await {
+            Ok(_) => tracing::info!(topic = %topic.name, "the deleted topic's files are removed"),
+            Err(error) => tracing::warn!(topic = %topic.name, %error, "the removal of a deleted topic is not confirmed; the next start does it"),
+        }
+    }
+
+    /// Waits until no shard uses a file of the topic.
+    async fn let_go(&self, topic: &DeletedTopic) {
+        let mut let_go = Vec::new();
+        for index in 0..topic.partitions {
+            let partition = TopicPartition { topic: topic.id, partition: PartitionIndex(index) };
+            let (done, is_done) = oneshot::channel();
+            self.way_in(partition).direct.send(Event::Remove { partition, done });
+            let_go.push(is_done);
+        }
+        for is_done in let_go {
+            // A shard that ended holds no file either.
+            let _ = is_done.await;
+        }
+    }
+}
+
+/// Removes every partition's log and then the topic's directory. Can be cut short anywhere and run again.
+fn remove_topic(store: &Store, id: TopicId) -> io::Result<()> {
+    let dir = store.topic_dir(id);
+    let partitions = match store.disk.list(&dir) {
+        Ok(partitions) => partitions,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for partition in partitions {
+        remove_log(&*store.disk, &dir.join(partition))?;
+    }
+    store.disk.remove_dir(&dir)?;
+    store.disk.sync_dir(&store.dir)
+}

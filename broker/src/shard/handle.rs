@@ -1,0 +1,315 @@
+//! What others hold of a partition: cheap, shared, and never in the way of the shard that owns it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::ArcSwap;
+use quire_protocol::topic_config::TopicConfig;
+use quire_protocol::{BrokerId, ErrorCode, LeaderEpoch, Offset, TopicId, TopicPartition};
+use quire_storage::LogReader;
+use tokio::sync::{mpsc, watch};
+
+use super::event::{Event, ProduceRequest};
+use crate::controller::Metadata;
+use crate::error::RequestError;
+
+/// What a partition can do at the moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PartitionState {
+    /// Its log is being opened, and recovered if the broker did not stop cleanly.
+    Opening,
+    /// It reads and writes.
+    Online,
+    /// It reads; it writes again by itself once there is space.
+    DiskFull,
+    /// Its log is damaged: what is intact can be read, nothing can be written.
+    Corrupt {
+        /// What is damaged.
+        what: String,
+    },
+    /// Its log could not be opened, or failed: nothing can be written until the broker was started again.
+    Failed {
+        /// What failed.
+        what: String,
+    },
+    /// It was deleted, or the broker is shutting down.
+    Closed,
+}
+
+impl PartitionState {
+    /// The error a client is told in this state; `None` while everything works.
+    pub fn error(&self) -> Option<RequestError> {
+        match self {
+            PartitionState::Online => None,
+            PartitionState::Opening => {
+                Some(RequestError::new(ErrorCode::Unavailable, "the partition's log is being opened"))
+            }
+            PartitionState::DiskFull => {
+                Some(RequestError::new(ErrorCode::DiskFull, "the disk that holds the partition is full"))
+            }
+            PartitionState::Corrupt { what } => Some(RequestError::corrupt_log(what)),
+            PartitionState::Failed { what } => Some(RequestError::storage_failed(what)),
+            PartitionState::Closed => {
+                Some(RequestError::new(ErrorCode::Unavailable, "the partition is closed"))
+            }
+        }
+    }
+}
+
+/// Where a partition's readable part lies; what readers are woken by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Watermarks {
+    /// The log start offset.
+    pub log_start: Offset,
+    /// The first offset that can not be read yet.
+    pub high_watermark: Offset,
+    /// Whether nothing will ever change any more: deleted, or the broker is shutting down.
+    pub is_closed: bool,
+}
+
+/// One partition, as everybody but its shard sees it.
+#[derive(Debug, Clone)]
+pub struct PartitionHandle(Arc<Shared>);
+
+/// What a shard publishes about one partition.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(super) id: TopicPartition,
+    queue: mpsc::Sender<Event>,
+    leader_epoch: AtomicU32,
+    config: ArcSwap<TopicConfig>,
+    state: ArcSwap<PartitionState>,
+    /// Set once, when the log is open.
+    reader: OnceLock<LogReader>,
+    watermarks: watch::Sender<Watermarks>,
+}
+
+/// A produce request that did not reach its shard: nothing of it was appended.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct ProduceRefused(#[from] pub RequestError);
+
+impl PartitionHandle {
+    /// Which partition this is.
+    pub fn id(&self) -> TopicPartition {
+        self.0.id
+    }
+
+    /// Reads, without going through the shard.
+    pub fn reader(&self) -> &LogReader {
+        self.0.reader.get().expect("a handle is given out only when the log is open")
+    }
+
+    /// The current leadership.
+    pub fn leader_epoch(&self) -> LeaderEpoch {
+        self.0.leader_epoch()
+    }
+
+    /// The topic's settings.
+    pub fn config(&self) -> Arc<TopicConfig> {
+        self.0.config.load_full()
+    }
+
+    /// What the partition can do at the moment.
+    pub fn state(&self) -> Arc<PartitionState> {
+        self.0.state.load_full()
+    }
+
+    /// Woken when the high watermark or the log start moved, or the partition is closed.
+    pub fn changes(&self) -> watch::Receiver<Watermarks> {
+        self.0.watermarks.subscribe()
+    }
+
+    /// Hands a batch to the shard; waits while the shard's queue is full. The answer comes through
+    /// [`ProduceRequest::reply`].
+    ///
+    /// # Errors
+    /// If the shard has ended: the broker is shutting down.
+    pub async fn produce(&self, request: ProduceRequest) -> Result<(), ProduceRefused> {
+        let event = Event::Produce(self.0.id, request);
+        self.0.queue.send(event).await.map_err(|_| ProduceRefused(RequestError::shutting_down()))
+    }
+}
+
+impl Shared {
+    pub(super) fn new(
+        id: TopicPartition,
+        queue: mpsc::Sender<Event>,
+        leader_epoch: LeaderEpoch,
+        config: Arc<TopicConfig>,
+    ) -> Shared {
+        Shared {
+            id,
+            queue,
+            leader_epoch: AtomicU32::new(leader_epoch.0),
+            config: ArcSwap::new(config),
+            state: ArcSwap::from_pointee(PartitionState::Opening),
+            reader: OnceLock::new(),
+            watermarks: watch::Sender::new(Watermarks::default()),
+        }
+    }
+
+    pub(super) fn leader_epoch(&self) -> LeaderEpoch {
+        LeaderEpoch(self.leader_epoch.load(Ordering::Acquire))
+    }
+
+    pub(super) fn config(&self) -> Arc<TopicConfig> {
+        self.config.load_full()
+    }
+
+    pub(super) fn state(&self) -> Arc<PartitionState> {
+        self.state.load_full()
+    }
+
+    /// From here on the partition is found.
+    pub(super) fn publish_reader(&self, reader: LogReader) {
+        self.reader.set(reader).expect("a partition's log is opened once");
+    }
+
+    /// Follows the metadata.
+    pub(super) fn configure(&self, leader_epoch: LeaderEpoch, config: Arc<TopicConfig>) {
+        self.config.store(config);
+        self.leader_epoch.store(leader_epoch.0, Ordering::Release);
+    }
+
+    /// Shows a new state, and wakes whoever waits for the partition to be opened or closed.
+    pub(super) fn publish_state(&self, state: PartitionState) {
+        let is_closed = state == PartitionState::Closed;
+        self.state.store(Arc::new(state));
+        self.watermarks.send_modify(|watermarks| watermarks.is_closed |= is_closed);
+    }
+
+    /// Shows how far the log can be read, and wakes readers.
+    pub(super) fn publish_watermarks(&self, log_start: Offset, high_watermark: Offset) {
+        self.watermarks.send_modify(|watermarks| {
+            watermarks.log_start = log_start;
+            watermarks.high_watermark = high_watermark;
+        });
+    }
+}
+
+/// The partitions that this broker holds, found without a lock.
+#[derive(Debug, Clone)]
+pub struct Partitions {
+    held: Arc<ArcSwap<Held>>,
+    assignment: Arc<watch::Sender<Assignment>>,
+    metadata: Arc<dyn Metadata>,
+    broker: BrokerId,
+}
+
+/// The held partitions; replaced whole when some come or go.
+pub(super) type Held = HashMap<TopicPartition, Arc<Shared>>;
+
+/// Wakes whoever waits for a partition to be held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Assignment {
+    #[default]
+    Following,
+    /// Nothing will be held any more that is not held now.
+    Ended,
+}
+
+impl Partitions {
+    pub(super) fn new(metadata: Arc<dyn Metadata>, broker: BrokerId) -> Partitions {
+        Partitions { held: Arc::default(), assignment: Arc::default(), metadata, broker }
+    }
+
+    pub(super) fn held(&self) -> Arc<Held> {
+        self.held.load_full()
+    }
+
+    pub(super) fn replace(&self, held: Held) {
+        self.held.store(Arc::new(held));
+        self.assignment.send_modify(|_| {});
+    }
+
+    pub(super) fn end_assignment(&self) {
+        self.assignment.send_replace(Assignment::Ended);
+    }
+
+    /// Finds a partition that this broker leads.
+    ///
+    /// # Errors
+    /// If it does not exist, is led by another broker, is still being opened, or its log could not be opened.
+    pub fn find(&self, id: TopicPartition) -> Result<PartitionHandle, RequestError> {
+        match self.held.load().get(&id) {
+            Some(shared) if shared.reader.get().is_some() => Ok(PartitionHandle(shared.clone())),
+            Some(shared) => Err(shared.state().error().unwrap_or_else(opening)),
+            None => Err(self.why_not_held(id)),
+        }
+    }
+
+    /// The state of a partition that this broker holds.
+    pub fn state(&self, id: TopicPartition) -> Option<Arc<PartitionState>> {
+        self.held.load().get(&id).map(|shared| shared.state())
+    }
+
+    /// Every partition whose log is open.
+    pub fn all(&self) -> Vec<PartitionHandle> {
+        let held = self.held.load();
+        held.values().filter(|shared| shared.reader.get().is_some()).cloned().map(PartitionHandle).collect()
+    }
+
+    /// Waits until every partition of the topic that this broker leads was opened, or could not be.
+    pub async fn opened(&self, topic: TopicId) {
+        let image = self.metadata.image();
+        for partition in image.topic(topic).iter().flat_map(|topic| &topic.partitions) {
+            if partition.leader == self.broker {
+                self.settled(TopicPartition { topic, partition: partition.index }).await;
+            }
+        }
+    }
+
+    /// Waits until every partition that this broker leads was opened, or could not be.
+    pub async fn all_opened(&self) {
+        let image = self.metadata.image();
+        for topic in image.topics() {
+            self.opened(topic.id).await;
+        }
+    }
+
+    /// Waits until a partition is held and is not being opened any more, or is not to be held.
+    async fn settled(&self, id: TopicPartition) {
+        let mut image = self.metadata.changes();
+        let mut assignment = self.assignment.subscribe();
+        let shared = loop {
+            let is_ended = *assignment.borrow_and_update() == Assignment::Ended;
+            if let Some(shared) = self.held.load().get(&id) {
+                break shared.clone();
+            }
+            if is_ended || image.borrow_and_update().partition(id).is_none() {
+                return;
+            }
+            tokio::select! {
+                changed = assignment.changed() => if changed.is_err() { return },
+                changed = image.changed() => if changed.is_err() { return },
+            }
+        };
+        let mut changes = shared.watermarks.subscribe();
+        while *shared.state() == PartitionState::Opening && changes.changed().await.is_ok() {}
+    }
+
+    fn why_not_held(&self, id: TopicPartition) -> RequestError {
+        let image = self.metadata.image();
+        let Some(topic) = image.topic(id.topic) else {
+            return RequestError::new(ErrorCode::UnknownTopic, format!("no topic has the id {}", id.topic));
+        };
+        match topic.partition(id.partition) {
+            None => {
+                let (name, last) = (&topic.name, topic.partitions.len().saturating_sub(1));
+                let message = format!("topic \"{name}\" has partitions 0 to {last}, not {}", id.partition);
+                RequestError::new(ErrorCode::UnknownPartition, message)
+            }
+            Some(partition) if partition.leader != self.broker => {
+                let message = format!("broker {} leads the partition", partition.leader);
+                RequestError::new(ErrorCode::NotLeader, message)
+            }
+            Some(_) => opening(),
+        }
+    }
+}
+
+fn opening() -> RequestError {
+    RequestError::new(ErrorCode::Unavailable, "the partition's log is being opened")
+}

@@ -1,0 +1,396 @@
+//! Shards: threads that own partitions outright.
+//!
+//! A shard takes every event that is ready, applies them, writes each partition's batches with one call, hands what
+//! waits for the disk to the flushers, and sends the answers whose turn has come. Many producers on one partition thus
+//! share a write and a sync without any timer, and nothing a shard owns needs a lock.
+//!
+//! `event` lists what can happen, `run` picks the next events, [`Shard`] applies them, `partition` is one partition,
+//! `waiters` its unanswered batches, `flush` the threads that wait for the disk. `handle` is what everybody else sees;
+//! `assign` follows the metadata; `pool` starts and stops it all.
+
+mod assign;
+mod clock;
+mod event;
+mod flush;
+mod handle;
+mod partition;
+mod pool;
+mod run;
+#[cfg(test)]
+mod tests;
+mod waiters;
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quire_engine::Time;
+use quire_protocol::{BrokerId, ErrorCode, TopicId, TopicPartition};
+use quire_storage::disk::Disk;
+use quire_storage::{CloseError, Log, OpenError, RecoveryReport};
+use tokio::sync::oneshot;
+
+use crate::error::RequestError;
+use partition::Partition;
+
+pub use clock::{Clock, Now, SystemClock};
+pub(crate) use event::Event;
+pub use event::{Closed, ProduceReply, ProduceRequest};
+pub(crate) use flush::{Task, TaskDone};
+pub use handle::{PartitionHandle, PartitionState, Partitions, ProduceRefused, Watermarks};
+pub use pool::{Shards, ShardsOptions};
+
+/// Where a broker's partitions lie.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    pub(crate) disk: Arc<dyn Disk>,
+    /// `<data>/topics`
+    pub(crate) dir: PathBuf,
+}
+
+impl Store {
+    fn topic_dir(&self, topic: TopicId) -> PathBuf {
+        self.dir.join(topic.to_string())
+    }
+
+    fn partition_dir(&self, id: TopicPartition) -> PathBuf {
+        self.topic_dir(id.topic).join(id.partition.to_string())
+    }
+}
+
+/// The state of one shard; synchronous, and without a clock of its own.
+#[derive(Debug)]
+pub(crate) struct Shard {
+    broker: BrokerId,
+    store: Store,
+    slots: HashMap<TopicPartition, Slot>,
+    /// Partitions to be looked at before the round ends.
+    touched: Vec<TopicPartition>,
+    /// When partitions want to be looked at, whatever happens.
+    deadlines: BTreeSet<(Time, TopicPartition)>,
+    retention_interval: Duration,
+    retention_due: Time,
+    closing: Option<Closing>,
+}
+
+#[derive(Debug)]
+enum Slot {
+    Opening { shared: Arc<handle::Shared>, end: Option<End> },
+    Open { partition: Box<Partition>, end: Option<End> },
+    /// Its log is with a flusher, to be closed.
+    Closing { shared: Arc<handle::Shared> },
+    /// Its log could not be opened.
+    Failed { shared: Arc<handle::Shared> },
+}
+
+/// Why a partition is to be let go of.
+#[derive(Debug)]
+enum End {
+    /// Its topic was deleted; to be told when no file is in use.
+    Remove(oneshot::Sender<()>),
+    /// The shard closes.
+    Close,
+}
+
+#[derive(Debug)]
+struct Closing {
+    done: Option<oneshot::Sender<Closed>>,
+    closed: Closed,
+}
+
+impl Shard {
+    /// A shard that owns nothing yet.
+    pub(crate) fn new(now: Now, broker: BrokerId, store: Store, retention_interval: Duration) -> Shard {
+        Shard {
+            broker,
+            store,
+            slots: HashMap::new(),
+            touched: Vec::new(),
+            deadlines: BTreeSet::new(),
+            retention_interval,
+            retention_due: now.time + retention_interval,
+            closing: None,
+        }
+    }
+
+    /// Applies one event. Appends, jobs and answers follow at the end of the round.
+    pub(crate) fn apply(&mut self, now: Now, event: Event, tasks: &mut Vec<(TopicPartition, Task)>) {
+        match event {
+            Event::Produce(id, request) => self.produce(id, request),
+            Event::Done(id, done) => self.done(now, id, done),
+            Event::Open(shared) => self.open(shared, tasks),
+            Event::Configure { partition, leader_epoch, config } => match self.slots.get_mut(&partition) {
+                Some(Slot::Open { partition: open, .. }) => {
+                    open.configure(now, leader_epoch, config);
+                    self.touch(partition);
+                }
+                Some(Slot::Opening { shared, .. } | Slot::Failed { shared } | Slot::Closing { shared }) => {
+                    shared.configure(leader_epoch, config);
+                }
+                None => {}
+            },
+            Event::Remove { partition, done } => self.end(partition, End::Remove(done)),
+            Event::Close { done } => self.close(done),
+        }
+    }
+
+    /// The first half of a round's end: appends what was gathered and hands out what waits for the disk, so that the
+    /// disk is at work before answers are sent.
+    pub(crate) fn write(&mut self, now: Now, tasks: &mut Vec<(TopicPartition, Task)>) {
+        self.take_due(now);
+        let mut jobs = Vec::new();
+        for at in 0..self.touched.len() {
+            let id = self.touched[at];
+            let Some(Slot::Open { partition, end }) = self.slots.get_mut(&id) else { continue };
+            let before = partition.deadline();
+            match end {
+                None => partition.write(now, &mut jobs),
+                Some(End::Close) => partition.wind_down(now, &mut jobs),
+                Some(End::Remove(_)) => {}
+            }
+            let after = partition.deadline();
+            if before != after {
+                self.deadlines.remove(&(before.unwrap_or_default(), id));
+            }
+            self.deadlines.extend(after.map(|due| (due, id)));
+            tasks.extend(jobs.drain(..).map(|job| (id, job)));
+        }
+    }
+
+    /// The second half of a round's end: sends answers, and lets go of partitions that are done.
+    pub(crate) fn answer(&mut self, tasks: &mut Vec<(TopicPartition, Task)>) {
+        for id in std::mem::take(&mut self.touched) {
+            let Some(Slot::Open { partition, end }) = self.slots.get_mut(&id) else { continue };
+            partition.is_touched = false;
+            partition.answer();
+            if end.is_some() && partition.is_idle() {
+                self.let_go(id, tasks);
+            }
+        }
+        self.finish_close();
+    }
+
+    /// When the next round has to be, if no event comes before.
+    pub(crate) fn deadline(&self) -> Option<Time> {
+        let first = self.deadlines.first().map(|(due, _)| *due);
+        Some(first.map_or(self.retention_due, |first| first.min(self.retention_due)))
+    }
+
+    /// Whether it was told to close, and has.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closing.as_ref().is_some_and(|closing| closing.done.is_none())
+    }
+
+    fn touch(&mut self, id: TopicPartition) {
+        if let Some(Slot::Open { partition, .. }) = self.slots.get_mut(&id)
+            && !std::mem::replace(&mut partition.is_touched, true)
+        {
+            self.touched.push(id);
+        }
+    }
+
+    fn produce(&mut self, id: TopicPartition, request: ProduceRequest) {
+        let Some(Slot::Open { partition, .. }) = self.slots.get_mut(&id) else {
+            // Let go of since the handle was looked up. A stream that is gone needs no answer.
+            let error = match self.closing {
+                Some(_) => RequestError::shutting_down(),
+                None => deleted(),
+            };
+            let _ = request.reply.try_send(Err(error));
+            return;
+        };
+        partition.produce(request);
+        if !std::mem::replace(&mut partition.is_touched, true) {
+            self.touched.push(id);
+        }
+    }
+
+    fn open(&mut self, shared: Arc<handle::Shared>, tasks: &mut Vec<(TopicPartition, Task)>) {
+        let id = shared.id;
+        if self.closing.is_some() {
+            shared.publish_state(PartitionState::Closed);
+            return;
+        }
+        let task = Task::Open {
+            disk: self.store.disk.clone(),
+            dir: self.store.partition_dir(id),
+            partition: id,
+            options: partition::log_options(&shared.config()),
+        };
+        let earlier = self.slots.insert(id, Slot::Opening { shared, end: None });
+        assert!(earlier.is_none(), "a partition is assigned once");
+        tasks.push((id, task));
+    }
+
+    fn done(&mut self, now: Now, id: TopicPartition, done: TaskDone) {
+        match done {
+            TaskDone::Job(done) => {
+                if let Some(Slot::Open { partition, .. }) = self.slots.get_mut(&id) {
+                    partition.job_done(now, done);
+                }
+                self.touch(id);
+            }
+            TaskDone::Opened(opened) => self.opened(id, *opened),
+            TaskDone::Closed(result) => self.log_closed(id, &result),
+        }
+    }
+
+    fn opened(&mut self, id: TopicPartition, opened: Result<(Log, RecoveryReport), OpenError>) {
+        let Some(Slot::Opening { shared, end }) = self.slots.remove(&id) else {
+            unreachable!("only a partition being opened has its log opened");
+        };
+        let slot = match opened {
+            Ok((log, report)) => {
+                report_recovery(id, &report);
+                let mut partition = Box::new(Partition::open(self.broker, shared, log));
+                if let Some(end) = &end {
+                    partition.stop(refusal(end));
+                }
+                Slot::Open { partition, end }
+            }
+            Err(error) => {
+                tracing::error!(partition = %id, %error, "the partition's log can not be opened");
+                shared.publish_state(PartitionState::Failed { what: error.to_string() });
+                match end {
+                    None => Slot::Failed { shared },
+                    Some(end) => {
+                        confirm(end, &shared);
+                        return;
+                    }
+                }
+            }
+        };
+        self.slots.insert(id, slot);
+        self.touch(id);
+    }
+
+    fn end(&mut self, id: TopicPartition, ending: End) {
+        match self.slots.get_mut(&id) {
+            Some(Slot::Open { partition, end }) => {
+                partition.stop(refusal(&ending));
+                if let End::Remove(_) = ending {
+                    partition.abandon(&deleted());
+                    partition.shared().publish_state(PartitionState::Closed);
+                }
+                *end = Some(ending);
+                self.touch(id);
+            }
+            Some(Slot::Opening { end, .. }) => *end = Some(ending),
+            Some(Slot::Failed { shared }) => {
+                confirm(ending, shared);
+                self.slots.remove(&id);
+            }
+            // A shard that closes answers nobody: the removal is done at the next start.
+            Some(Slot::Closing { .. }) => {}
+            None => confirm_unheld(ending),
+        }
+    }
+
+    /// Parts with a partition that has nothing under way.
+    fn let_go(&mut self, id: TopicPartition, tasks: &mut Vec<(TopicPartition, Task)>) {
+        let Some(Slot::Open { mut partition, end: Some(end) }) = self.slots.remove(&id) else {
+            unreachable!("only an open partition that is to end is let go of");
+        };
+        self.deadlines.remove(&(partition.deadline().unwrap_or_default(), id));
+        partition.abandon(&refusal(&end));
+        let shared = partition.shared().clone();
+        match end {
+            End::Remove(_) => confirm(end, &shared),
+            End::Close => {
+                tasks.push((id, Task::Close(Box::new(partition.into_log()))));
+                self.slots.insert(id, Slot::Closing { shared });
+            }
+        }
+    }
+
+    fn close(&mut self, done: oneshot::Sender<Closed>) {
+        let held: Vec<TopicPartition> = self.slots.keys().copied().collect();
+        let is_open = |slot: &&Slot| !matches!(slot, Slot::Failed { .. });
+        let partitions = self.slots.values().filter(is_open).count();
+        self.closing = Some(Closing { done: Some(done), closed: Closed { partitions, clean: 0 } });
+        for id in held {
+            self.end(id, End::Close);
+        }
+    }
+
+    fn log_closed(&mut self, id: TopicPartition, result: &Result<(), CloseError>) {
+        if let Some(Slot::Closing { shared }) = self.slots.remove(&id) {
+            shared.publish_state(PartitionState::Closed);
+        }
+        match (result, &mut self.closing) {
+            (Ok(()), Some(closing)) => closing.closed.clean += 1,
+            (Ok(()), None) => {}
+            (Err(error), _) => {
+                tracing::warn!(partition = %id, %error, "the log was not closed cleanly and is recovered at the next start");
+            }
+        }
+    }
+
+    fn finish_close(&mut self) {
+        let Some(closing) = &mut self.closing else { return };
+        if !self.slots.is_empty() {
+            return;
+        }
+        if let Some(done) = closing.done.take() {
+            // Whoever asked may have given up waiting; the logs are closed all the same.
+            let _ = done.send(closing.closed);
+        }
+    }
+
+    /// Touches the partitions whose deadline has come.
+    fn take_due(&mut self, now: Now) {
+        while let Some((due, id)) = self.deadlines.first().copied().filter(|(due, _)| *due <= now.time) {
+            self.deadlines.remove(&(due, id));
+            self.touch(id);
+        }
+        if self.retention_due > now.time {
+            return;
+        }
+        self.retention_due = now.time + self.retention_interval;
+        for (id, slot) in &mut self.slots {
+            if let Slot::Open { partition, end: None } = slot {
+                partition.retain(now);
+                if !std::mem::replace(&mut partition.is_touched, true) {
+                    self.touched.push(*id);
+                }
+            }
+        }
+    }
+}
+
+fn deleted() -> RequestError {
+    RequestError::new(ErrorCode::UnknownTopic, "the topic was deleted")
+}
+
+fn refusal(end: &End) -> RequestError {
+    match end {
+        End::Remove(_) => deleted(),
+        End::Close => RequestError::shutting_down(),
+    }
+}
+
+/// Tells that a partition is let go of.
+fn confirm(end: End, shared: &handle::Shared) {
+    shared.publish_state(PartitionState::Closed);
+    confirm_unheld(end);
+}
+
+fn confirm_unheld(end: End) {
+    if let End::Remove(done) = end {
+        // The assigner waits for it, unless the broker is shutting down.
+        let _ = done.send(());
+    }
+}
+
+fn report_recovery(id: TopicPartition, report: &RecoveryReport) {
+    if let Some(corruption) = &report.corruption {
+        tracing::error!(partition = %id, %corruption, "the log is damaged: what is intact can be read, nothing is appended");
+    }
+    if let Some(torn) = &report.torn_tail {
+        tracing::warn!(partition = %id, %torn, "the log's end was torn by an unclean stop and is cut");
+    }
+    if !report.was_clean {
+        tracing::info!(partition = %id, frames = report.frames_scanned, bytes = report.bytes_scanned, "the log was recovered");
+    }
+}

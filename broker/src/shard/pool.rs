@@ -1,0 +1,157 @@
+//! Starts and stops the shards, their flushers, and the assigner that tells them what to own.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use quire_protocol::{BrokerId, TopicPartition, limits};
+use quire_storage::disk::Disk;
+use tokio::sync::{mpsc, oneshot};
+
+use super::assign::Assigner;
+use super::clock::Clock;
+use super::event::{Closed, Event};
+use super::flush::{Direct, FlusherQueue, Flushers};
+use super::handle::Partitions;
+use super::run::{self, Inbox};
+use super::{Shard, Store};
+use crate::controller::Metadata;
+
+/// How a broker keeps its partitions.
+#[derive(Debug, Clone)]
+pub struct ShardsOptions {
+    /// The broker whose partitions these are.
+    pub broker: BrokerId,
+    /// The file system.
+    pub disk: Arc<dyn Disk>,
+    /// `<data>/topics`
+    pub dir: PathBuf,
+    /// How many shards; at least 1. More than there are cores gains nothing.
+    pub shards: usize,
+    /// Where the time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// How often retention looks at every partition.
+    pub retention_interval: Duration,
+    /// How long a deleted topic's files stay.
+    pub deletion_grace: Duration,
+}
+
+impl ShardsOptions {
+    /// How often retention looks at every partition, by default.
+    pub const RETENTION_INTERVAL: Duration = Duration::from_secs(10);
+    /// How long a deleted topic's files stay, by default.
+    pub const DELETION_GRACE: Duration = Duration::from_secs(60);
+}
+
+/// The running shards.
+#[derive(Debug)]
+pub struct Shards {
+    partitions: Partitions,
+    shards: Vec<ShardThread>,
+    assigner: tokio::task::JoinHandle<()>,
+    flushers: Flushers,
+}
+
+/// One shard, as the rest of the pool reaches it.
+#[derive(Debug)]
+struct ShardThread {
+    way_in: WayIn,
+    thread: JoinHandle<()>,
+}
+
+/// How events reach one shard.
+#[derive(Debug, Clone)]
+pub(super) struct WayIn {
+    /// For handlers: bounded, waits for room.
+    pub(super) requests: mpsc::Sender<Event>,
+    /// For control: never waits.
+    pub(super) direct: Direct,
+}
+
+impl Shards {
+    /// Starts shards and flushers, and begins to follow the metadata. Partitions are opened from here on;
+    /// [`Partitions::all_opened`] waits for them. Must be called on a tokio runtime.
+    ///
+    /// # Errors
+    /// If the operating system gives no more threads.
+    ///
+    /// # Panics
+    /// If there is to be no shard.
+    pub fn start(options: ShardsOptions, metadata: Arc<dyn Metadata>) -> io::Result<Shards> {
+        assert!(options.shards > 0, "partitions need a shard");
+        let (queue, flushers) = Flushers::start(limits::FLUSHERS)?;
+        let start = |number| start_shard(number, &options, &queue);
+        let shards = (0..options.shards).map(start).collect::<io::Result<Vec<_>>>()?;
+        let partitions = Partitions::new(metadata.clone(), options.broker);
+        let assigner = Assigner {
+            broker: options.broker,
+            store: Store { disk: options.disk, dir: options.dir },
+            ways_in: shards.iter().map(|shard| shard.way_in.clone()).collect(),
+            partitions: partitions.clone(),
+            metadata,
+            clock: options.clock,
+            deletion_grace: options.deletion_grace,
+        };
+        Ok(Shards { partitions, shards, assigner: tokio::spawn(assigner.follow()), flushers })
+    }
+
+    /// The partitions, for handlers to look up.
+    pub fn partitions(&self) -> Partitions {
+        self.partitions.clone()
+    }
+
+    /// Takes nothing more, answers what was taken, syncs and closes every log, and ends the threads.
+    pub async fn close(self) -> Closed {
+        self.assigner.abort();
+        self.partitions.end_assignment();
+        let mut total = Closed::default();
+        let mut answers = Vec::new();
+        for shard in &self.shards {
+            let (done, answer) = oneshot::channel();
+            shard.way_in.direct.send(Event::Close { done });
+            answers.push(answer);
+        }
+        for answer in answers {
+            // A shard that panicked has closed nothing; joining it says so.
+            let closed = answer.await.unwrap_or_default();
+            total.partitions += closed.partitions;
+            total.clean += closed.clean;
+        }
+        let (shards, flushers) = (self.shards, self.flushers);
+        let join = move || {
+            for shard in shards {
+                if shard.thread.join().is_err() {
+                    tracing::error!("a shard thread panicked");
+                }
+            }
+            flushers.join();
+        };
+        if tokio::task::spawn_blocking(join).await.is_err() {
+            tracing::error!("waiting for the shards to end failed");
+        }
+        total
+    }
+}
+
+/// Which shard owns a partition: neighbours go to different ones.
+pub(super) fn shard_of(id: TopicPartition, shards: usize) -> usize {
+    let topic = id.topic.0.iter().fold(0usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(*byte)));
+    topic.wrapping_add(id.partition.0 as usize) % shards
+}
+
+fn start_shard(number: usize, options: &ShardsOptions, flushers: &FlusherQueue) -> io::Result<ShardThread> {
+    let (requests, requests_in) = mpsc::channel(limits::SHARD_QUEUE_EVENTS);
+    let (direct, direct_in) = crossbeam_channel::unbounded();
+    let inbox = Inbox { requests: requests_in, direct: direct_in };
+    let store = Store { disk: options.disk.clone(), dir: options.dir.clone() };
+    let shard = Shard::new(options.clock.now(), options.broker, store, options.retention_interval);
+    let (clock, flushers, events) = (options.clock.clone(), flushers.clone(), direct.clone());
+    let thread = thread::Builder::new().name(format!("shard-{number}")).spawn(move || {
+        let back = Direct { events, shard: thread::current() };
+        run::run(shard, inbox, &back, &flushers, &*clock);
+    })?;
+    let direct = Direct { events: direct, shard: thread.thread().clone() };
+    Ok(ShardThread { way_in: WayIn { requests, direct }, thread })
+}
