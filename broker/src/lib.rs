@@ -1,1 +1,209 @@
+//! A running Quire broker, as a library.
+//!
+//! A broker keeps partitions of append-only logs, takes batches of records over QUIC and serves them again. The `quire`
+//! binary runs one from a configuration file; the same one runs inside any process:
+//!
+//! ```
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let dir = tempfile::tempdir()?;
+//! let broker = quire_broker::Broker::builder()
+//!     .data_dir(dir.path())
+//!     .listen("127.0.0.1:0".parse()?)
+//!     .start()
+//!     .await?;
+//! println!("ready in {:?} on {}", broker.ready_in(), broker.address());
+//!
+//! // What a client needs beside the address: the authority, and a certificate it signed.
+//! let credentials = broker.credentials();
+//! assert!(credentials.authority_pem.starts_with("-----BEGIN CERTIFICATE-----"));
+//!
+//! let report = broker.shutdown().await;
+//! assert!(report.clean);
+//! # Ok(())
+//! # }
+//! # tokio::runtime::Runtime::new().expect("a runtime").block_on(run()).expect("the example works");
+//! ```
+//!
+//! Several brokers in one process do not touch each other: nothing here is global. The network runs on the tokio
+//! runtime that [`Builder::start`] is called on, partitions and their files on threads of the broker's own.
+#![forbid(unsafe_code)]
 
+pub mod config;
+
+mod context;
+mod controller;
+mod error;
+mod handlers;
+mod identity;
+mod metadata;
+mod metrics;
+mod net;
+mod running;
+mod shard;
+mod shutdown;
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quire_storage::disk::{Disk, OsDisk};
+
+use running::Running;
+
+pub use config::Config;
+pub use identity::DataDirectoryError;
+pub use net::certificates::CertificatesError;
+pub use net::tls::TlsError;
+pub use running::StartError;
+pub use shutdown::ShutdownReport;
+
+/// A broker that serves.
+///
+/// [`Broker::shutdown`] stops it in order. Dropping it stops it too: clients are cut off and the logs are closed in the
+/// background, which the end of the process may cut short; then the next start has more to recover, and loses nothing
+/// that was acknowledged.
+#[derive(Debug)]
+pub struct Broker {
+    running: Running,
+}
+
+/// What a client needs to connect, beside the address. The principal is an administrator.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ClientCredentials {
+    /// The certificate of the authority that signs the broker's.
+    pub authority_pem: String,
+    /// The client's certificate.
+    pub certificate_pem: String,
+    /// The key of the client's certificate.
+    pub key_pem: String,
+}
+
+/// Options of a [`Broker`] inside a process of its own.
+#[derive(Debug, Clone, Default)]
+#[must_use = "a builder does nothing until it is started"]
+pub struct Builder {
+    data_dir: Option<PathBuf>,
+    listen: Option<SocketAddr>,
+    admin: Option<SocketAddr>,
+    shards: Option<usize>,
+    names: Vec<String>,
+    anonymous: bool,
+    disk: Option<Arc<dyn Disk>>,
+}
+
+impl Broker {
+    /// Options for a broker that listens on a free port of loopback, and serves no admin HTTP, unless told otherwise.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Starts a broker as configured; returns when it serves.
+    ///
+    /// # Errors
+    /// If the data directory, the certificates or an address cannot be used.
+    pub async fn from_config(config: Config) -> Result<Broker, StartError> {
+        Broker::start(config, Arc::new(OsDisk)).await
+    }
+
+    async fn start(config: Config, disk: Arc<dyn Disk>) -> Result<Broker, StartError> {
+        Ok(Broker { running: Running::start(config, disk).await? })
+    }
+
+    /// The UDP address that clients connect to.
+    pub fn address(&self) -> SocketAddr {
+        self.running.address()
+    }
+
+    /// The TCP address of the admin server, if there is one.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.running.admin_address()
+    }
+
+    /// What a first client needs; it is kept in the data directory.
+    pub fn credentials(&self) -> ClientCredentials {
+        self.running.credentials().clone()
+    }
+
+    /// The cluster's id, 32 hexadecimal digits.
+    pub fn cluster_id(&self) -> &str {
+        self.running.cluster_id()
+    }
+
+    /// From the start until it served.
+    pub fn ready_in(&self) -> Duration {
+        self.running.ready_in()
+    }
+
+    /// Stops: takes no new work, answers what was taken, tells clients, and closes every log.
+    pub async fn shutdown(self) -> ShutdownReport {
+        self.running.shutdown().await
+    }
+}
+
+impl Builder {
+    /// Where everything is kept; made if it does not exist. Must be given.
+    pub fn data_dir(mut self, dir: impl Into<PathBuf>) -> Builder {
+        self.data_dir = Some(dir.into());
+        self
+    }
+
+    /// The UDP address that clients connect to; port 0 takes a free one. Default: a free port of loopback.
+    pub fn listen(mut self, address: SocketAddr) -> Builder {
+        self.listen = Some(address);
+        self
+    }
+
+    /// The TCP address of the admin server, which has no access control. Default: none.
+    pub fn admin(mut self, address: Option<SocketAddr>) -> Builder {
+        self.admin = address;
+        self
+    }
+
+    /// Threads that own partitions. Default: one a core.
+    pub fn shards(mut self, shards: usize) -> Builder {
+        self.shards = Some(shards);
+        self
+    }
+
+    /// Host names and addresses in the broker's certificate, beside `localhost` and loopback.
+    pub fn names(mut self, names: impl IntoIterator<Item = String>) -> Builder {
+        self.names = names.into_iter().collect();
+        self
+    }
+
+    /// Lets clients in that have no certificate: whoever reaches the address may read, write and delete.
+    pub fn anonymous(mut self, anonymous: bool) -> Builder {
+        self.anonymous = anonymous;
+        self
+    }
+
+    /// The file system that logs and metadata are kept on; certificates are always on the operating system's. Default:
+    /// the operating system's.
+    pub fn disk(mut self, disk: Arc<dyn Disk>) -> Builder {
+        self.disk = Some(disk);
+        self
+    }
+
+    /// Starts the broker; returns when it serves.
+    ///
+    /// # Errors
+    /// If no data directory was given, or it, the certificates or an address cannot be used.
+    pub async fn start(self) -> Result<Broker, StartError> {
+        let mut config = Config::new(self.data_dir.ok_or(StartError::NoDataDirectory)?);
+        config.network.listen = self.listen.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
+        config.admin_listen = self.admin;
+        config.shards = self.shards.unwrap_or(config.shards).max(1);
+        config.tls.names = self.names;
+        config.tls.anonymous = self.anonymous;
+        Broker::start(config, self.disk.unwrap_or_else(|| Arc::new(OsDisk))).await
+    }
+}
+
+impl fmt::Debug for ClientCredentials {
+    /// Without the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientCredentials").finish_non_exhaustive()
+    }
+}

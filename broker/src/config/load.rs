@@ -1,0 +1,245 @@
+//! From text and environment to [`raw::Config`](super::raw): every key is held against the known ones first, so that a
+//! mistyped one is answered with its line and the name that was probably meant.
+
+use std::io;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use toml::de::DeTable;
+use toml::{Table, Value};
+
+use super::raw;
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read configuration {}: {source}", file.display())]
+    Read {
+        /// Which file.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The text is not TOML, or a value has the wrong type.
+    #[error("{origin}, line {line}: {message}")]
+    Syntax {
+        /// Where the text came from.
+        origin: String,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// No such option.
+    #[error("{place}: no option \"{name}\"{}", nearest.as_ref().map(|n| format!("; did you mean \"{n}\"?")).unwrap_or_default())]
+    Unknown {
+        /// Where it was given.
+        place: String,
+        /// What was given.
+        name: String,
+        /// The known option closest to it.
+        nearest: Option<String>,
+    },
+    /// An environment variable's value does not fit its option.
+    #[error("environment variable {variable}: expected {expected}")]
+    Variable {
+        /// Its name.
+        variable: String,
+        /// What it takes.
+        expected: &'static str,
+    },
+    /// A value out of its option's range.
+    #[error("{option} = \"{value}\": expected {expected}")]
+    Value {
+        /// The option, with its section.
+        option: &'static str,
+        /// What was given.
+        value: String,
+        /// What it takes.
+        expected: String,
+    },
+}
+
+/// Reads `text`, then lets variables override it.
+pub(super) fn raw(
+    text: &str,
+    origin: &str,
+    variables: impl IntoIterator<Item = (String, String)>,
+) -> Result<raw::Config, ConfigError> {
+    let known = known();
+    let tree = DeTable::parse(text).map_err(|error| syntax(&error, text, origin))?;
+    refuse_unknown(tree.get_ref(), &known, text, origin)?;
+    // Deserialised once from the text for errors that name the line; overrides are then laid over it as values.
+    let given: raw::Config = toml::from_str(text).map_err(|error| syntax(&error, text, origin))?;
+    let mut table = Table::try_from(given).expect("our own options serialise");
+    for (variable, value) in variables {
+        override_one(&mut table, &known, &variable, &value)?;
+    }
+    let config = raw::Config::deserialize(table);
+    config.map_err(|error| syntax(&error, "", "the environment"))
+}
+
+/// Every section and option with its default.
+fn known() -> Table {
+    Table::try_from(raw::Config::default()).expect("our own options serialise")
+}
+
+fn refuse_unknown(tree: &DeTable<'_>, known: &Table, text: &str, origin: &str) -> Result<(), ConfigError> {
+    for (section, body) in tree.iter() {
+        let name = section.get_ref().as_ref();
+        let Some(Value::Table(options)) = known.get(name) else {
+            return Err(unknown(place(origin, text, section.span().start), name.to_owned(), known.keys()));
+        };
+        // A section that is no table is an error of type, which deserialising reports.
+        for key in body.get_ref().as_table().into_iter().flat_map(|body| body.keys()) {
+            let option = key.get_ref().as_ref();
+            if !options.contains_key(option) {
+                let place = place(origin, text, key.span().start);
+                return Err(unknown(place, format!("{name}.{option}"), &qualified(name, options)));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn qualified(section: &str, options: &Table) -> Vec<String> {
+    options.keys().map(|option| format!("{section}.{option}")).collect()
+}
+
+/// Applies one variable if it is named after one of our sections; others are not ours.
+fn override_one(table: &mut Table, known: &Table, variable: &str, text: &str) -> Result<(), ConfigError> {
+    let Some(name) = variable.strip_prefix("QUIRE_").map(str::to_lowercase) else { return Ok(()) };
+    let Some((section, option)) = name.split_once('_') else { return Ok(()) };
+    let Some(Value::Table(options)) = known.get(section) else { return Ok(()) };
+    let Some(default) = options.get(option) else {
+        let names: Vec<String> = options.keys().map(|key| variable_name(section, key)).collect();
+        return Err(unknown("environment".to_owned(), variable.to_owned(), &names));
+    };
+    let value = like(default, text)
+        .map_err(|expected| ConfigError::Variable { variable: variable.to_owned(), expected })?;
+    if let Some(Value::Table(section)) = table.get_mut(section) {
+        section.insert(option.to_owned(), value);
+    }
+    Ok(())
+}
+
+fn variable_name(section: &str, option: &str) -> String {
+    format!("QUIRE_{section}_{option}").to_uppercase()
+}
+
+/// Reads a variable's text as a value of the same type as the option's default.
+fn like(default: &Value, text: &str) -> Result<Value, &'static str> {
+    match default {
+        Value::Integer(_) => text.parse().map(Value::Integer).map_err(|_| "a whole number"),
+        Value::Boolean(_) => text.parse().map(Value::Boolean).map_err(|_| "true or false"),
+        Value::Array(_) => {
+            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+            Ok(Value::Array(items.map(|item| Value::String(item.to_owned())).collect()))
+        }
+        _ => Ok(Value::String(text.to_owned())),
+    }
+}
+
+fn unknown<'a, S: AsRef<str> + 'a>(
+    place: String,
+    name: String,
+    known: impl IntoIterator<Item = &'a S>,
+) -> ConfigError {
+    let nearest = known
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(candidate.as_ref(), &name), candidate.as_ref()))
+        .min()
+        .filter(|(distance, candidate)| *distance <= 2.max(candidate.len() / 3))
+        .map(|(_, candidate)| candidate.to_owned());
+    ConfigError::Unknown { place, name, nearest }
+}
+
+fn syntax(error: &toml::de::Error, text: &str, origin: &str) -> ConfigError {
+    ConfigError::Syntax {
+        origin: origin.to_owned(),
+        line: line(text, error.span().map_or(0, |span| span.start)),
+        message: error.message().to_owned(),
+    }
+}
+
+fn place(origin: &str, text: &str, position: usize) -> String {
+    format!("{origin}, line {}", line(text, position))
+}
+
+fn line(text: &str, position: usize) -> usize {
+    text.as_bytes().iter().take(position).filter(|byte| **byte == b'\n').count() + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Config;
+    use super::*;
+
+    fn parse(text: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let variables = variables.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+        Config::parse(text, "quire.toml", variables)
+    }
+
+    fn error(text: &str, variables: &[(&str, &str)]) -> String {
+        parse(text, variables).expect_err("not acceptable").to_string()
+    }
+
+    #[test]
+    fn nothing_given_is_the_defaults() {
+        assert_eq!(parse("", &[]).expect("empty is fine"), Config::new("/var/lib/quire"));
+    }
+
+    #[test]
+    fn an_unknown_key_names_its_line_and_the_nearest_known_one() {
+        let text = "[broker]\nshards = 2\n[network]\nlissten = \"0.0.0.0:1\"\n";
+        assert_eq!(
+            error(text, &[]),
+            "quire.toml, line 4: no option \"network.lissten\"; did you mean \"network.listen\"?"
+        );
+        assert_eq!(
+            error("\n[netwrok]\n", &[]),
+            "quire.toml, line 2: no option \"netwrok\"; did you mean \"network\"?"
+        );
+        assert_eq!(error("[tls]\ncolour = 1\n", &[]), "quire.toml, line 2: no option \"tls.colour\"");
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_or_range_says_what_it_takes() {
+        assert!(error("[broker]\nshards = \"two\"\n", &[]).starts_with("quire.toml, line 2: invalid type"));
+        assert_eq!(error("[broker]\nshards = 1000\n", &[]), "broker.shards = \"1000\": expected 0 to 256");
+        assert!(error("[network]\nadvertise = \"host\"\n", &[]).contains("HOST:PORT"));
+        assert!(error("[memory]\nproduce_bytes = 5\n", &[]).contains("memory.produce_bytes"));
+    }
+
+    #[test]
+    fn variables_override_the_file() {
+        let config = parse(
+            "[network]\nlisten = \"127.0.0.1:1\"\n[tls]\nanonymous = true\n",
+            &[
+                ("QUIRE_NETWORK_LISTEN", "127.0.0.1:2"),
+                ("QUIRE_TLS_NAMES", "a.example, b.example"),
+                ("QUIRE_BROKER_DATA_DIR", "/elsewhere"),
+                ("QUIRE_PROFILE", "not ours"),
+                ("PATH", "not ours either"),
+            ],
+        )
+        .expect("all are options");
+        assert_eq!(config.network.listen.port(), 2);
+        assert_eq!(config.tls.names, ["a.example", "b.example"]);
+        assert!(config.tls.anonymous, "what no variable names stays");
+        assert_eq!(config.data_dir, PathBuf::from("/elsewhere"));
+    }
+
+    #[test]
+    fn a_mistyped_variable_of_ours_is_an_error() {
+        assert_eq!(
+            error("", &[("QUIRE_NETWORK_LISTN", "x")]),
+            "environment: no option \"QUIRE_NETWORK_LISTN\"; did you mean \"QUIRE_NETWORK_LISTEN\"?"
+        );
+        assert_eq!(
+            error("", &[("QUIRE_BROKER_SHARDS", "x")]),
+            "environment variable QUIRE_BROKER_SHARDS: expected a whole number"
+        );
+    }
+}

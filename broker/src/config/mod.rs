@@ -1,0 +1,152 @@
+//! What an operator may set: given ([`raw`]), then checked ([`Config`]). Nothing later reads raw input.
+
+mod load;
+mod raw;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use quire_protocol::limits;
+
+pub use load::ConfigError;
+
+/// A broker's checked configuration. `config/quire.toml` has every option with its default and its cost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// Threads that own partitions.
+    pub shards: usize,
+    /// Where this broker stands, for placing replicas apart; empty if it does not matter.
+    pub rack: String,
+    /// How long a shutdown waits for clients to take what is on its way to them.
+    pub drain: Duration,
+    /// Where clients connect.
+    pub network: NetworkConfig,
+    /// Who may connect.
+    pub tls: TlsConfig,
+    /// Where metrics and health are served; `None` if they are not.
+    pub admin_listen: Option<SocketAddr>,
+    /// How much memory the broker's buffers may take.
+    pub memory: MemoryConfig,
+}
+
+/// Where clients connect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkConfig {
+    /// UDP address; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// What clients are told to connect to; `None` tells them the address listened on.
+    pub advertise: Option<HostPort>,
+    /// Connections held at once.
+    pub connections_max: usize,
+}
+
+/// Who may connect.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// Host names and addresses in the broker's certificate, beside `localhost`, loopback and the advertised host.
+    pub names: Vec<String>,
+    /// Whether clients without a certificate are let in.
+    pub anonymous: bool,
+}
+
+/// How much memory the broker's buffers may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryConfig {
+    /// Batches received and not yet acknowledged (bytes).
+    pub produce_bytes: usize,
+    /// Reads that go to the disk, until the client took them (bytes).
+    pub cold_read_bytes: usize,
+}
+
+/// A host name or address, and a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPort {
+    /// Without brackets, if it is an IPv6 address.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+impl Config {
+    /// The defaults, with everything kept in `data_dir`.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Config {
+        let raw = raw::Config {
+            broker: raw::Broker { data_dir: data_dir.into(), ..Default::default() },
+            ..Default::default()
+        };
+        raw.check().expect("the defaults are in range")
+    }
+
+    /// Reads a file, then environment variables `QUIRE_<SECTION>_<KEY>`, which override it.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or anything in it or in the environment is not an option or out of its range.
+    pub fn load(file: &Path) -> Result<Config, ConfigError> {
+        let text = std::fs::read_to_string(file)
+            .map_err(|source| ConfigError::Read { file: file.to_owned(), source })?;
+        Config::parse(&text, &file.display().to_string(), std::env::vars())
+    }
+
+    /// Reads the environment variables alone, over the defaults.
+    ///
+    /// # Errors
+    /// If a variable of one of our sections is not an option or out of its range.
+    pub fn from_env() -> Result<Config, ConfigError> {
+        Config::parse("", "the environment", std::env::vars())
+    }
+
+    /// Reads `text`, which errors say came from `origin`, and lets variables override it.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(
+        text: &str,
+        origin: &str,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Config, ConfigError> {
+        load::raw(text, origin, variables)?.check()
+    }
+}
+
+impl Default for MemoryConfig {
+    fn default() -> MemoryConfig {
+        MemoryConfig {
+            produce_bytes: limits::PRODUCE_MEMORY_BYTES_DEFAULT,
+            cold_read_bytes: limits::COLD_READ_MEMORY_BYTES_DEFAULT,
+        }
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+/// Not of the form `host:port`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected HOST:PORT, an IPv6 address in brackets")]
+pub struct InvalidHostPort;
+
+impl FromStr for HostPort {
+    type Err = InvalidHostPort;
+
+    fn from_str(text: &str) -> Result<HostPort, InvalidHostPort> {
+        let (host, port) = text.rsplit_once(':').ok_or(InvalidHostPort)?;
+        let port = port.parse().ok().filter(|port| *port != 0).ok_or(InvalidHostPort)?;
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let host = bare.unwrap_or(host);
+        if host.is_empty() || (bare.is_none() && host.contains(':')) || host.contains(char::is_whitespace) {
+            return Err(InvalidHostPort);
+        }
+        Ok(HostPort { host: host.to_owned(), port })
+    }
+}

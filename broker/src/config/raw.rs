@@ -1,0 +1,165 @@
+//! What was given, as it was given. The names of these fields are the option's names.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use quire_protocol::limits;
+use serde::{Deserialize, Serialize};
+
+use super::load::ConfigError;
+use super::{HostPort, MemoryConfig, NetworkConfig, TlsConfig};
+
+/// All options.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Config {
+    pub(super) broker: Broker,
+    pub(super) network: Network,
+    pub(super) tls: Tls,
+    pub(super) admin: Admin,
+    pub(super) memory: Memory,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Broker {
+    pub(super) data_dir: PathBuf,
+    pub(super) shards: usize,
+    pub(super) rack: String,
+    pub(super) drain_ms: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Network {
+    pub(super) listen: String,
+    pub(super) advertise: String,
+    pub(super) connections_max: usize,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Tls {
+    pub(super) names: Vec<String>,
+    pub(super) anonymous: bool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Admin {
+    pub(super) enabled: bool,
+    pub(super) listen: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Memory {
+    pub(super) produce_bytes: usize,
+    pub(super) cold_read_bytes: usize,
+}
+
+impl Default for Broker {
+    fn default() -> Broker {
+        Broker { data_dir: "/var/lib/quire".into(), shards: 0, rack: String::new(), drain_ms: 10_000 }
+    }
+}
+
+impl Default for Network {
+    fn default() -> Network {
+        Network {
+            listen: "0.0.0.0:9440".into(),
+            advertise: String::new(),
+            connections_max: limits::CONNECTIONS_MAX_DEFAULT,
+        }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Admin {
+        Admin { enabled: true, listen: "127.0.0.1:9644".into() }
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Memory {
+        let MemoryConfig { produce_bytes, cold_read_bytes } = MemoryConfig::default();
+        Memory { produce_bytes, cold_read_bytes }
+    }
+}
+
+const SHARDS_MAX: usize = 256;
+const CONNECTIONS_MAX: usize = 1_000_000;
+const MEMORY_BYTES_MAX: usize = 1 << 40;
+const DRAIN_MS_MAX: u64 = 3_600_000;
+
+impl Config {
+    /// Checks every value against its range.
+    pub(super) fn check(self) -> Result<super::Config, ConfigError> {
+        let Config { broker, network, tls, admin, memory } = self;
+        if broker.data_dir.as_os_str().is_empty() {
+            return Err(refused("broker.data_dir", "", "a directory"));
+        }
+        let admin_listen = address("admin.listen", &admin.listen)?;
+        Ok(super::Config {
+            data_dir: broker.data_dir,
+            shards: match in_range("broker.shards", broker.shards, 0, SHARDS_MAX)? {
+                0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(SHARDS_MAX)),
+                shards => shards,
+            },
+            rack: broker.rack,
+            drain: Duration::from_millis(in_range("broker.drain_ms", broker.drain_ms, 0, DRAIN_MS_MAX)?),
+            network: NetworkConfig {
+                listen: address("network.listen", &network.listen)?,
+                advertise: advertised(&network.advertise)?,
+                connections_max: in_range(
+                    "network.connections_max",
+                    network.connections_max,
+                    1,
+                    CONNECTIONS_MAX,
+                )?,
+            },
+            tls: TlsConfig { names: tls.names, anonymous: tls.anonymous },
+            admin_listen: admin.enabled.then_some(admin_listen),
+            memory: MemoryConfig {
+                produce_bytes: memory_bytes("memory.produce_bytes", memory.produce_bytes)?,
+                cold_read_bytes: memory_bytes("memory.cold_read_bytes", memory.cold_read_bytes)?,
+            },
+        })
+    }
+}
+
+fn address(option: &'static str, value: &str) -> Result<SocketAddr, ConfigError> {
+    value.parse().map_err(|_| refused(option, value, "ADDRESS:PORT, an IPv6 address in brackets"))
+}
+
+fn advertised(value: &str) -> Result<Option<HostPort>, ConfigError> {
+    if value.is_empty() {
+        return Ok(None);
+    }
+    let parsed = value.parse();
+    parsed
+        .map(Some)
+        .map_err(|error: super::InvalidHostPort| refused("network.advertise", value, error.to_string()))
+}
+
+/// Room for the largest batch, or it could never be received or read.
+fn memory_bytes(option: &'static str, value: usize) -> Result<usize, ConfigError> {
+    in_range(option, value, 2 * limits::BATCH_BYTES_MAX, MEMORY_BYTES_MAX)
+}
+
+fn in_range<T: PartialOrd + std::fmt::Display>(
+    option: &'static str,
+    value: T,
+    min: T,
+    max: T,
+) -> Result<T, ConfigError> {
+    if value < min || value > max {
+        return Err(refused(option, &value.to_string(), format!("{min} to {max}")));
+    }
+    Ok(value)
+}
+
+fn refused(option: &'static str, value: &str, expected: impl Into<String>) -> ConfigError {
+    ConfigError::Value { option, value: value.chars().take(64).collect(), expected: expected.into() }
+}

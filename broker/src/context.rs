@@ -1,0 +1,48 @@
+//! What every connection shares.
+
+use std::sync::Arc;
+
+use quire_protocol::limits;
+use tokio::sync::Semaphore;
+
+use crate::config::Config;
+use crate::controller::Metadata;
+use crate::identity::BrokerIdentity;
+use crate::metrics::Metrics;
+use crate::shard::Partitions;
+use crate::shutdown::{Stopping, Underway};
+
+/// What every connection shares.
+pub(crate) struct Context {
+    pub(crate) config: Config,
+    pub(crate) identity: BrokerIdentity,
+    pub(crate) metadata: Arc<dyn Metadata>,
+    pub(crate) partitions: Partitions,
+    pub(crate) metrics: Metrics,
+    pub(crate) memory: Memory,
+    /// Streams being served.
+    pub(crate) streams: Underway,
+    /// Connections being served.
+    pub(crate) connections: Underway,
+    pub(crate) stopping: Stopping,
+}
+
+/// The broker's memory budgets, counted in bytes.
+pub(crate) struct Memory {
+    /// Batches received and not yet answered.
+    pub(crate) produce: Arc<Semaphore>,
+    /// Reads from the disk that no client has taken yet.
+    pub(crate) cold_read: Arc<Semaphore>,
+    /// Control requests being read or answered.
+    pub(crate) rpc: Arc<Semaphore>,
+}
+
+impl Memory {
+    pub(crate) fn new(config: &Config) -> Memory {
+        Memory {
+            produce: Arc::new(Semaphore::new(config.memory.produce_bytes)),
+            cold_read: Arc::new(Semaphore::new(config.memory.cold_read_bytes)),
+            rpc: Arc::new(Semaphore::new(limits::RPC_MEMORY_BYTES)),
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! One consume stream: frames out as far as credit and the high watermark allow, credit in.
+//!
+//! Frames that are in memory go out as slices of the log's maps, without a copy. What may have left the page cache is
+//! read on the blocking pool, into memory that is accounted for until the client took it. A consumer that waits is one
+//! small future: it sleeps until the partition changes, credit comes, or somebody leaves.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::{RecvStream, SendStream};
+use quire_protocol::frame;
+use quire_protocol::stream::{Answer, ConsumeHeader, Frames, Opened, Start};
+use quire_protocol::{ErrorCode, Offset, limits};
+use quire_storage::{LogReader, ReadError, Residency, Slice};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::timeout;
+
+use super::offsets;
+use crate::context::Context;
+use crate::error::RequestError;
+use crate::net::connection::Session;
+use crate::net::message;
+use crate::shard::{PartitionHandle, Watermarks};
+use crate::shutdown::Stopping;
+
+const CREDIT_LEN: usize = 8;
+
+/// Why a stream ended before its time.
+enum End {
+    /// The client is gone, or wants no more.
+    Gone,
+    /// The client is told.
+    Refused(RequestError),
+}
+
+impl<E: Into<RequestError>> From<E> for End {
+    fn from(error: E) -> End {
+        End::Refused(error.into())
+    }
+}
+
+/// Serves a stream to its end.
+///
+/// # Errors
+/// What the client is to be told in place of further frames.
+pub(crate) async fn serve(
+    session: Arc<Session>,
+    header: &[u8; ConsumeHeader::LEN],
+    send: &mut SendStream,
+    recv: &mut RecvStream,
+) -> Result<(), RequestError> {
+    let header = ConsumeHeader::decode(header).map_err(|error| message::malformed(&error))?;
+    let context = &session.context;
+    let partition = context.partitions.find(header.partition)?;
+    let next = resolve(context, &partition, header.start).await?;
+    let mut consumption = Consumption {
+        context,
+        changes: partition.changes(),
+        stopping: context.stopping.clone(),
+        partition,
+        next,
+        credit: Credit::default(),
+        told: (Offset::ZERO, Offset::ZERO),
+        send,
+    };
+    consumption.credit.grant(header.credit)?;
+    match consumption.run(recv).await {
+        End::Gone => Ok(()),
+        End::Refused(error) => Err(error),
+    }
+}
+
+/// Where a consumer begins.
+async fn resolve(
+    context: &Context,
+    partition: &PartitionHandle,
+    start: Start,
+) -> Result<Offset, RequestError> {
+    let reader = partition.reader();
+    match start {
+        Start::Beginning => Ok(reader.log_start()),
+        Start::End => Ok(reader.high_watermark()),
+        Start::Offset(offset) => offsets::in_range(reader, offset),
+        Start::Timestamp(timestamp) => {
+            let found = offsets::at_time(context, reader, timestamp).await?;
+            Ok(found.offset)
+        }
+    }
+}
+
+/// What a consumer still takes: granted by the client, overdrawn by at most one frame.
+#[derive(Debug, Default)]
+struct Credit {
+    bytes: i64,
+    /// Bytes of the next grant, as far as they came.
+    partial: [u8; CREDIT_LEN],
+    filled: usize,
+}
+
+impl Credit {
+    /// How much may be read for the consumer now.
+    fn available(&self) -> usize {
+        usize::try_from(self.bytes).unwrap_or(0)
+    }
+
+    fn grant(&mut self, bytes: u64) -> Result<(), RequestError> {
+        let granted = i64::try_from(bytes).ok().and_then(|bytes| self.bytes.checked_add(bytes));
+        let limit = limits::CONSUME_CREDIT_BYTES_MAX;
+        self.bytes = granted.filter(|sum| *sum <= limit as i64).ok_or_else(|| {
+            let message = format!("a consume stream may hold credit for at most {limit} bytes");
+            RequestError::new(ErrorCode::InvalidRequest, message)
+        })?;
+        Ok(())
+    }
+
+    fn spend(&mut self, bytes: usize) {
+        self.bytes -= bytes as i64;
+    }
+
+    /// Waits for bytes of a grant; takes it when it is complete. Cancel-safe.
+    async fn receive(&mut self, recv: &mut RecvStream) -> Result<(), End> {
+        match recv.read(&mut self.partial[self.filled..]).await {
+            Ok(Some(count)) => self.filled += count,
+            // A client that will grant no more has left, or is about to.
+            Ok(None) | Err(_) => return Err(End::Gone),
+        }
+        if self.filled == CREDIT_LEN {
+            self.filled = 0;
+            self.grant(u64::from_le_bytes(self.partial))?;
+        }
+        Ok(())
+    }
+}
+
+/// A consumer being served.
+struct Consumption<'a> {
+    context: &'a Context,
+    partition: PartitionHandle,
+    changes: watch::Receiver<Watermarks>,
+    stopping: Stopping,
+    /// The first offset not sent yet.
+    next: Offset,
+    credit: Credit,
+    /// Log start and high watermark, as last told.
+    told: (Offset, Offset),
+    send: &'a mut SendStream,
+}
+
+/// Frames read for a consumer; the permit is held until they are on their way.
+struct Read {
+    slice: Slice,
+    _memory: Option<OwnedSemaphorePermit>,
+}
+
+impl Consumption<'_> {
+    async fn run(&mut self, recv: &mut RecvStream) -> End {
+        let outcome = match self.open().await {
+            Ok(()) => self.push_all(recv).await,
+            Err(end) => Err(end),
+        };
+        outcome.err().unwrap_or(End::Gone)
+    }
+
+    async fn open(&mut self) -> Result<(), End> {
+        let (log_start, high_watermark) = self.range();
+        let mut bytes = Vec::with_capacity(64);
+        Answer::Opened(Opened {
+            leader_epoch: self.partition.leader_epoch(),
+            window: 0,
+            batch_bytes_max: 0,
+            next_offset: self.next,
+            log_start,
+            high_watermark,
+        })
+        .encode(&mut bytes);
+        self.told = (log_start, high_watermark);
+        self.write(&mut [Bytes::from(bytes)]).await
+    }
+
+    async fn push_all(&mut self, recv: &mut RecvStream) -> Result<(), End> {
+        loop {
+            let (log_start, high_watermark) = self.range();
+            if self.next < log_start {
+                return Err(RequestError::out_of_range(self.next, log_start, high_watermark).into());
+            }
+            if self.next < high_watermark && self.credit.available() > 0 {
+                self.push(high_watermark).await?;
+                continue;
+            }
+            if self.next >= high_watermark && self.told != (log_start, high_watermark) {
+                self.tell(Vec::new(), 0).await?;
+            }
+            self.wait(recv).await?;
+        }
+    }
+
+    /// Waits until there may be something to do.
+    async fn wait(&mut self, recv: &mut RecvStream) -> Result<(), End> {
+        let closed = self.changes.borrow_and_update().is_closed;
+        if closed {
+            return Err(self.why_closed().into());
+        }
+        // What was published between looking and marking as seen must not be slept through.
+        if self.next < self.partition.reader().high_watermark() && self.credit.available() > 0 {
+            return Ok(());
+        }
+        tokio::select! {
+            changed = self.changes.changed() => match changed {
+                Ok(()) => Ok(()),
+                Err(_) => Err(self.why_closed().into()),
+            },
+            received = self.credit.receive(recv) => received,
+            _ = self.send.stopped() => Err(End::Gone),
+            () = self.stopping.requested() => Err(RequestError::shutting_down().into()),
+        }
+    }
+
+    /// Reads what is next and sends it.
+    async fn push(&mut self, high_watermark: Offset) -> Result<(), End> {
+        if self.stopping.is_requested() {
+            return Err(RequestError::shutting_down().into());
+        }
+        let bytes_max = self.credit.available().min(limits::READ_BYTES_MAX);
+        let read = self.partition.reader().read(self.next, bytes_max, high_watermark, Residency::Resident);
+        let read = match read {
+            Ok(slice) => Read { slice, _memory: None },
+            // Boxed: an idle consumer must not carry the room for it.
+            Err(ReadError::NotResident) => Box::pin(self.read_cold(bytes_max, high_watermark)).await?,
+            Err(error) => return Err(self.read_failed(error)),
+        };
+        let Slice { frames, bytes, next_offset } = read.slice;
+        self.credit.spend(bytes);
+        self.next = next_offset;
+        self.tell(frames, bytes).await?;
+        self.context.metrics.consume_bytes.increment(bytes as u64);
+        Ok(())
+    }
+
+    /// Reads on a thread that may wait for the disk.
+    async fn read_cold(&self, bytes_max: usize, high_watermark: Offset) -> Result<Read, End> {
+        let message_bytes_max = self.partition.config().message_bytes_max;
+        let (reader, next) = (self.partition.reader().clone(), self.next);
+        // One frame may exceed what was asked for.
+        let needed = bytes_max.max(frame::HEADER_LEN + message_bytes_max);
+        let memory = cold_read_memory(self.context, needed).await?;
+        self.context.metrics.consume_cold_reads.increment(1);
+        let read = move || reader.read(next, bytes_max, high_watermark, Residency::Any);
+        match tokio::task::spawn_blocking(read).await {
+            Ok(Ok(slice)) => Ok(Read { slice, _memory: Some(memory) }),
+            Ok(Err(error)) => Err(self.read_failed(error)),
+            Err(_) => Err(RequestError::new(ErrorCode::Internal, "reading was interrupted").into()),
+        }
+    }
+
+    fn read_failed(&self, error: ReadError) -> End {
+        match error {
+            // The end that the log knows lies beyond what may be asked for.
+            ReadError::OutOfRange { .. } => {
+                let (log_start, high_watermark) = self.range();
+                RequestError::out_of_range(self.next, log_start, high_watermark).into()
+            }
+            error => {
+                tracing::error!(partition = %self.partition.id(), offset = %self.next, %error, "cannot read");
+                error.into()
+            }
+        }
+    }
+
+    /// Sends frames of `length` bytes together, or none, with the range that can be read now.
+    async fn tell(&mut self, frames: Vec<Bytes>, length: usize) -> Result<(), End> {
+        let (log_start, high_watermark) = self.range();
+        let mut bytes = Vec::with_capacity(32);
+        Answer::Frames(Frames { length: length as u32, high_watermark, log_start }).encode(&mut bytes);
+        self.told = (log_start, high_watermark);
+        let mut chunks = Vec::with_capacity(1 + frames.len());
+        chunks.push(Bytes::from(bytes));
+        chunks.extend(frames);
+        self.write(&mut chunks).await
+    }
+
+    async fn write(&mut self, chunks: &mut [Bytes]) -> Result<(), End> {
+        write_within(self.send, chunks, limits::CONSUME_STALL_MAX).await
+    }
+
+    fn range(&self) -> (Offset, Offset) {
+        let reader: &LogReader = self.partition.reader();
+        // In this order: both only grow, so that the range is never inverted.
+        let log_start = reader.log_start();
+        (log_start, reader.high_watermark().max(log_start))
+    }
+
+    fn why_closed(&self) -> RequestError {
+        if self.stopping.is_requested() {
+            return RequestError::shutting_down();
+        }
+        let found = self.context.partitions.find(self.partition.id());
+        found.err().unwrap_or_else(|| RequestError::new(ErrorCode::Unavailable, "the partition was closed"))
+    }
+}
+
+/// Room for a read from the disk; waits for it, since whoever has it must pass it on within
+/// [`limits::CONSUME_STALL_MAX`].
+pub(super) async fn cold_read_memory(
+    context: &Context,
+    bytes: usize,
+) -> Result<OwnedSemaphorePermit, RequestError> {
+    let bytes = bytes.min(context.config.memory.cold_read_bytes) as u32;
+    let acquired = Arc::clone(&context.memory.cold_read).acquire_many_owned(bytes).await;
+    acquired.map_err(|_| RequestError::shutting_down())
+}
+
+/// Writes all of `chunks` in time, or gives the stream up: its client granted credit and takes nothing.
+async fn write_within(send: &mut SendStream, chunks: &mut [Bytes], limit: Duration) -> Result<(), End> {
+    match timeout(limit, send.write_all_chunks(chunks)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(End::Gone),
+        Err(_) => {
+            // A part may have been written: only a reset ends such a stream without passing for an answer.
+            let _ = send.reset(crate::net::connection::close_code(ErrorCode::TimedOut));
+            Err(End::Gone)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credit_is_overdrawn_by_one_frame_and_paid_back() {
+        let mut credit = Credit::default();
+        credit.grant(100).expect("below the limit");
+        credit.spend(150);
+        assert_eq!(credit.available(), 0);
+        credit.grant(60).expect("below the limit");
+        assert_eq!(credit.available(), 10);
+    }
+
+    #[test]
+    fn credit_beyond_the_limit_is_refused() {
+        let mut credit = Credit::default();
+        credit.grant(limits::CONSUME_CREDIT_BYTES_MAX).expect("at the limit");
+        assert_eq!(credit.grant(1).map_err(|error| error.code), Err(ErrorCode::InvalidRequest));
+        assert!(Credit::default().grant(u64::MAX).is_err());
+    }
+}

@@ -1,0 +1,90 @@
+//! Hello, and what the cluster and its topics look like. Answered from the image, without asking anybody.
+
+use std::sync::Arc;
+
+use quire_protocol::rpc::PROTOCOL_VERSION;
+use quire_protocol::rpc::control::{
+    Broker, DescribeClusterResponse, DescribeTopicsRequest, DescribeTopicsResponse, HelloRequest,
+    HelloResponse, ListTopicsResponse,
+};
+use quire_protocol::{ErrorCode, limits};
+
+use crate::context::Context;
+use crate::error::RequestError;
+use crate::metadata::{self, LogState};
+use crate::net::connection::Session;
+
+/// Settles the version, and permits everything else on the connection.
+///
+/// # Errors
+/// If the client speaks no version that the broker does.
+pub(super) fn hello(session: &Session, request: &HelloRequest) -> Result<HelloResponse, RequestError> {
+    if request.version_min > PROTOCOL_VERSION || request.version_max < PROTOCOL_VERSION {
+        let message = format!(
+            "the broker speaks protocol version {PROTOCOL_VERSION}, the client {} to {}",
+            request.version_min, request.version_max
+        );
+        return Err(RequestError::new(ErrorCode::UnsupportedVersion, message));
+    }
+    session.greet();
+    let identity = &session.context.identity;
+    tracing::debug!(
+        client = request.client_name,
+        version = request.client_version,
+        principal = session.principal,
+        "client said hello"
+    );
+    Ok(HelloResponse {
+        version: PROTOCOL_VERSION,
+        cluster_id: identity.cluster_id.clone(),
+        broker_id: identity.broker.0,
+        broker_version: env!("CARGO_PKG_VERSION").to_owned(),
+        principal: session.principal.clone(),
+    })
+}
+
+pub(super) fn describe_cluster(context: &Context) -> DescribeClusterResponse {
+    let image = context.metadata.image();
+    let brokers = image.brokers().map(|broker| Broker {
+        id: broker.id.0,
+        host: broker.host.clone(),
+        port: broker.port.into(),
+        rack: broker.rack.clone(),
+    });
+    DescribeClusterResponse {
+        cluster_id: context.identity.cluster_id.clone(),
+        controller_id: context.identity.broker.0,
+        brokers: brokers.collect(),
+    }
+}
+
+pub(super) fn list_topics(context: &Context) -> ListTopicsResponse {
+    let image = context.metadata.image();
+    let mut topics: Vec<_> = image.topics().map(|topic| metadata::summary(topic)).collect();
+    topics.sort_by(|a, b| a.name.cmp(&b.name));
+    ListTopicsResponse { topics }
+}
+
+/// Describes each topic asked for; an unknown one does not fail the others.
+///
+/// # Errors
+/// If the same answer could not be sent: more partitions are asked for than one response holds.
+pub(super) fn describe_topics(
+    context: &Arc<Context>,
+    request: &DescribeTopicsRequest,
+) -> Result<DescribeTopicsResponse, RequestError> {
+    let image = context.metadata.image();
+    let log_state = if request.with_log_state { LogState::Included } else { LogState::Omitted };
+    let asked = request.names.iter().filter_map(|name| image.topic_named(name));
+    let partitions: usize = asked.map(|topic| topic.partitions.len()).sum();
+    // Held against the limit before the answer is built, so that a name repeated thousands of times costs nothing.
+    if partitions > limits::BROKER_PARTITIONS_MAX as usize {
+        let message = format!("the topics have {partitions} partitions together; ask for fewer at once");
+        return Err(RequestError::new(ErrorCode::LimitExceeded, message));
+    }
+    let topics = request.names.iter().map(|name| match image.topic_named(name) {
+        Some(topic) => metadata::describe(topic, &context.partitions, log_state),
+        None => metadata::unknown(name, image.nearest_name(name).as_deref()),
+    });
+    Ok(DescribeTopicsResponse { topics: topics.collect() })
+}

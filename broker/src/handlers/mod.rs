@@ -1,0 +1,8 @@
+//! What clients ask for: each handler checks, routes and answers. Handlers keep no state beyond their stream.
+
+pub(crate) mod fetch;
+pub(crate) mod metadata;
+pub(crate) mod offsets;
+pub(crate) mod produce;
+pub(crate) mod rpc;
+pub(crate) mod topics;

@@ -1,0 +1,107 @@
+//! Positions in partitions: what a beginning, an end, an offset or a time comes to.
+
+use std::sync::Arc;
+
+use quire_protocol::rpc::control::{
+    ListOffsetsRequest, ListOffsetsResponse, PartitionOffset, PartitionPosition, position::At,
+};
+use quire_protocol::{ErrorCode, Offset, PartitionIndex, Timestamp, TopicId, TopicPartition, limits};
+use quire_storage::LogReader;
+
+use super::fetch::cold_read_memory;
+use crate::context::Context;
+use crate::error::RequestError;
+
+/// A position, and the timestamp of the record there where one was looked for and found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) offset: Offset,
+    pub(super) timestamp: Timestamp,
+}
+
+/// Answers each partition asked for; one that fails does not fail the others.
+///
+/// # Errors
+/// If the request names no topic.
+pub(super) async fn list(
+    context: &Arc<Context>,
+    request: ListOffsetsRequest,
+) -> Result<ListOffsetsResponse, RequestError> {
+    let topic = TopicId::from_slice(&request.topic_id)
+        .ok_or_else(|| RequestError::new(ErrorCode::InvalidRequest, "a topic id has 16 bytes"))?;
+    let mut partitions = Vec::with_capacity(request.partitions.len());
+    for wanted in request.partitions {
+        partitions.push(answer(context, topic, wanted).await);
+    }
+    Ok(ListOffsetsResponse { partitions })
+}
+
+async fn answer(context: &Context, topic: TopicId, wanted: PartitionPosition) -> PartitionOffset {
+    let mut answer =
+        PartitionOffset { partition: wanted.partition, timestamp: Timestamp::NONE.0, ..Default::default() };
+    let id = TopicPartition { topic, partition: PartitionIndex(wanted.partition) };
+    let found = match context.partitions.find(id) {
+        Ok(partition) => {
+            let reader = partition.reader();
+            answer.log_start_offset = reader.log_start().0;
+            answer.high_watermark = reader.high_watermark().0;
+            find(context, reader, wanted.position.and_then(|position| position.at)).await
+        }
+        Err(error) => Err(error),
+    };
+    match found {
+        Ok(found) => {
+            answer.offset = found.offset.0;
+            answer.timestamp = found.timestamp.0;
+        }
+        Err(error) => answer.error = Some(error.into()),
+    }
+    answer
+}
+
+async fn find(context: &Context, reader: &LogReader, at: Option<At>) -> Result<Found, RequestError> {
+    let (log_start, high_watermark) = (reader.log_start(), reader.high_watermark());
+    let offset = match at {
+        Some(At::Beginning(_)) => log_start,
+        Some(At::End(_)) => high_watermark,
+        Some(At::Offset(offset)) => in_range(reader, Offset(offset))?,
+        Some(At::BeforeEnd(records)) => Offset(high_watermark.0.saturating_sub(records)).max(log_start),
+        Some(At::Timestamp(timestamp)) => return at_time(context, reader, Timestamp(timestamp)).await,
+        None => return Err(RequestError::new(ErrorCode::InvalidRequest, "a position is missing")),
+    };
+    Ok(Found { offset, timestamp: Timestamp::NONE })
+}
+
+/// An offset that can be consumed from: of a record, or of the next one to come.
+///
+/// # Errors
+/// If it is neither; the error names the range.
+pub(super) fn in_range(reader: &LogReader, offset: Offset) -> Result<Offset, RequestError> {
+    let (log_start, high_watermark) = (reader.log_start(), reader.high_watermark());
+    if offset < log_start || offset > high_watermark {
+        return Err(RequestError::out_of_range(offset, log_start, high_watermark));
+    }
+    Ok(offset)
+}
+
+/// The first record with this timestamp or a later one, or the end if there is none. May read the disk.
+///
+/// # Errors
+/// If the log cannot be read.
+pub(super) async fn at_time(
+    context: &Context,
+    reader: &LogReader,
+    timestamp: Timestamp,
+) -> Result<Found, RequestError> {
+    // Looking into a batch takes the batch and its records unpacked.
+    let _memory = cold_read_memory(context, limits::BATCH_BYTES_MAX).await?;
+    let (reader, high_watermark) = (reader.clone(), reader.high_watermark());
+    let look = move || reader.offset_at_time(timestamp, high_watermark);
+    let found = tokio::task::spawn_blocking(look).await;
+    let found =
+        found.map_err(|_| RequestError::new(ErrorCode::Internal, "looking for a time was interrupted"))??;
+    Ok(match found {
+        Some((offset, timestamp)) => Found { offset, timestamp },
+        None => Found { offset: high_watermark, timestamp: Timestamp::NONE },
+    })
+}

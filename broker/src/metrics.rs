@@ -1,0 +1,210 @@
+//! What the broker counts, under names that dashboards rely on.
+//!
+//! Each broker has a recorder of its own, so that several in one process do not mix. Handles are looked up once.
+
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Level, Metadata, Recorder, SharedString, Unit};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+/// One metric's name, unit and help.
+struct Description {
+    name: &'static str,
+    unit: Unit,
+    help: &'static str,
+}
+
+const CONNECTIONS: Description =
+    Description { name: "quire_connections", unit: Unit::Count, help: "Client connections that are open." };
+const CONNECTIONS_REFUSED: Description = Description {
+    name: "quire_connections_refused_total",
+    unit: Unit::Count,
+    help: "Connections refused because of a limit or a shutdown.",
+};
+const HANDSHAKES_FAILED: Description = Description {
+    name: "quire_handshakes_failed_total",
+    unit: Unit::Count,
+    help: "Handshakes that failed, mostly for want of an acceptable certificate.",
+};
+const STREAMS: Description =
+    Description { name: "quire_streams", unit: Unit::Count, help: "Streams that are open." };
+const PRODUCE_BATCHES: Description =
+    Description { name: "quire_produce_batches_total", unit: Unit::Count, help: "Batches acknowledged." };
+const PRODUCE_RECORDS: Description = Description {
+    name: "quire_produce_records_total",
+    unit: Unit::Count,
+    help: "Records received in batches that were well-formed.",
+};
+const PRODUCE_BYTES: Description = Description {
+    name: "quire_produce_bytes_total",
+    unit: Unit::Bytes,
+    help: "Bytes of batches received that were well-formed.",
+};
+const PRODUCE_SECONDS: Description = Description {
+    name: "quire_produce_seconds",
+    unit: Unit::Seconds,
+    help: "From a whole batch received to its acknowledgement handed to the network.",
+};
+const PRODUCE_REFUSED: Description = Description {
+    name: "quire_produce_refused_total",
+    unit: Unit::Count,
+    help: "Produce streams ended with an error.",
+};
+const PRODUCE_MEMORY_FREE: Description = Description {
+    name: "quire_produce_memory_free_bytes",
+    unit: Unit::Bytes,
+    help: "Memory for batches that is not in use.",
+};
+const CONSUME_BYTES: Description = Description {
+    name: "quire_consume_bytes_total",
+    unit: Unit::Bytes,
+    help: "Bytes of frames sent to consumers.",
+};
+const CONSUME_COLD_READS: Description = Description {
+    name: "quire_consume_cold_reads_total",
+    unit: Unit::Count,
+    help: "Reads for consumers that had to go to the disk.",
+};
+const REQUESTS: Description =
+    Description { name: "quire_requests_total", unit: Unit::Count, help: "Control requests answered." };
+const REQUESTS_FAILED: Description = Description {
+    name: "quire_requests_failed_total",
+    unit: Unit::Count,
+    help: "Control requests answered with an error.",
+};
+const PARTITIONS: Description =
+    Description { name: "quire_partitions", unit: Unit::Count, help: "Partitions on this broker." };
+const PARTITIONS_IMPAIRED: Description = Description {
+    name: "quire_partitions_impaired",
+    unit: Unit::Count,
+    help: "Partitions that do not serve everything: damaged, failed, or out of disk space.",
+};
+const LOG_BYTES: Description =
+    Description { name: "quire_log_bytes", unit: Unit::Bytes, help: "Bytes kept in all partitions." };
+const READY_SECONDS: Description = Description {
+    name: "quire_ready_seconds",
+    unit: Unit::Seconds,
+    help: "From the start of the broker until it served.",
+};
+
+/// Upper bounds of the buckets of produce times (seconds): one sync takes a few tenths of a millisecond.
+const PRODUCE_BUCKETS: &[f64] =
+    &[0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 4.0];
+
+/// Handles to everything the broker counts.
+pub(crate) struct Metrics {
+    handle: PrometheusHandle,
+    pub(crate) connections: Gauge,
+    pub(crate) connections_refused: Counter,
+    pub(crate) handshakes_failed: Counter,
+    pub(crate) streams: Gauge,
+    pub(crate) produce_batches: Counter,
+    pub(crate) produce_records: Counter,
+    pub(crate) produce_bytes: Counter,
+    pub(crate) produce_seconds: Histogram,
+    pub(crate) produce_refused: Counter,
+    pub(crate) produce_memory_free: Gauge,
+    pub(crate) consume_bytes: Counter,
+    pub(crate) consume_cold_reads: Counter,
+    pub(crate) requests: Counter,
+    pub(crate) requests_failed: Counter,
+    pub(crate) partitions: Gauge,
+    pub(crate) partitions_impaired: Gauge,
+    pub(crate) log_bytes: Gauge,
+    pub(crate) ready_seconds: Gauge,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Metrics {
+        let buckets = Matcher::Full(PRODUCE_SECONDS.name.to_owned());
+        let recorder = PrometheusBuilder::new()
+            .set_buckets_for_metric(buckets, PRODUCE_BUCKETS)
+            .expect("there are buckets")
+            .build_recorder();
+        let registry = Registry(recorder);
+        Metrics {
+            handle: registry.0.handle(),
+            connections: registry.gauge(&CONNECTIONS),
+            connections_refused: registry.counter(&CONNECTIONS_REFUSED),
+            handshakes_failed: registry.counter(&HANDSHAKES_FAILED),
+            streams: registry.gauge(&STREAMS),
+            produce_batches: registry.counter(&PRODUCE_BATCHES),
+            produce_records: registry.counter(&PRODUCE_RECORDS),
+            produce_bytes: registry.counter(&PRODUCE_BYTES),
+            produce_seconds: registry.histogram(&PRODUCE_SECONDS),
+            produce_refused: registry.counter(&PRODUCE_REFUSED),
+            produce_memory_free: registry.gauge(&PRODUCE_MEMORY_FREE),
+            consume_bytes: registry.counter(&CONSUME_BYTES),
+            consume_cold_reads: registry.counter(&CONSUME_COLD_READS),
+            requests: registry.counter(&REQUESTS),
+            requests_failed: registry.counter(&REQUESTS_FAILED),
+            partitions: registry.gauge(&PARTITIONS),
+            partitions_impaired: registry.gauge(&PARTITIONS_IMPAIRED),
+            log_bytes: registry.gauge(&LOG_BYTES),
+            ready_seconds: registry.gauge(&READY_SECONDS),
+        }
+    }
+
+    /// Everything in Prometheus's text format.
+    pub(crate) fn render(&self) -> String {
+        self.handle.render()
+    }
+
+    /// Folds what histograms collected into their buckets; to be called every few seconds, or they grow.
+    pub(crate) fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+}
+
+struct Registry(PrometheusRecorder);
+
+const METADATA: Metadata<'static> = Metadata::new("quire", Level::INFO, Some(module_path!()));
+
+impl Registry {
+    fn counter(&self, description: &Description) -> Counter {
+        let (name, unit, help) = description.parts();
+        self.0.describe_counter(name, unit, help);
+        self.0.register_counter(&Key::from_static_name(description.name), &METADATA)
+    }
+
+    fn gauge(&self, description: &Description) -> Gauge {
+        let (name, unit, help) = description.parts();
+        self.0.describe_gauge(name, unit, help);
+        self.0.register_gauge(&Key::from_static_name(description.name), &METADATA)
+    }
+
+    fn histogram(&self, description: &Description) -> Histogram {
+        let (name, unit, help) = description.parts();
+        self.0.describe_histogram(name, unit, help);
+        self.0.register_histogram(&Key::from_static_name(description.name), &METADATA)
+    }
+}
+
+impl Description {
+    fn parts(&self) -> (KeyName, Option<Unit>, SharedString) {
+        (KeyName::from_const_str(self.name), Some(self.unit), SharedString::const_str(self.help))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_rendered_with_its_help() {
+        let metrics = Metrics::new();
+        metrics.produce_batches.increment(3);
+        metrics.connections.set(1);
+        metrics.produce_seconds.record(0.003);
+        let text = metrics.render();
+        assert!(text.contains("quire_produce_batches_total 3"), "{text}");
+        assert!(text.contains("quire_connections 1"), "{text}");
+        assert!(text.contains("# HELP quire_produce_seconds From a whole batch"), "{text}");
+        assert!(text.contains("quire_produce_seconds_bucket{le=\"0.004\"} 1"), "{text}");
+    }
+
+    #[test]
+    fn two_brokers_count_apart() {
+        let (first, second) = (Metrics::new(), Metrics::new());
+        first.requests.increment(1);
+        assert!(second.render().contains("quire_requests_total 0"));
+    }
+}

@@ -1,0 +1,205 @@
+//! Connections and their streams: admits, authenticates, and hands each stream to the handler of its kind.
+//!
+//! ```text
+//! endpoint ─► admit ─► handshake ─► hello ─► streams ─► handlers/{rpc, produce, fetch}
+//! ```
+//! Everything a client can hold without doing anything has a deadline or a limit: handshakes, connections, the time to
+//! the hello exchange, the time from a stream's first byte to the end of its header. An error ends its stream with a
+//! code, never the connection.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
+use quire_protocol::ErrorCode;
+use quire_protocol::limits;
+use quire_protocol::stream::{ConsumeHeader, PREFIX_LEN, ProduceHeader, StreamKind};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use super::{message, tls};
+use crate::context::Context;
+use crate::error::RequestError;
+use crate::handlers;
+
+/// One client's connection, as its streams see it.
+pub(crate) struct Session {
+    pub(crate) context: Arc<Context>,
+    /// Who is at the other end.
+    pub(crate) principal: String,
+    connection: Connection,
+    greeted: AtomicBool,
+}
+
+impl Session {
+    /// Marks the hello exchange as done, which permits everything else.
+    pub(crate) fn greet(&self) {
+        self.greeted.store(true, Ordering::Release);
+        self.connection.set_max_concurrent_bi_streams(VarInt::from_u32(limits::STREAMS_MAX));
+    }
+
+    /// Whether the hello exchange is done.
+    pub(crate) fn is_greeted(&self) -> bool {
+        self.greeted.load(Ordering::Acquire)
+    }
+}
+
+/// Accepts connections until the endpoint is closed.
+pub(crate) async fn accept_all(endpoint: Endpoint, context: Arc<Context>) {
+    let connections = Arc::new(Semaphore::new(context.config.network.connections_max));
+    let handshakes = Arc::new(Semaphore::new(limits::HANDSHAKES_MAX));
+    while let Some(incoming) = endpoint.accept().await {
+        let Ok(handshake) = Arc::clone(&handshakes).try_acquire_owned() else {
+            context.metrics.connections_refused.increment(1);
+            incoming.ignore();
+            continue;
+        };
+        // Under pressure only addresses that answer get further: a forged one costs no more than this packet.
+        if handshakes.available_permits() < limits::HANDSHAKES_MAX / 2 && incoming.may_retry() {
+            let _ = incoming.retry();
+            continue;
+        }
+        match Arc::clone(&connections).try_acquire_owned() {
+            Ok(slot) if !context.stopping.is_requested() => {
+                tokio::spawn(serve(incoming, Arc::clone(&context), Slots { _connection: slot, handshake }));
+            }
+            _ => {
+                context.metrics.connections_refused.increment(1);
+                incoming.refuse();
+            }
+        }
+    }
+}
+
+/// What a connection occupies.
+struct Slots {
+    _connection: OwnedSemaphorePermit,
+    handshake: OwnedSemaphorePermit,
+}
+
+async fn serve(incoming: Incoming, context: Arc<Context>, slots: Slots) {
+    let address = incoming.remote_address();
+    let Some(connection) = shake_hands(incoming, &context).await else { return };
+    let Slots { _connection, handshake } = slots;
+    drop(handshake);
+    let Some(principal) = tls::principal(&connection) else {
+        tracing::warn!(%address, "refused a client whose certificate names nobody");
+        connection.close(close_code(ErrorCode::NotAuthorized), b"the certificate has no common name");
+        return;
+    };
+    tracing::debug!(%address, principal, "client connected");
+    let _alive = context.connections.enter();
+    let session = Arc::new(Session {
+        context,
+        principal,
+        connection: connection.clone(),
+        greeted: AtomicBool::new(false),
+    });
+    serve_streams(&session, &connection).await;
+    tracing::debug!(%address, "client disconnected");
+}
+
+async fn shake_hands(incoming: Incoming, context: &Context) -> Option<Connection> {
+    let address = incoming.remote_address();
+    let connecting = incoming.accept().ok()?;
+    let why = match timeout(limits::HELLO_TIME_MAX, connecting).await {
+        Ok(Ok(connection)) => return Some(connection),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "it took too long".to_owned(),
+    };
+    context.metrics.handshakes_failed.increment(1);
+    tracing::info!(%address, why, "a client's handshake failed");
+    None
+}
+
+/// Serves streams until the connection ends.
+async fn serve_streams(session: &Arc<Session>, connection: &Connection) {
+    let hello_deadline = tokio::time::sleep(limits::HELLO_TIME_MAX);
+    tokio::pin!(hello_deadline);
+    loop {
+        tokio::select! {
+            accepted = connection.accept_bi() => match accepted {
+                Ok((send, recv)) => spawn_stream(session, send, recv),
+                Err(_) => return,
+            },
+            () = &mut hello_deadline, if !session.is_greeted() => {
+                if session.is_greeted() { continue }
+                connection.close(close_code(ErrorCode::TimedOut), b"no hello came");
+                return;
+            }
+        }
+    }
+}
+
+fn spawn_stream(session: &Arc<Session>, send: SendStream, recv: RecvStream) {
+    let session = Arc::clone(session);
+    let alive = session.context.streams.enter();
+    tokio::spawn(async move {
+        serve_stream(session, send, recv).await;
+        drop(alive);
+    });
+}
+
+/// Reads what every stream starts with, and lets the handler of its kind do the rest.
+///
+/// Handlers are boxed: thousands of consumers wait for records, and each must cost no more than its own future.
+async fn serve_stream(session: Arc<Session>, mut send: SendStream, mut recv: RecvStream) {
+    let kind = match timeout(limits::MESSAGE_TIME_MAX, read_kind(&mut recv)).await {
+        Ok(Ok(Some(kind))) => kind,
+        Ok(Ok(None)) => return,
+        Ok(Err(error)) => return message::fail(&mut send, &mut recv, &error).await,
+        Err(_) => {
+            return message::fail(&mut send, &mut recv, &message::too_slow("the stream's first bytes")).await;
+        }
+    };
+    if kind == StreamKind::Rpc {
+        return Box::pin(handlers::rpc::serve(session, send, recv)).await;
+    }
+    if !session.is_greeted() {
+        let error =
+            RequestError::new(ErrorCode::InvalidRequest, "the first request of a connection must be hello");
+        return message::fail(&mut send, &mut recv, &error).await;
+    }
+    if session.context.stopping.is_requested() {
+        return message::fail(&mut send, &mut recv, &RequestError::shutting_down()).await;
+    }
+    let opened = match kind {
+        StreamKind::Produce => match message::read_header::<{ ProduceHeader::LEN }>(&mut recv).await {
+            Ok(Some(header)) => {
+                Box::pin(handlers::produce::serve(session, &header, &mut send, &mut recv)).await
+            }
+            Ok(None) => return,
+            Err(error) => Err(error),
+        },
+        _ => match message::read_header::<{ ConsumeHeader::LEN }>(&mut recv).await {
+            Ok(Some(header)) => {
+                Box::pin(handlers::fetch::serve(session, &header, &mut send, &mut recv)).await
+            }
+            Ok(None) => return,
+            Err(error) => Err(error),
+        },
+    };
+    match opened {
+        Ok(()) => {
+            let _ = send.finish();
+        }
+        Err(error) => message::fail(&mut send, &mut recv, &error).await,
+    }
+}
+
+/// `None` if the stream or its connection is gone.
+async fn read_kind(recv: &mut RecvStream) -> Result<Option<StreamKind>, RequestError> {
+    let mut prefix = [0; PREFIX_LEN];
+    if recv.read_exact(&mut prefix).await.is_err() {
+        return Ok(None);
+    }
+    match StreamKind::from_prefix(prefix) {
+        Ok(kind) => Ok(Some(kind)),
+        Err(error) => Err(message::malformed(&error)),
+    }
+}
+
+/// Connections are closed with the number of an error, 0 for a regular end.
+pub(crate) fn close_code(code: ErrorCode) -> VarInt {
+    VarInt::from_u32(code.number().into())
+}

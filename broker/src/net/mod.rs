@@ -1,0 +1,8 @@
+//! The network's edge: sockets, certificates, connections, the admin server.
+
+pub(crate) mod admin;
+pub(crate) mod certificates;
+pub(crate) mod connection;
+pub(crate) mod endpoint;
+pub(crate) mod message;
+pub(crate) mod tls;

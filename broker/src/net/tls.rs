@@ -1,0 +1,90 @@
+//! TLS for client connections: version 1.3 alone, no early data, and a certificate demanded of every client.
+//!
+//! The provider is passed explicitly everywhere: a broker inside someone's process must not depend on, nor set, the
+//! process's default.
+
+use std::sync::Arc;
+
+use quinn::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
+use quire_protocol::stream::ALPN_CLIENT;
+use rustls::RootCertStore;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::{ClientHello, ResolvesServerCert, VerifierBuilderError, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::certificates::{self, Certificates};
+
+/// Who a client without a certificate is, where such are let in.
+pub(crate) const ANONYMOUS: &str = "anonymous";
+
+/// TLS could not be set up from the certificates.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file is not PEM.
+    #[error("a certificate file is damaged: {0}")]
+    Pem(#[from] rustls_pki_types::pem::Error),
+    /// A certificate or key is not acceptable.
+    #[error("a certificate cannot be used: {0}")]
+    Certificate(#[from] rustls::Error),
+    /// The authority cannot verify clients.
+    #[error("the authority cannot be used to verify clients: {0}")]
+    Verifier(#[from] VerifierBuilderError),
+    /// The provider lacks what QUIC needs.
+    #[error("TLS lacks the cipher that QUIC starts with: {0}")]
+    Quic(#[from] NoInitialCipherSuite),
+}
+
+/// The provider with the suites in the order of their speed: AES-128-GCM first.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    let cipher_suites = vec![
+        aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
+        aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
+        aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+    ];
+    Arc::new(CryptoProvider { cipher_suites, ..aws_lc_rs::default_provider() })
+}
+
+/// The server's side of client connections.
+pub(crate) fn server_config(
+    certificates: &Certificates,
+    anonymous: bool,
+) -> Result<Arc<QuicServerConfig>, TlsError> {
+    let provider = provider();
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(certificates.authority_pem.as_bytes())?)?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+    let verifier = if anonymous { verifier.allow_unauthenticated() } else { verifier }.build()?;
+
+    let chain = vec![CertificateDer::from_pem_slice(certificates.broker.certificate_pem.as_bytes())?];
+    let key = PrivateKeyDer::from_pem_slice(certificates.broker.key_pem.as_bytes())?;
+    let certified = CertifiedKey::from_der(chain, key, &provider)?;
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(OneCertificate(Arc::new(certified))));
+    config.alpn_protocols = vec![ALPN_CLIENT.to_vec()];
+    config.max_early_data_size = 0;
+    // A resumed session would outlive its client's certificate.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    Ok(Arc::new(QuicServerConfig::try_from(config)?))
+}
+
+/// Who is at the other end of an established connection; `None` if its certificate names nobody.
+pub(crate) fn principal(connection: &quinn::Connection) -> Option<String> {
+    let Some(identity) = connection.peer_identity() else { return Some(ANONYMOUS.to_owned()) };
+    let chain = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    certificates::principal(chain.first()?)
+}
+
+/// Answers every server name with the same certificate: clients check its names, the broker has but one.
+#[derive(Debug)]
+struct OneCertificate(Arc<CertifiedKey>);
+
+impl ResolvesServerCert for OneCertificate {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+}

@@ -1,0 +1,323 @@
+//! Puts a broker together, and takes it apart.
+//!
+//! What can fail for reasons outside comes first, so that a second start in the same place, a taken port or a damaged
+//! certificate is told before anything is opened.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use quinn::Endpoint;
+use quire_engine::controller::RegisterBroker;
+use quire_protocol::ErrorCode;
+use quire_storage::disk::Disk;
+use tokio::time::timeout;
+
+use crate::ClientCredentials;
+use crate::config::{Config, HostPort};
+use crate::context::{Context, Memory};
+use crate::controller::{LocalMetadata, LocalMetadataOptions, MetadataOpenError};
+use crate::identity::{DataDirectory, DataDirectoryError, random};
+use crate::metrics::Metrics;
+use crate::net::admin::{self, AdminListener};
+use crate::net::certificates::{self, Certificates, CertificatesError};
+use crate::net::connection::{self, close_code};
+use crate::net::endpoint;
+use crate::net::tls::{self, TlsError};
+use crate::shard::{Clock, Shards, ShardsOptions, SystemClock};
+use crate::shutdown::{ShutdownReport, StopSignal, Stopping, Underway};
+
+/// How long connections are given to take their closing, whatever the drain time.
+const CLOSE_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// Why a broker did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The builder was not given one.
+    #[error("no data directory was given")]
+    NoDataDirectory,
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    DataDirectory(#[from] DataDirectoryError),
+    /// The certificates cannot be read or made.
+    #[error(transparent)]
+    Certificates(#[from] CertificatesError),
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The cluster's metadata cannot be read.
+    #[error(transparent)]
+    Metadata(#[from] MetadataOpenError),
+    /// The operating system gives no more threads.
+    #[error("cannot start the broker's threads: {0}")]
+    Threads(io::Error),
+}
+
+/// A broker that serves.
+pub(crate) struct Running {
+    parts: Option<Parts>,
+    address: SocketAddr,
+    admin_address: Option<SocketAddr>,
+    credentials: ClientCredentials,
+    ready_in: Duration,
+}
+
+/// What is taken apart at the end.
+struct Parts {
+    context: Arc<Context>,
+    endpoint: Endpoint,
+    stop: StopSignal,
+    logs: Logs,
+}
+
+/// Everything that has files open.
+struct Logs {
+    shards: Shards,
+    metadata: Arc<LocalMetadata>,
+    directory: DataDirectory,
+}
+
+impl Running {
+    pub(crate) async fn start(config: Config, disk: Arc<dyn Disk>) -> Result<Running, StartError> {
+        let began = Instant::now();
+        let (directory, certificates) = prepare(&config, Arc::clone(&disk)).await?;
+        if config.tls.anonymous {
+            tracing::warn!(
+                "clients without a certificate are let in: whoever reaches the port may read and delete"
+            );
+        }
+        let tls = tls::server_config(&certificates, config.tls.anonymous)?;
+        let listen = config.network.listen;
+        let listening = |source| StartError::Listen { address: listen, source };
+        let endpoint = endpoint::open(listen, tls).map_err(listening)?;
+        let address = endpoint.local_addr().map_err(listening)?;
+        let admin = bind_admin(config.admin_listen).await?;
+        let admin_address = admin.as_ref().map(|(_, address)| *address);
+
+        let advertised = config.network.advertise.clone().unwrap_or_else(|| reachable(address));
+        let logs = open_logs(&config, disk, directory, &advertised).await?;
+        let (stop, stopping) = StopSignal::new();
+        let context = Arc::new(context(config, &logs, stopping));
+        let ready = Arc::new(AtomicBool::new(false));
+        if let Some((listener, _)) = admin {
+            tokio::spawn(listener.serve(Arc::clone(&context), Arc::clone(&ready)));
+        }
+        tokio::spawn(admin::upkeep(Arc::clone(&context)));
+        tokio::spawn(connection::accept_all(endpoint.clone(), Arc::clone(&context)));
+
+        context.partitions.all_opened().await;
+        let ready_in = began.elapsed();
+        ready.store(true, Ordering::Release);
+        context.metrics.ready_seconds.set(ready_in.as_secs_f64());
+        let partitions = context.partitions.all().len();
+        tracing::info!(%address, partitions, ?ready_in, cluster = context.identity.cluster_id, "broker ready");
+        Ok(Running {
+            parts: Some(Parts { context, endpoint, stop, logs }),
+            address,
+            admin_address,
+            credentials: credentials(certificates),
+            ready_in,
+        })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin_address
+    }
+
+    pub(crate) fn credentials(&self) -> &ClientCredentials {
+        &self.credentials
+    }
+
+    pub(crate) fn cluster_id(&self) -> &str {
+        &self.parts().context.identity.cluster_id
+    }
+
+    pub(crate) fn ready_in(&self) -> Duration {
+        self.ready_in
+    }
+
+    fn parts(&self) -> &Parts {
+        self.parts.as_ref().expect("taken only by what consumes or drops the broker")
+    }
+
+    /// Stops in order: no new work, answers to what was taken, then the connections, then the logs.
+    pub(crate) async fn shutdown(mut self) -> ShutdownReport {
+        let began = Instant::now();
+        let Parts { context, endpoint, stop, logs } = self.parts.take().expect("a broker is shut down once");
+        let connections = context.connections.count();
+        tracing::info!(connections, "shutting down");
+        stop.request();
+        if timeout(context.config.drain, context.streams.idle()).await.is_err() {
+            tracing::warn!(streams = context.streams.count(), "clients did not take everything in time");
+        }
+        endpoint.close(close_code(ErrorCode::ShuttingDown), SHUTTING_DOWN);
+        // Bounded: a client that is gone acknowledges nothing.
+        let _ = timeout(CLOSE_TIME_MAX, endpoint.wait_idle()).await;
+        let (partitions, clean) = logs.close().await;
+        let report = ShutdownReport { connections, partitions, clean, took: began.elapsed() };
+        tracing::info!(partitions, clean, took = ?report.took, "broker stopped");
+        report
+    }
+}
+
+const SHUTTING_DOWN: &[u8] = b"the broker is shutting down";
+
+impl Drop for Running {
+    /// Cuts clients off, and closes the logs on a thread: the runtime may be ending.
+    fn drop(&mut self) {
+        let Some(Parts { endpoint, stop, logs, .. }) = self.parts.take() else { return };
+        stop.request();
+        endpoint.close(close_code(ErrorCode::ShuttingDown), SHUTTING_DOWN);
+        let close = move || {
+            if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().build() {
+                runtime.block_on(logs.close());
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("broker-close".to_owned()).spawn(close) {
+            tracing::error!(%error, "a broker was dropped, and its logs cannot be closed");
+        }
+    }
+}
+
+impl Logs {
+    /// Closes everything; gives the number of partitions, and whether all is clean.
+    async fn close(self) -> (usize, bool) {
+        let closed = self.shards.close().await;
+        let metadata = self.metadata.close().await;
+        if let Err(error) = &metadata {
+            tracing::warn!(%error, "the metadata log was not closed cleanly and is recovered at the next start");
+        }
+        // Only now may another broker have the directory.
+        drop(self.directory);
+        (closed.partitions, metadata.is_ok() && closed.clean == closed.partitions)
+    }
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// Takes the data directory, and reads or makes the certificates in it.
+async fn prepare(config: &Config, disk: Arc<dyn Disk>) -> Result<(DataDirectory, Certificates), StartError> {
+    let (dir, names) = (config.data_dir.clone(), certificate_names(config));
+    blocking(move || {
+        let directory = DataDirectory::open(&*disk, &dir)?;
+        let certificates = certificates::ensure(&dir.join("tls"), &names)?;
+        Ok((directory, certificates))
+    })
+    .await
+}
+
+fn certificate_names(config: &Config) -> Vec<String> {
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    names.extend(config.network.advertise.as_ref().map(|advertise| advertise.host.clone()));
+    let listen = config.network.listen.ip();
+    names.extend((!listen.is_unspecified()).then(|| listen.to_string()));
+    names.extend(config.tls.names.iter().cloned());
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// What a client on this machine connects to, given an address that was bound.
+fn reachable(address: SocketAddr) -> HostPort {
+    let host = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => "127.0.0.1".to_owned(),
+        IpAddr::V6(ip) if ip.is_unspecified() => "::1".to_owned(),
+        ip => ip.to_string(),
+    };
+    HostPort { host, port: address.port() }
+}
+
+async fn bind_admin(listen: Option<SocketAddr>) -> Result<Option<(AdminListener, SocketAddr)>, StartError> {
+    let Some(address) = listen else { return Ok(None) };
+    let listening = |source| StartError::Listen { address, source };
+    let listener = AdminListener::bind(address).await.map_err(listening)?;
+    let bound = listener.address().map_err(listening)?;
+    if !bound.ip().is_loopback() {
+        tracing::warn!(address = %bound, "the admin server has no access control and is not on loopback");
+    }
+    Ok(Some((listener, bound)))
+}
+
+fn context(config: Config, logs: &Logs, stopping: Stopping) -> Context {
+    Context {
+        memory: Memory::new(&config),
+        config,
+        identity: logs.directory.identity.clone(),
+        metadata: Arc::clone(&logs.metadata) as _,
+        partitions: logs.shards.partitions(),
+        metrics: Metrics::new(),
+        streams: Underway::new(),
+        connections: Underway::new(),
+        stopping,
+    }
+}
+
+fn credentials(certificates: Certificates) -> ClientCredentials {
+    ClientCredentials {
+        authority_pem: certificates.authority_pem,
+        certificate_pem: certificates.client.certificate_pem,
+        key_pem: certificates.client.key_pem,
+    }
+}
+
+/// Opens the metadata, registers the broker in it, and starts the shards that follow it.
+async fn open_logs(
+    config: &Config,
+    disk: Arc<dyn Disk>,
+    directory: DataDirectory,
+    advertised: &HostPort,
+) -> Result<Logs, StartError> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let identity = &directory.identity;
+    let options = LocalMetadataOptions {
+        disk: Arc::clone(&disk),
+        dir: config.data_dir.join("metadata"),
+        clock: Arc::clone(&clock),
+        seed: u64::from_le_bytes(random()),
+        registration: RegisterBroker {
+            cluster_id: identity.cluster_id.clone(),
+            broker: identity.broker,
+            host: advertised.host.clone(),
+            port: advertised.port,
+            rack: config.rack.clone(),
+        },
+    };
+    let metadata = Arc::new(blocking(move || LocalMetadata::open(options)).await?);
+    let options = ShardsOptions {
+        broker: identity.broker,
+        disk,
+        dir: config.data_dir.join("topics"),
+        shards: config.shards,
+        clock,
+        retention_interval: ShardsOptions::RETENTION_INTERVAL,
+        deletion_grace: ShardsOptions::DELETION_GRACE,
+    };
+    let shards = Shards::start(options, Arc::clone(&metadata) as _).map_err(StartError::Threads)?;
+    Ok(Logs { shards, metadata, directory })
+}
+
+/// Runs what waits for the disk on a thread that may.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}
