@@ -5,6 +5,8 @@
 
 mod os;
 mod sim;
+#[cfg(test)]
+mod suite;
 
 use std::fmt::Debug;
 use std::io::{self, IoSlice};

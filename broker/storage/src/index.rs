@@ -93,9 +93,17 @@ impl SegmentIndex {
         }
     }
 
-    /// The largest record timestamp noted; `None` before the first frame.
-    pub fn max_timestamp(&self) -> Option<Timestamp> {
-        self.max_timestamp
+    /// The index of the frames that begin below `position` (bytes) alone.
+    pub fn up_to(&self, position: u64) -> SegmentIndex {
+        let offsets = self.offsets.partition_point(|entry| u64::from(entry.position) < position);
+        let times = self.times.partition_point(|entry| u64::from(entry.position) < position);
+        SegmentIndex {
+            base_offset: self.base_offset,
+            offsets: self.offsets[..offsets].to_vec(),
+            times: self.times[..times].to_vec(),
+            // Too large is still right: a search only starts earlier.
+            max_timestamp: self.max_timestamp,
+        }
     }
 
     /// The last indexed frame at or before `offset`, from which a search for it starts.

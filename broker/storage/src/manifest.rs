@@ -23,6 +23,9 @@ pub const SEGMENT_LEN_MAX: u64 = limits::SEGMENT_BYTES_MAX + frame::LEN_MAX as u
 const HEAD_LEN: usize = 38;
 const ENTRY_LEN: usize = 45;
 const FLAG_SEALED: u8 = 1;
+/// What stands in the place of an unsealed segment's end.
+const UNSEALED: Sealed =
+    Sealed { end_offset: Offset(0), len: 0, last_append_time: Timestamp(0), max_timestamp: Timestamp(0) };
 const FORMAT: Format =
     Format { magic: *b"QMAN", version: 1, body_len_max: HEAD_LEN + ENTRY_LEN * limits::SEGMENTS_MAX };
 
@@ -258,13 +261,7 @@ impl SegmentEntry {
     fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.name.base_offset.0.to_le_bytes());
         out.extend_from_slice(&self.name.serial.to_le_bytes());
-        let nothing = Sealed {
-            end_offset: Offset(0),
-            len: 0,
-            last_append_time: Timestamp(0),
-            max_timestamp: Timestamp(0),
-        };
-        let sealed = self.sealed.unwrap_or(nothing);
+        let sealed = self.sealed.unwrap_or(UNSEALED);
         out.push(if self.sealed.is_some() { FLAG_SEALED } else { 0 });
         out.extend_from_slice(&sealed.end_offset.0.to_le_bytes());
         out.extend_from_slice(&sealed.len.to_le_bytes());
@@ -284,9 +281,9 @@ impl SegmentEntry {
         };
         let name = SegmentName { base_offset, serial };
         match flags {
-            0 => Ok(SegmentEntry { name, sealed: None }),
+            0 if sealed == UNSEALED => Ok(SegmentEntry { name, sealed: None }),
             FLAG_SEALED => Ok(SegmentEntry { name, sealed: Some(sealed) }),
-            _ => Err("unknown segment flags"),
+            _ => Err("impossible segment flags"),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! - *A page behind the end of the file is SIGBUS.* A [`Mapping`] may be longer than its file, which grows under it;
 //!   [`Mapping::slice`] gives out only bytes below the length that the file is known to have reached ([`Extent`]), and
 //!   no file is ever cut short (`trait Disk` has no truncation). A page that the device can not read is SIGBUS too:
-//!   [`Mapping::populate`] brings pages in first, and its error is an ordinary one.
+//!   a slice is populated first, where that is an ordinary error.
 //! - *A byte that changes while someone holds it as `&[u8]`* is undefined behaviour. Nothing stores through a map, and
 //!   the file behind it is written only above every byte given out: [`Extent::permits_write`], which `OsDisk` asks
 //!   before each write.
@@ -52,7 +52,7 @@ impl Extent {
     }
 
     fn give_out(&self, range: &Range<u64>) -> bool {
-        let is_inside = range.start <= range.end && range.end <= self.len.load(Ordering::Acquire);
+        let is_inside = range.end <= self.len.load(Ordering::Acquire);
         if is_inside {
             self.given_out.fetch_max(range.end, Ordering::AcqRel);
         }
@@ -96,45 +96,37 @@ impl Mapping {
         self.len() == 0
     }
 
-    /// The bytes of a range, without a copy. They keep the map alive. `None` if the range is not wholly inside the map
-    /// and the file.
+    /// The bytes of a range, without a copy, brought into memory. They keep the map alive. `None` if the range is not
+    /// wholly inside map and file, or the device can not read it: read the file instead, which tells why.
     ///
-    /// The caller asks only for bytes that were completely written before; they can not be written again.
+    /// The caller asks only for bytes that were completely written before; they can not be written again. Blocks on the
+    /// device if they have left the page cache.
     pub fn slice(&self, range: Range<u64>) -> Option<Bytes> {
-        let slice = self.sub_range(&range)?;
-        if slice.is_empty() {
-            return Some(Bytes::new());
-        }
-        Some(Bytes::from_owner(Slice { map: Arc::clone(&self.0), range: slice }))
-    }
-
-    /// Reads a range into the page cache and maps it, so that looking at it neither waits nor faults. Blocks on the
-    /// device.
-    ///
-    /// # Errors
-    /// If the device can not read it (as an error, where a plain look would be SIGBUS), the range is not inside map
-    /// and file, or the kernel is older than 5.14 and does not know how: read the file instead.
-    pub fn populate(&self, range: Range<u64>) -> io::Result<()> {
-        let range = self.sub_range(&range).ok_or(io::ErrorKind::InvalidInput)?;
         if range.is_empty() {
-            return Ok(());
+            return (range.start == range.end && range.end <= self.len()).then(Bytes::new);
         }
+        if range.end > self.len() || !self.0.extent.give_out(&range) {
+            return None;
+        }
+        // Both fit: they are at most the map's length, which is a usize.
+        let range = range.start as usize..range.end as usize;
+        self.0.populate(&range).ok()?;
+        Some(Bytes::from_owner(Slice { map: Arc::clone(&self.0), range }))
+    }
+}
+
+impl Map {
+    /// Reads a range into the page cache and maps its pages. If the device can not, this is an error, where a plain look
+    /// would be SIGBUS. (So it is on a kernel older than 5.14, which does not know how.)
+    fn populate(&self, range: &Range<usize>) -> io::Result<()> {
         let start = range.start - range.start % rustix::param::page_size();
-        // SAFETY: `start` is below `raw.len()` (`sub_range`), so the pointer stays inside the map.
-        let address = unsafe { self.0.raw.as_ptr().add(start) };
+        // SAFETY: `start` is below `raw.len()`, as `Mapping::slice` checked, so the pointer stays inside the map.
+        let address = unsafe { self.raw.as_ptr().add(start) };
         // SAFETY: the bytes lie inside a live map, and populating changes none of them.
         unsafe {
             rustix::mm::madvise(address.cast_mut().cast(), range.end - start, Advice::LinuxPopulateRead)
         }
         .map_err(io::Error::from)
-    }
-
-    fn sub_range(&self, range: &Range<u64>) -> Option<Range<usize>> {
-        if range.end > self.len() || !self.0.extent.give_out(range) {
-            return None;
-        }
-        // Both fit: they are at most the map's length, which is a usize.
-        Some(range.start as usize..range.end as usize)
     }
 }
 
@@ -219,13 +211,12 @@ mod tests {
     }
 
     #[test]
-    fn populating_what_is_not_there_is_an_error() {
+    fn what_can_not_be_read_is_not_given_out() {
         let (_file, extent, map) = mapped(&[7; 10_000], 1 << 20);
-        map.populate(5_000..10_000).expect("there");
-        assert!(map.populate(0..10_001).is_err());
+        assert_eq!(map.slice(5_000..10_000).expect("there").len(), 5_000);
+        // As a device does that fails: the pages are promised, and are not there.
         extent.reached(1 << 20);
-        let error = map.populate(0..1 << 20).expect_err("behind the end of the file");
-        assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::FAULT.raw_os_error()));
+        assert_eq!(map.slice(0..1 << 20), None);
     }
 
     #[test]

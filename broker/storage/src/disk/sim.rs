@@ -12,6 +12,8 @@
 mod inode;
 mod names;
 mod rng;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
@@ -206,6 +208,7 @@ impl SimDisk {
     pub fn fork(&self, seed: u64) -> SimDisk {
         let mut state = self.state().clone();
         state.rng = Rng::new(seed);
+        state.trace.clear();
         state.end_process();
         SimDisk::from_state(state)
     }
@@ -247,7 +250,7 @@ impl SimDisk {
         let mut state = self.state();
         let state = &mut *state;
         state.names.lose_power(options.names, &mut state.rng);
-        for inode in state.inodes.values_mut() {
+        for inode in state.inodes.values_mut().filter(|inode| !inode.is_clean()) {
             Arc::make_mut(inode).lose_power(options.data, &mut state.rng);
         }
         state.end_process();

@@ -27,6 +27,8 @@ pub(super) struct Inode {
     dirty: BTreeMap<u64, Vec<(WriteOrder, Sector)>>,
     /// Every length the file had since its length was last clean.
     dirty_lens: Vec<(WriteOrder, u64)>,
+    /// Whether a sync failed, so that the cache may show what the device does not hold.
+    is_diverged: bool,
     /// Bytes that the device can not read.
     unreadable: Vec<Range<u64>>,
 }
@@ -94,6 +96,7 @@ impl Inode {
     /// A sync that failed, as Linux does it: some sectors arrived, the others count as clean though the device does not
     /// hold them, so that no later sync writes them.
     pub(super) fn fail_sync(&mut self, rng: &mut Rng) {
+        self.is_diverged = true;
         self.store_dirty(|versions| versions.last().filter(|_| rng.coin()).cloned());
     }
 
@@ -103,6 +106,11 @@ impl Inode {
         for (number, sector) in &self.stored {
             self.cached.entry(*number).or_insert_with(|| Arc::clone(sector));
         }
+    }
+
+    /// Whether the device holds what the cache shows.
+    pub(super) fn is_clean(&self) -> bool {
+        self.dirty.is_empty() && self.dirty_lens.is_empty() && !self.is_diverged
     }
 
     /// Power is lost: what was not synced survives in part, or not at all.
@@ -117,6 +125,7 @@ impl Inode {
         self.len = self.stored_len;
         self.cut_stored();
         self.cached = self.stored.clone();
+        self.is_diverged = false;
     }
 
     /// Flips a bit, wherever the byte is held.
