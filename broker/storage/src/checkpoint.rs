@@ -147,3 +147,91 @@ impl Checkpoint {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::disk::{CrashOptions, SimDisk};
+
+    prop_compose! {
+        fn any_checkpoint()(
+            segment_serial in any::<u32>(),
+            position in 0..=SEGMENT_LEN_MAX,
+            offsets in (0..=Offset::MAX.0, 0..=Offset::MAX.0),
+            chain in any::<[u8; 32]>(),
+            last_append_time in any::<i64>(),
+            leader_epoch in any::<u32>(),
+            is_synced in any::<bool>(),
+        ) -> Checkpoint {
+            Checkpoint {
+                segment_serial,
+                position,
+                next_offset: Offset(offsets.0),
+                chain: Chain(chain),
+                last_append_time: Timestamp(last_append_time),
+                leader_epoch: LeaderEpoch(leader_epoch),
+                high_watermark: Offset(offsets.1),
+                is_synced,
+            }
+        }
+    }
+
+    fn root() -> &'static Path {
+        Path::new("/")
+    }
+
+    proptest! {
+        #[test]
+        fn a_checkpoint_survives_its_file(checkpoint in any_checkpoint()) {
+            let disk = SimDisk::new(0);
+            checkpoint.store(&disk, root()).expect("room");
+            checkpoint.mark_clean(&disk, root()).expect("room");
+            disk.crash(&CrashOptions::default());
+            prop_assert_eq!(Checkpoint::load(&disk, root()).expect("intact"), checkpoint);
+            prop_assert_eq!(Checkpoint::take_clean(&disk, root()).expect("readable"), Some(checkpoint));
+        }
+
+        #[test]
+        fn any_bytes_are_refused_or_mean_themselves(body in proptest::collection::vec(any::<u8>(), 70..76)) {
+            if let Ok(checkpoint) = Checkpoint::decode(&body) {
+                prop_assert_eq!(checkpoint.encode().to_vec(), body);
+            }
+        }
+
+        #[test]
+        fn damaged_bytes_are_refused_or_mean_themselves(
+            checkpoint in any_checkpoint(),
+            at in 0..BODY_LEN,
+            byte in any::<u8>(),
+        ) {
+            let mut body = checkpoint.encode();
+            body[at] = byte;
+            if let Ok(other) = Checkpoint::decode(&body) {
+                prop_assert_eq!(other.encode(), body);
+            }
+        }
+    }
+
+    #[test]
+    fn a_clean_marker_is_taken_once_and_a_crash_does_not_bring_it_back() {
+        let checkpoint = Checkpoint::decode(&[0; BODY_LEN]).expect("all zeros is the start of a log");
+        let disk = SimDisk::new(0);
+        checkpoint.mark_clean(&disk, root()).expect("room");
+        assert_eq!(Checkpoint::peek_clean(&disk, root()).expect("readable"), Some(checkpoint));
+        assert_eq!(Checkpoint::take_clean(&disk, root()).expect("readable"), Some(checkpoint));
+        disk.crash(&CrashOptions::default());
+        assert_eq!(Checkpoint::take_clean(&disk, root()).expect("none"), None);
+    }
+
+    #[test]
+    fn a_damaged_clean_marker_is_none_and_goes_away() {
+        let checkpoint = Checkpoint::decode(&[0; BODY_LEN]).expect("all zeros is the start of a log");
+        let disk = SimDisk::new(0);
+        checkpoint.mark_clean(&disk, root()).expect("room");
+        disk.flip_bit(&root().join(CLEAN_FILE_NAME), 20, 3);
+        assert_eq!(Checkpoint::take_clean(&disk, root()).expect("readable"), None);
+        assert_eq!(disk.list(root()).expect("the root"), Vec::<String>::new());
+    }
+}

@@ -193,3 +193,128 @@ impl EpochCache {
         dropped
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::disk::SimDisk;
+
+    fn cache(entries: &[(u32, u64)]) -> EpochCache {
+        let mut cache = EpochCache::new();
+        for (epoch, start_offset) in entries {
+            cache.assign(LeaderEpoch(*epoch), Offset(*start_offset)).expect("in order");
+        }
+        cache
+    }
+
+    fn pairs(cache: &EpochCache) -> Vec<(u32, u64)> {
+        cache.entries().iter().map(|entry| (entry.epoch.0, entry.start_offset.0)).collect()
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Assign(u32, u64),
+        Truncate(u64),
+        Recover(u64),
+        Forget(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            5 => (0u32..20, 0u64..100).prop_map(|(epoch, offset)| Step::Assign(epoch, offset)),
+            1 => (0u64..100).prop_map(Step::Truncate),
+            1 => (0u64..100).prop_map(Step::Recover),
+            1 => (0u64..100).prop_map(Step::Forget),
+        ]
+    }
+
+    proptest! {
+        /// Invariant 3: strictly monotonic in epoch and offset, whatever happens; and it survives its file.
+        #[test]
+        fn it_is_always_strictly_monotonic(steps in proptest::collection::vec(step(), 0..40)) {
+            let mut cache = EpochCache::new();
+            for step in steps {
+                let before = cache.clone();
+                match step {
+                    Step::Assign(epoch, offset) => {
+                        let (epoch, offset) = (LeaderEpoch(epoch), Offset(offset));
+                        match cache.assign(epoch, offset) {
+                            Ok(true) => prop_assert_eq!(cache.epoch_at(offset), Some(epoch)),
+                            Ok(false) | Err(_) => prop_assert_eq!(&cache, &before),
+                        }
+                    }
+                    Step::Truncate(end) => {
+                        cache.truncate(Offset(end));
+                        prop_assert!(cache.latest().is_none_or(|last| last.start_offset.0 < end));
+                    }
+                    Step::Recover(end) => {
+                        cache.recover(Offset(end));
+                        prop_assert!(cache.latest().is_none_or(|last| last.start_offset.0 <= end));
+                    }
+                    Step::Forget(start) => {
+                        let changed = cache.forget_before(Offset(start));
+                        prop_assert_eq!(changed, cache != before);
+                        for offset in start..100 {
+                            prop_assert_eq!(cache.epoch_at(Offset(offset)), before.epoch_at(Offset(offset)));
+                        }
+                    }
+                }
+                prop_assert_eq!(EpochCache::decode(&cache.encode()), Ok(cache.clone()));
+            }
+            let disk = SimDisk::new(0);
+            cache.store(&disk, Path::new("/")).expect("room");
+            prop_assert_eq!(EpochCache::load(&disk, Path::new("/")).expect("intact"), cache);
+        }
+
+        #[test]
+        fn any_bytes_are_refused_or_mean_themselves(body in proptest::collection::vec(0u8..3, 0..5 * ENTRY_LEN)) {
+            if let Ok(cache) = EpochCache::decode(&body) {
+                prop_assert_eq!(cache.encode(), body);
+            }
+        }
+    }
+
+    #[test]
+    fn an_epoch_without_writes_is_there_until_the_next_begins() {
+        let mut cache = cache(&[(1, 0), (4, 10)]);
+        assert_eq!(cache.assign(LeaderEpoch(4), Offset(12)), Ok(false), "already known");
+        assert_eq!(cache.assign(LeaderEpoch(6), Offset(10)), Ok(true));
+        assert_eq!(pairs(&cache), [(1, 0), (6, 10)]);
+        assert!(cache.assign(LeaderEpoch(5), Offset(20)).is_err());
+        assert!(cache.assign(LeaderEpoch(7), Offset(9)).is_err());
+    }
+
+    #[test]
+    fn a_recovered_end_keeps_what_a_truncated_one_does_not() {
+        let mut recovered = cache(&[(1, 0), (2, 10), (3, 20)]);
+        let mut truncated = recovered.clone();
+        assert!(recovered.recover(Offset(10)) && truncated.truncate(Offset(10)));
+        assert_eq!(pairs(&recovered), [(1, 0), (2, 10)]);
+        assert_eq!(pairs(&truncated), [(1, 0)]);
+        assert!(!truncated.truncate(Offset(5)));
+    }
+
+    #[test]
+    fn a_follower_learns_where_an_epoch_ended() {
+        let cache = cache(&[(1, 0), (3, 10), (5, 30)]);
+        let end_of =
+            |epoch| cache.end_offset_for(LeaderEpoch(epoch), Offset(42)).map(|(epoch, end)| (epoch.0, end.0));
+        assert_eq!(end_of(0), None);
+        assert_eq!(end_of(1), Some((1, 10)));
+        assert_eq!(end_of(4), Some((3, 30)));
+        assert_eq!(end_of(9), Some((5, 42)));
+    }
+
+    #[test]
+    fn the_oldest_is_forgotten_when_there_are_too_many() {
+        let mut cache = EpochCache::new();
+        for number in 0..=limits::LEADER_EPOCHS_MAX as u32 {
+            cache.assign(LeaderEpoch(number), Offset(u64::from(number))).expect("in order");
+        }
+        assert_eq!(cache.entries().len(), limits::LEADER_EPOCHS_MAX);
+        assert_eq!(cache.epoch_at(Offset(0)), None);
+        assert_eq!(cache.epoch_at(Offset(1)), Some(LeaderEpoch(1)));
+    }
+}

@@ -253,3 +253,166 @@ fn check_order(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use quire_protocol::frame::{Chain, Digest};
+    use quire_protocol::ids::LeaderEpoch;
+
+    use super::*;
+    use crate::disk::SimDisk;
+
+    const NAME: SegmentName = SegmentName { base_offset: Offset(1000), serial: 4 };
+
+    /// A frame as far as an index looks at it.
+    #[derive(Debug, Clone, Copy)]
+    struct Frame {
+        header: FrameHeader,
+        position: u64,
+        len: u64,
+    }
+
+    fn frames() -> impl Strategy<Value = Vec<Frame>> {
+        proptest::collection::vec((0u32..50, 149u64..5000, -5i64..100), 1..60).prop_map(|frames| {
+            let (mut base_offset, mut position) = (NAME.base_offset, 0);
+            let place = |(last_offset_delta, len, max_timestamp)| {
+                let frame =
+                    Frame { header: header(base_offset, last_offset_delta, max_timestamp), position, len };
+                base_offset = frame.header.next_offset();
+                position += len;
+                frame
+            };
+            frames.into_iter().map(place).collect()
+        })
+    }
+
+    fn header(base_offset: Offset, last_offset_delta: u32, max_timestamp: i64) -> FrameHeader {
+        FrameHeader {
+            digest: Digest::Crc32c,
+            is_compacted: false,
+            batch_len: 61,
+            base_offset,
+            last_offset_delta,
+            leader_epoch: LeaderEpoch(0),
+            append_time: Timestamp(0),
+            max_timestamp: Timestamp(max_timestamp),
+            durable_floor: Offset(0),
+            chain: Chain::START,
+            crc: 0,
+        }
+    }
+
+    fn index_of(frames: &[Frame], interval: u64) -> SegmentIndex {
+        let mut index = SegmentIndex::new(NAME.base_offset);
+        for frame in frames {
+            index.note(&frame.header, frame.position, interval);
+        }
+        index
+    }
+
+    fn sealed(frames: &[Frame]) -> Sealed {
+        let last = frames.last().expect("at least one");
+        let max_timestamp =
+            frames.iter().map(|frame| frame.header.max_timestamp).max().expect("at least one");
+        Sealed {
+            end_offset: last.header.next_offset(),
+            len: last.position + last.len,
+            last_append_time: Timestamp(0),
+            max_timestamp,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_offset_is_found_at_most_an_interval_back(frames in frames(), interval in 1u64..20_000) {
+            let index = index_of(&frames, interval);
+            for frame in &frames {
+                for offset in [frame.header.base_offset, frame.header.last_offset()] {
+                    let found = index.find_offset(offset);
+                    prop_assert!(found.offset <= frame.header.base_offset && found.position <= frame.position);
+                    let at = frames.iter().find(|frame| frame.position == found.position).expect("a frame's start");
+                    prop_assert_eq!(at.header.base_offset, found.offset);
+                    prop_assert!(frame.position - found.position < interval + 5000);
+                }
+            }
+        }
+
+        #[test]
+        fn no_record_before_the_point_found_is_late_enough(
+            frames in frames(),
+            interval in 1u64..20_000,
+            timestamp in -10i64..110,
+        ) {
+            let timestamp = Timestamp(timestamp);
+            let found = index_of(&frames, interval).find_timestamp(timestamp);
+            let at = frames.iter().position(|frame| frame.position == found.position).expect("a frame's start");
+            let first = frames.iter().position(|frame| frame.header.max_timestamp >= timestamp);
+            prop_assert!(first.is_none_or(|first| first >= at), "found {} of {:?}", at, first);
+            // And the search is short: the answer, or the next entry, is at most an interval away.
+            if let Some(first) = first {
+                prop_assert!(frames[first].position - found.position < interval + 10_000);
+            }
+        }
+
+        #[test]
+        fn an_index_survives_its_files(frames in frames(), interval in 1u64..20_000) {
+            let (index, sealed) = (index_of(&frames, interval), sealed(&frames));
+            let disk = SimDisk::new(0);
+            index.store(&disk, Path::new("/"), NAME, &sealed).expect("room");
+            let loaded = SegmentIndex::load(&disk, Path::new("/"), NAME, &sealed).expect("intact");
+            prop_assert_eq!(&loaded, &index);
+            let cut = Sealed { len: sealed.len - 1, ..sealed };
+            prop_assert!(SegmentIndex::load(&disk, Path::new("/"), NAME, &cut).is_err(), "newer than the log");
+            let other = SegmentName { serial: NAME.serial + 1, ..NAME };
+            prop_assert!(SegmentIndex::load(&disk, Path::new("/"), other, &sealed).is_err(), "another segment's");
+        }
+
+        #[test]
+        fn an_index_up_to_a_frame_is_that_of_the_frames_before(
+            frames in frames(),
+            interval in 1u64..20_000,
+            count in any::<prop::sample::Index>(),
+        ) {
+            let count = count.index(frames.len());
+            let (cut, short) = (index_of(&frames, interval).up_to(frames[count].position), index_of(&frames[..count], interval));
+            prop_assert_eq!((cut.offsets, cut.times), (short.offsets, short.times));
+        }
+
+        #[test]
+        fn damaged_bytes_are_refused_or_mean_themselves(
+            frames in frames(),
+            at in any::<prop::sample::Index>(),
+            byte in any::<u8>(),
+            is_time in any::<bool>(),
+        ) {
+            let sealed = sealed(&frames);
+            let (mut offsets, mut times) = index_of(&frames, 1).encode(NAME, &sealed);
+            let body = if is_time { &mut times } else { &mut offsets };
+            let at = at.index(body.len());
+            body[at] = byte;
+            if let Ok(index) = SegmentIndex::decode(NAME, &sealed, &offsets, &times) {
+                prop_assert_eq!(index.encode(NAME, &sealed), (offsets, times));
+            }
+        }
+
+        #[test]
+        fn any_entries_are_no_danger(entries in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let sealed = Sealed { end_offset: Offset(u64::MAX), len: u64::MAX, ..sealed(&[Frame { header: header(NAME.base_offset, 0, 0), position: 0, len: 149 }]) };
+            let body = [encode_head(NAME, &sealed).as_slice(), &entries].concat();
+            let head = encode_head(NAME, &sealed);
+            let _ = SegmentIndex::decode(NAME, &sealed, &body, &head);
+            let _ = SegmentIndex::decode(NAME, &sealed, &head, &body);
+            let _ = SegmentIndex::decode(NAME, &sealed, &entries, &entries);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_an_entry_is_found_from_further_back() {
+        let mut index = SegmentIndex::new(NAME.base_offset);
+        let far = header(Offset(NAME.base_offset.0 + (1 << 32)), 0, 1);
+        index.note(&header(NAME.base_offset, 0, 1), 0, 1);
+        index.note(&far, 500, 1);
+        assert_eq!(index.find_offset(far.base_offset), IndexPoint { offset: NAME.base_offset, position: 0 });
+    }
+}

@@ -287,3 +287,145 @@ impl SegmentEntry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::disk::SimDisk;
+
+    fn sealed(end_offset: u64) -> Sealed {
+        Sealed {
+            end_offset: Offset(end_offset),
+            len: 100,
+            last_append_time: Timestamp(5),
+            max_timestamp: Timestamp(-1),
+        }
+    }
+
+    fn entry(base_offset: u64, serial: u32, end: Option<u64>) -> SegmentEntry {
+        SegmentEntry {
+            name: SegmentName { base_offset: Offset(base_offset), serial },
+            sealed: end.map(sealed),
+        }
+    }
+
+    fn manifest(log_start: u64, segments: Vec<SegmentEntry>) -> Manifest {
+        let partition = TopicPartition { topic: TopicId([7; 16]), partition: PartitionIndex(3) };
+        Manifest { partition, log_start: Offset(log_start), next_serial: 10, segments }
+    }
+
+    prop_compose! {
+        fn any_manifest()(
+            topic in any::<[u8; 16]>(),
+            partition in any::<u32>(),
+            first in 0u64..1 << 40,
+            spans in proptest::collection::vec((0u64..1 << 33, 0..=SEGMENT_LEN_MAX, any::<i64>(), any::<i64>()), 0..20),
+            is_last_open in any::<bool>(),
+            skipped in 0u64..100,
+        ) -> Manifest {
+            let mut base_offset = Offset(first);
+            let mut segments = Vec::new();
+            for (serial, (records, len, append_time, max)) in spans.into_iter().enumerate() {
+                let end_offset = Offset(base_offset.0 + records);
+                let sealed = Sealed {
+                    end_offset,
+                    len,
+                    last_append_time: Timestamp(append_time),
+                    max_timestamp: Timestamp(max),
+                };
+                let name = SegmentName { base_offset, serial: serial as u32 * 2 };
+                segments.push(SegmentEntry { name, sealed: Some(sealed) });
+                base_offset = end_offset;
+            }
+            if let Some(last) = segments.last_mut().filter(|_| is_last_open) {
+                last.sealed = None;
+            }
+            let log_start = Offset(first + skipped.min(base_offset.0 - first));
+            let partition = TopicPartition { topic: TopicId(topic), partition: PartitionIndex(partition) };
+            Manifest { partition, log_start, next_serial: 40, segments }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_manifest_survives_its_file(manifest in any_manifest()) {
+            let disk = SimDisk::new(0);
+            manifest.store(&disk, Path::new("/")).expect("room");
+            prop_assert_eq!(Manifest::load(&disk, Path::new("/")).expect("intact"), manifest);
+        }
+
+        /// Also bytes that the seal would have caught are no danger, and mean nothing that is not written again alike.
+        #[test]
+        fn damaged_bytes_are_an_error_or_another_manifest(
+            manifest in any_manifest(),
+            damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut body = manifest.encode();
+            let _ = Manifest::decode(&body[..cut.index(body.len())]);
+            for (at, byte) in damage {
+                let at = at.index(body.len());
+                body[at] = byte;
+            }
+            if let Ok(other) = Manifest::decode(&body) {
+                prop_assert_eq!(other.encode(), body);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_no_danger(body in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Manifest::decode(&body);
+        }
+
+        #[test]
+        fn any_name_is_a_segments_or_not(name in "[0-9]{0,21}-?[0-9]{0,9}\\.?[a-z]{0,9}") {
+            if let Some((segment, file)) = SegmentName::parse(&name) {
+                prop_assert_eq!(segment.file(file), name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_count_is_not_believed() {
+        let mut body = manifest(0, vec![]).encode();
+        body[HEAD_LEN - 4..].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert_eq!(Manifest::decode(&body), Err("a wrong segment count"));
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let refused = [
+            manifest(0, vec![entry(1, 0, None)]),
+            manifest(6, vec![entry(0, 0, Some(5))]),
+            manifest(0, vec![entry(0, 0, None), entry(5, 1, None)]),
+            manifest(0, vec![entry(0, 0, Some(5)), entry(6, 1, None)]),
+            manifest(0, vec![entry(0, 0, Some(5)), entry(5, 0, None)]),
+            manifest(0, vec![entry(0, 10, None)]),
+            manifest(7, vec![entry(7, 0, Some(6))]),
+            manifest(u64::MAX, vec![]),
+        ];
+        for manifest in refused {
+            assert!(manifest.check().is_err(), "{manifest:?}");
+        }
+        let fine = manifest(5, vec![entry(0, 3, Some(5)), entry(5, 1, None)]);
+        assert_eq!(fine.check(), Ok(()));
+        assert!(fine.lists(fine.segments[1].name) && !fine.is_full());
+    }
+
+    #[test]
+    fn names_are_written_in_one_way() {
+        let name = SegmentName { base_offset: Offset(42), serial: 7 };
+        assert_eq!(name.file(SegmentFile::TimeIndex), "00000000000000000042-00000007.timeindex");
+        assert_eq!(SegmentName::parse("00000000000000000042-00000007.log"), Some((name, SegmentFile::Log)));
+        for not_ours in [
+            "42-7.log",
+            "00000000000000000042-00000007.log.tmp",
+            "manifest",
+            "+0000000000000000042-00000007.log",
+        ] {
+            assert_eq!(SegmentName::parse(not_ours), None, "{not_ours}");
+        }
+    }
+}

@@ -161,3 +161,143 @@ fn write_new(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_at(0, &[IoSlice::new(bytes)])?;
     file.sync_data()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::disk::{CrashOptions, Fault, SimDisk, Stopped};
+
+    const FORMAT: Format = Format { magic: *b"QTST", version: 3, body_len_max: 1000 };
+
+    /// A disk that holds the file with this body, durably.
+    fn disk_with(body: &[u8]) -> SimDisk {
+        let disk = SimDisk::new(1);
+        disk.create_dir_all(dir()).expect("room");
+        disk.sync_dir(Path::new("/")).expect("no fault");
+        replace(&disk, dir(), "f", FORMAT, body).expect("room");
+        disk
+    }
+
+    fn dir() -> &'static Path {
+        Path::new("/d")
+    }
+
+    fn put(disk: &SimDisk, name: &str, bytes: &[u8]) {
+        let file = disk.open(&dir().join(name), OpenMode::CreateNew).expect("new");
+        file.write_at(0, &[IoSlice::new(bytes)]).expect("room");
+    }
+
+    proptest! {
+        #[test]
+        fn a_body_survives_its_seal(body in proptest::collection::vec(any::<u8>(), 0..=1000)) {
+            let bytes = seal(FORMAT, &body);
+            prop_assert_eq!(bytes.len(), body.len() + SEAL_LEN);
+            prop_assert_eq!(open(FORMAT, &bytes).expect("intact"), &body);
+            prop_assert_eq!(load(&disk_with(&body), dir(), "f", FORMAT).expect("intact"), body);
+        }
+
+        #[test]
+        fn any_bytes_are_damaged_or_what_was_sealed(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            if let Ok(body) = open(FORMAT, &bytes) {
+                prop_assert_eq!(seal(FORMAT, body), bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_found() {
+        let bytes = seal(FORMAT, b"departed");
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(open(FORMAT, &damaged).is_err(), "bit {bit}");
+        }
+        for len in 0..bytes.len() {
+            assert!(open(FORMAT, &bytes[..len]).is_err(), "cut to {len}");
+        }
+        assert!(open(FORMAT, &[bytes, vec![0]].concat()).is_err(), "a byte more");
+    }
+
+    #[test]
+    fn another_kind_and_another_version_are_told_apart() {
+        let bytes = seal(FORMAT, b"a");
+        let other = Format { magic: *b"QOTH", ..FORMAT };
+        assert!(matches!(open(other, &bytes), Err(LoadError::Damaged(_))));
+        let newer = Format { version: 4, ..FORMAT };
+        assert!(matches!(open(newer, &bytes), Err(LoadError::Version { found: 3, known: 4 })));
+    }
+
+    #[test]
+    fn a_file_too_long_is_not_read() {
+        let disk = disk_with(b"a");
+        put(&disk, "g", &[0; 1000 + SEAL_LEN + 1]);
+        disk.inject(Fault::ReadFails { path: dir().join("g"), range: 0..1 });
+        assert!(matches!(load(&disk, dir(), "g", FORMAT), Err(LoadError::Damaged(_))));
+        assert!(matches!(load(&disk, dir(), "h", FORMAT), Err(LoadError::Missing)));
+        disk.inject(Fault::ReadFails { path: dir().join("f"), range: 0..1 });
+        assert!(matches!(load(&disk, dir(), "f", FORMAT), Err(LoadError::Io(_))));
+    }
+
+    #[test]
+    fn what_an_earlier_crash_left_is_in_nobodys_way() {
+        let disk = disk_with(b"old");
+        put(&disk, "f.tmp", b"half of somethi");
+        replace(&disk, dir(), "f", FORMAT, b"new").expect("room");
+        assert_eq!(load(&disk, dir(), "f", FORMAT).expect("intact"), b"new");
+        assert_eq!(disk.list(dir()).expect("there"), ["f"]);
+        assert!(is_temporary("f.tmp") && !is_temporary("f"));
+    }
+
+    #[test]
+    fn whatever_fails_the_old_file_stays() {
+        for (fault, is_replaced) in [
+            (Fault::WriteFails { nth: 1 }, false),
+            (Fault::SyncFails { nth: 1 }, false),
+            (Fault::SyncDirFails { nth: 1 }, true),
+        ] {
+            let disk = disk_with(b"old");
+            disk.inject(fault.clone());
+            replace(&disk, dir(), "f", FORMAT, b"new").expect_err("a fault");
+            let found = load(&disk, dir(), "f", FORMAT).expect("intact");
+            assert_eq!(found, if is_replaced { b"new" } else { b"old" }, "{fault:?}");
+            assert_eq!(disk.list(dir()).expect("there"), ["f"], "nothing is left over");
+            replace(&disk, dir(), "f", FORMAT, b"newer").expect("it can be tried again");
+        }
+    }
+
+    /// Stops at every step, then loses power in many ways: the old file or the new one, and the new one if the
+    /// replacement said so.
+    #[test]
+    fn no_crash_leaves_anything_between_old_and_new() {
+        for operations in 0..=5 {
+            let stopped = disk_with(b"old");
+            stopped.inject(Fault::StopsAfter { operations });
+            let replaced = replace(&stopped, dir(), "f", FORMAT, &[7; 900]);
+            assert_eq!(
+                replaced.is_ok(),
+                operations == 5,
+                "five operations: create, write, sync, rename, sync"
+            );
+            assert!(replaced.as_ref().err().is_none_or(Stopped::is_cause_of));
+            for seed in 0..100 {
+                let disk = stopped.fork(seed);
+                disk.crash(&CrashOptions::default());
+                let found = load(&disk, dir(), "f", FORMAT).expect("never damaged, never missing");
+                assert!(
+                    found == [7; 900] || replaced.is_err() && found == b"old",
+                    "after {operations}: {found:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn removing_is_durable_and_may_be_repeated() {
+        let disk = disk_with(b"old");
+        assert!(remove(&disk, dir(), "f").expect("there"));
+        disk.crash(&CrashOptions::default());
+        assert!(!remove(&disk, dir(), "f").expect("gone for good"));
+    }
+}
