@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod answers;
 mod config;
 mod connection;
 mod consumer;

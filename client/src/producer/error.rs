@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use quire_protocol::{ErrorCode, PartitionIndex};
+use quire_protocol::batch::EncodeError;
+use quire_protocol::{ErrorCode, PartitionIndex, limits};
 
 use crate::error::Error;
 
@@ -98,6 +99,21 @@ impl SendError {
             SendError::Closed => "Await flush or close before the producer is dropped.".into(),
             SendError::Compression(_) => "Send with another compression.".into(),
             SendError::Broker(error) => error.advice(),
+        }
+    }
+}
+
+impl From<EncodeError> for SendError {
+    fn from(error: EncodeError) -> SendError {
+        match error {
+            EncodeError::TooLarge { bytes, limit } => SendError::RecordTooLarge { bytes, limit },
+            EncodeError::BatchTooLarge(bytes) => {
+                SendError::RecordTooLarge { bytes, limit: limits::BATCH_BYTES_MAX }
+            }
+            EncodeError::TooManyHeaders(headers) => {
+                SendError::TooManyHeaders { headers, limit: limits::RECORD_HEADERS_MAX }
+            }
+            EncodeError::Compression(error) => SendError::Compression(error.to_string()),
         }
     }
 }

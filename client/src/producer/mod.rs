@@ -1,46 +1,44 @@
-//! Producing.
+//! Producing: records gather in batches, one worker for each partition sends them in order, deliveries tell how each ended.
+//!
+//! ```text
+//! enqueue ─► partitioner ─► accumulator ─► worker (pipeline) ─► produce stream
+//!    │ memory                                  │
+//!    └─ Delivery ◄──────── completion ◄────────┘
+//! ```
 
+mod accumulator;
+mod delivery;
 mod error;
+mod partitioner;
+mod pipeline;
+mod worker;
 
+pub use delivery::{Delivery, RecordMetadata};
 pub use error::SendError;
+pub use partitioner::Partitioner;
 
-use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use quire_protocol::batch::{Compression, Record};
-use quire_protocol::frame::Chain;
 use quire_protocol::stream::Acks;
-use quire_protocol::{LeaderEpoch, Offset, PartitionIndex, Timestamp, limits};
+use quire_protocol::{PartitionIndex, Timestamp, limits};
+use tokio::sync::{Notify, Semaphore};
 
 use crate::Client;
-use crate::error::Error;
+use crate::connection::lock;
+use crate::metadata::TopicMetadata;
+use crate::retry::{Retry, Rng};
 
-/// Chooses a record's partition.
-#[derive(Clone, Default)]
-#[non_exhaustive]
-pub enum Partitioner {
-    /// By murmur2 of the key, as Kafka's clients do; records without a key fill a batch of one partition, then of the next.
-    #[default]
-    KeyHash,
-    /// One partition after the other, whatever the key.
-    RoundRobin,
-    /// By a function of the record and the partition count, whose result is taken modulo that count.
-    Custom(Arc<dyn Fn(&Record, u32) -> u32 + Send + Sync>),
-}
+use accumulator::{Accumulator, BatchPolicy};
+use partitioner::Choice;
+use pipeline::{DeliveryPolicy, Pipeline};
+use worker::{Delivered, PartitionQueue, Worker};
 
-impl fmt::Debug for Partitioner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Partitioner::KeyHash => "KeyHash",
-            Partitioner::RoundRobin => "RoundRobin",
-            Partitioner::Custom(_) => "Custom",
-        })
-    }
-}
+/// Smallest batch size that can be asked for (bytes).
+const BATCH_BYTES_MIN: usize = 1024;
 
 /// A producer's settings.
 #[derive(Debug, Clone)]
@@ -126,14 +124,57 @@ impl ProducerBuilder {
     }
 
     /// The producer.
-    pub fn build(self) -> Producer {
-        unimplemented!("{:?} {:?}", self.client, self.options)
+    pub fn build(mut self) -> Producer {
+        let options = &mut self.options;
+        options.batch_bytes = options.batch_bytes.clamp(BATCH_BYTES_MIN, limits::BATCH_BYTES_MAX);
+        options.memory_bytes = options.memory_bytes.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+        let delivered =
+            Delivered { memory: Semaphore::new(self.options.memory_bytes), first_failure: Mutex::new(None) };
+        let shared = Shared {
+            client: self.client,
+            options: self.options,
+            topics: RwLock::default(),
+            looking_up: tokio::sync::Mutex::default(),
+            delivered: Arc::new(delivered),
+            is_closed: AtomicBool::new(false),
+        };
+        Producer { shared: Arc::new(shared) }
     }
 }
 
-/// Sends records. Cheap to clone; clones share memory and batches.
+/// Sends records. Cheap to clone; clones share memory and batches. Needs a tokio runtime.
+///
+/// Records of one partition are appended in the order in which they were handed over. What a broker refuses for now is
+/// sent again until the delivery timeout; a batch that had been sent when its connection was lost may then be appended
+/// twice, since nobody knows whether it was the first time.
+///
+/// Dropping the last clone sends nothing more: records that are not acknowledged by then fail with
+/// [`SendError::Closed`]. Await [`Producer::flush`] or [`Producer::close`] first.
 #[derive(Debug, Clone)]
-pub struct Producer {}
+pub struct Producer {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    client: Client,
+    options: ProducerOptions,
+    topics: RwLock<HashMap<Arc<str>, Arc<TopicQueues>>>,
+    /// One look-up at a time, so that a topic has one set of queues.
+    looking_up: tokio::sync::Mutex<()>,
+    delivered: Arc<Delivered>,
+    is_closed: AtomicBool,
+}
+
+/// A topic's partitions, as this producer knows them.
+#[derive(Debug)]
+struct TopicQueues {
+    metadata: Arc<TopicMetadata>,
+    queues: Vec<Arc<PartitionQueue>>,
+    known_since: Instant,
+    /// The partition that records without a key go to at the moment.
+    sticky: AtomicU32,
+}
 
 impl Producer {
     /// Sends a record and waits for its acknowledgement.
@@ -157,12 +198,15 @@ impl Producer {
         self.enqueue_to(topic, partition, record).await?.await
     }
 
-    /// Hands over a record, and waits only for room in the producer's memory.
+    /// Hands over a record, and waits only for room in the producer's memory (and for the topic to be looked up the
+    /// first time). A record without a timestamp gets the time of this call.
     ///
     /// # Errors
     /// If the topic is not known, the record can not be sent as it is, or no room came within the delivery timeout.
     pub async fn enqueue(&self, topic: &str, record: Record) -> Result<Delivery, SendError> {
-        unimplemented!("{topic} {record:?}")
+        let topic = self.shared.topic(topic).await?;
+        let choice = self.shared.options.partitioner.choose(&record, topic.metadata.partitions());
+        self.shared.append(&topic, choice, &record).await
     }
 
     /// As [`Producer::enqueue`], to this partition.
@@ -175,7 +219,13 @@ impl Producer {
         partition: PartitionIndex,
         record: Record,
     ) -> Result<Delivery, SendError> {
-        unimplemented!("{topic} {partition} {record:?}")
+        let topic = self.shared.topic(topic).await?;
+        let partitions = topic.metadata.partitions();
+        if partition.0 >= partitions {
+            let topic = topic.metadata.name.to_string();
+            return Err(SendError::UnknownPartition { topic, partition, partitions });
+        }
+        self.shared.append(&topic, Choice::Partition(partition.0), &record).await
     }
 
     /// Sends everything handed over before, and waits until each record is acknowledged or has failed.
@@ -184,7 +234,13 @@ impl Producer {
     /// The first failure of any record since the last flush, so that none goes unseen even if nobody awaits its
     /// [`Delivery`].
     pub async fn flush(&self) -> Result<(), SendError> {
-        unimplemented!()
+        for last in self.shared.seal_all() {
+            last.done().await;
+        }
+        match lock(&self.shared.delivered.first_failure).take() {
+            Some(failure) => Err(failure),
+            None => Ok(()),
+        }
     }
 
     /// Flushes and takes no more records; clones are closed too.
@@ -192,41 +248,216 @@ impl Producer {
     /// # Errors
     /// As [`Producer::flush`].
     pub async fn close(&self) -> Result<(), SendError> {
-        unimplemented!()
+        self.shared.is_closed.store(true, Ordering::Release);
+        let flushed = self.flush().await;
+        self.shared.abort_workers();
+        flushed
     }
 }
 
-/// Where a record was appended, and how safe it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RecordMetadata {
-    /// The topic.
-    pub topic: Arc<str>,
-    /// The partition.
-    pub partition: PartitionIndex,
-    /// The record's offset. Under [`Acks::None`] no broker ever tells it: then it is [`Offset::MAX`].
-    pub offset: Offset,
-    /// The record's timestamp.
-    pub timestamp: Timestamp,
-    /// When it was appended, by the leader's clock.
-    pub append_time: Timestamp,
-    /// The leadership it was appended in.
-    pub leader_epoch: LeaderEpoch,
-    /// The partition's chain up to and including the record's batch.
-    pub chain: Chain,
-    /// Replicas that have it on disk; 0 under `sync = interval`.
-    pub replicas_on_disk: u32,
+impl Shared {
+    /// The topic's queues; looked up, with retries until the delivery timeout, the first time and when they are old.
+    async fn topic(&self, name: &str) -> Result<Arc<TopicQueues>, SendError> {
+        if self.is_closed.load(Ordering::Acquire) {
+            return Err(SendError::Closed);
+        }
+        let age_max = self.client.brokers().config().metadata_age_max;
+        let known = self.known_topic(name);
+        if let Some(topic) = known.as_ref().filter(|topic| topic.known_since.elapsed() < age_max) {
+            return Ok(Arc::clone(topic));
+        }
+        let _looking_up = self.looking_up.lock().await;
+        if let Some(topic) = self.known_topic(name).filter(|topic| topic.known_since.elapsed() < age_max) {
+            return Ok(topic);
+        }
+        match (self.look_up(name).await, known) {
+            (Ok(metadata), known) => Ok(self.remember(metadata, known.as_deref())),
+            // What was known serves until a broker can be asked again.
+            (Err(SendError::DeliveryTimeout { .. }), Some(known)) => Ok(known),
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    fn known_topic(&self, name: &str) -> Option<Arc<TopicQueues>> {
+        self.topics.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    async fn look_up(&self, name: &str) -> Result<Arc<TopicMetadata>, SendError> {
+        let after = self.options.delivery_timeout;
+        let deadline = Instant::now() + after;
+        let mut retry = Retry::new(self.client.brokers().config().backoff, Rng::from_entropy());
+        loop {
+            let error = match self.client.metadata().topic(name).await {
+                Ok(metadata) => return Ok(metadata),
+                Err(error) if error.is_retriable() => error,
+                Err(error) => return Err(error.into()),
+            };
+            let due = retry.failed(Instant::now());
+            if due >= deadline {
+                return Err(SendError::DeliveryTimeout { after, cause: Some(Box::new(error)) });
+            }
+            tokio::time::sleep_until(due.into()).await;
+        }
+    }
+
+    /// Makes the queues of a topic, with those there are already.
+    fn remember(&self, metadata: Arc<TopicMetadata>, known: Option<&TopicQueues>) -> Arc<TopicQueues> {
+        let policy = self.batch_policy(&metadata);
+        let mut queues: Vec<_> = known.map(|known| known.queues.clone()).unwrap_or_default();
+        // A topic created again under the same name may have fewer partitions.
+        let superfluous = queues.split_off(queues.len().min(metadata.leaders.len()));
+        superfluous.iter().for_each(|queue| queue.aborted.notify_one());
+        queues.iter().for_each(|queue| lock(&queue.accumulator).set_policy(policy));
+        for partition in queues.len() as u32..metadata.partitions() {
+            queues.push(self.start_partition(&metadata, PartitionIndex(partition), policy));
+        }
+        // Producers that start together do not all begin with partition 0.
+        let sticky = (Rng::from_entropy().next_u64() % u64::from(metadata.partitions())) as u32;
+        let known_since = Instant::now();
+        let name = Arc::clone(&metadata.name);
+        let topic = Arc::new(TopicQueues { metadata, queues, known_since, sticky: AtomicU32::new(sticky) });
+        self.topics.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::clone(&topic));
+        topic
+    }
+
+    fn batch_policy(&self, metadata: &TopicMetadata) -> BatchPolicy {
+        BatchPolicy {
+            linger: self.options.linger,
+            full_bytes: self.options.batch_bytes.min(metadata.message_bytes_max),
+            compression: self.options.compression,
+            timestamp_type: metadata.timestamp_type,
+        }
+    }
+
+    fn start_partition(
+        &self,
+        metadata: &TopicMetadata,
+        partition: PartitionIndex,
+        policy: BatchPolicy,
+    ) -> Arc<PartitionQueue> {
+        let accumulator = Accumulator::new(Arc::clone(&metadata.name), partition, policy);
+        let queue = Arc::new(PartitionQueue {
+            accumulator: Mutex::new(accumulator),
+            changed: Notify::new(),
+            aborted: Notify::new(),
+        });
+        let (acks, delivery_timeout) = (self.options.acks, self.options.delivery_timeout);
+        let retry = Retry::new(self.client.brokers().config().backoff, Rng::from_entropy());
+        let worker = Worker {
+            client: self.client.clone(),
+            topic: Arc::clone(&metadata.name),
+            partition,
+            acks,
+            delivery_timeout,
+            queue: Arc::clone(&queue),
+            delivered: Arc::clone(&self.delivered),
+            pipeline: Pipeline::new(DeliveryPolicy { acks, timeout: delivery_timeout }, retry),
+        };
+        tokio::spawn(worker.run());
+        queue
+    }
+
+    async fn append(
+        &self,
+        topic: &TopicQueues,
+        choice: Choice,
+        record: &Record,
+    ) -> Result<Delivery, SendError> {
+        self.check_size(topic, record)?;
+        let memory = accumulator::record_bytes(record);
+        let permit = match self.delivered.memory.try_acquire_many(memory as u32) {
+            Ok(permit) => permit,
+            Err(_) => self.wait_for_memory(memory).await?,
+        };
+        let (now, timestamp) = (Instant::now(), wall_clock());
+        let queue = topic.queue(choice);
+        let appended = lock(&queue.accumulator).append(record, memory, timestamp, now)?;
+        permit.forget();
+        if appended.wake {
+            queue.changed.notify_one();
+        }
+        Ok(appended.delivery)
+    }
+
+    fn check_size(&self, topic: &TopicQueues, record: &Record) -> Result<(), SendError> {
+        let bytes = accumulator::lone_batch_bytes(record);
+        let limit = match self.options.compression {
+            Compression::None => topic.metadata.message_bytes_max,
+            // What it takes is known only once it is compressed.
+            _ => limits::BATCH_BYTES_MAX,
+        };
+        let limit = limit.min(self.options.memory_bytes);
+        if bytes > limit {
+            return Err(SendError::RecordTooLarge { bytes, limit });
+        }
+        Ok(())
+    }
+
+    async fn wait_for_memory(&self, bytes: usize) -> Result<tokio::sync::SemaphorePermit<'_>, SendError> {
+        // What lingers would hold the memory that it waits for.
+        if !self.options.linger.is_zero() {
+            self.seal_all();
+        }
+        let after = self.options.delivery_timeout;
+        let room = tokio::time::timeout(after, self.delivered.memory.acquire_many(bytes as u32));
+        match room.await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) => Err(SendError::Closed),
+            Err(_) => Err(SendError::BufferFull { memory_bytes: self.options.memory_bytes, after }),
+        }
+    }
+
+    /// Lets every open batch leave, and gives the last batch of each partition.
+    fn seal_all(&self) -> Vec<Arc<delivery::Completion>> {
+        let topics = self.topics.read().unwrap_or_else(PoisonError::into_inner);
+        let queues = topics.values().flat_map(|topic| &topic.queues);
+        let sealed = queues.filter_map(|queue| {
+            let last = lock(&queue.accumulator).flush();
+            queue.changed.notify_one();
+            last
+        });
+        sealed.collect()
+    }
+
+    fn abort_workers(&self) {
+        let topics = self.topics.read().unwrap_or_else(PoisonError::into_inner);
+        topics.values().flat_map(|topic| &topic.queues).for_each(|queue| queue.aborted.notify_one());
+    }
 }
 
-/// A record on its way. Resolves when it is acknowledged or has failed; dropping it changes nothing.
-#[derive(Debug)]
-#[must_use = "a failure is seen only by awaiting this, or by flush"]
-pub struct Delivery {}
-
-impl Future for Delivery {
-    type Output = Result<RecordMetadata, SendError>;
-
-    fn poll(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<Self::Output> {
-        let _: Option<Error> = None;
-        unimplemented!()
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.abort_workers();
     }
+}
+
+impl TopicQueues {
+    fn queue(&self, choice: Choice) -> &Arc<PartitionQueue> {
+        let partitions = self.queues.len() as u32;
+        let partition = match choice {
+            Choice::Partition(partition) => partition,
+            Choice::Next => self.sticky.fetch_add(1, Ordering::Relaxed) % partitions,
+            Choice::Sticky => {
+                let current = self.sticky.load(Ordering::Relaxed) % partitions;
+                if lock(&self.queues[current as usize].accumulator).has_open() {
+                    current
+                } else {
+                    // Its batch has left: the next one is filled on the next partition that is led by somebody.
+                    let led = |partition: &u32| {
+                        self.metadata.leaders.get(*partition as usize).is_some_and(|l| l.leader.is_some())
+                    };
+                    let candidates = (1..=partitions).map(|step| (current + step) % partitions);
+                    let next = candidates.into_iter().find(led).unwrap_or((current + 1) % partitions);
+                    self.sticky.store(next, Ordering::Relaxed);
+                    next
+                }
+            }
+        };
+        &self.queues[partition as usize]
+    }
+}
+
+fn wall_clock() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

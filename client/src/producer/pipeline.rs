@@ -1,0 +1,570 @@
+//! Sends one partition's batches in order over one produce stream at a time, and sees each through to its answer.
+//!
+//! ```text
+//!            Records                Opened
+//!  Closed ───────────► Opening ───────────────► Open ── batches out, acknowledgements in ──┐
+//!    ▲                   │ ▲                      │                                        │
+//!    │ (nothing to do)   │ │ Tick                 │ Failed: the unanswered go first again  │
+//!    └───────────────  Paused  ◄──────────────────┘◄───────────────────────────────────────┘
+//! ```
+//! A reactive machine: time and input in, actions out. A batch that had been sent when its stream failed is sent again
+//! and may then be appended twice; one that was refused for good fails alone, and those behind it are sent again.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use quire_protocol::ErrorCode;
+use quire_protocol::stream::{Ack, Acks, Opened};
+
+use crate::error::Error;
+use crate::retry::Retry;
+
+use super::SendError;
+use super::delivery::{Completion, Outcome, unacknowledged};
+
+/// Unanswered batches up to which a batch leaves that is not full: one being synced and one that waits for the next
+/// sync. Above, records gather.
+const PARTLY_FILLED_ON_THEIR_WAY_MAX: usize = 2;
+/// A stream that nothing was sent on for so long is closed; the next record opens another.
+const IDLE_STREAM_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// A finished batch.
+#[derive(Debug)]
+pub(super) struct ReadyBatch {
+    pub bytes: Bytes,
+    pub completion: Arc<Completion>,
+    pub memory: usize,
+    pub begun_at: Instant,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub(super) enum Input {
+    /// Records wait for a batch to be taken.
+    Records,
+    /// A batch was taken and finished.
+    Batch(ReadyBatch),
+    /// The broker accepted the stream.
+    Opened(Opened),
+    /// No stream could be opened, or the broker refused it.
+    Refused(Error),
+    /// The oldest unanswered batch was written; matters if no answer comes.
+    Written,
+    /// The broker answered the oldest unanswered batch.
+    Acked(Ack),
+    /// The stream ended: with the broker's reason, or lost.
+    Failed(Error),
+    /// Time passed.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub(super) enum Action {
+    /// Open a stream; answer with `Opened` or `Refused`.
+    Open,
+    /// Write a batch to the stream.
+    Write(Bytes),
+    /// Drop the stream and what is not yet written to it.
+    Abandon,
+    /// End the stream: everything on it is answered.
+    Finish,
+    /// A batch has ended; its memory is free.
+    Complete { completion: Arc<Completion>, memory: usize, outcome: Outcome },
+    /// Everything that waits to be taken fails too.
+    RefuseWaiting(SendError),
+}
+
+/// How batches are to be delivered.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DeliveryPolicy {
+    pub acks: Acks,
+    pub timeout: Duration,
+}
+
+#[derive(Debug)]
+enum Link {
+    Closed,
+    Opening,
+    Open { window: usize, used_at: Instant },
+    Paused { until: Instant },
+}
+
+/// A batch on the current stream. One whose time is over keeps its place, so that answers stay matched.
+#[derive(Debug)]
+enum Unanswered {
+    Batch(ReadyBatch),
+    TimedOut,
+}
+
+/// The sender of one partition.
+#[derive(Debug)]
+pub(super) struct Pipeline {
+    policy: DeliveryPolicy,
+    retry: Retry,
+    link: Link,
+    unanswered: VecDeque<Unanswered>,
+    /// To be sent before anything new.
+    unsent: VecDeque<ReadyBatch>,
+    last_failure: Option<Error>,
+}
+
+impl Pipeline {
+    pub(super) fn new(policy: DeliveryPolicy, retry: Retry) -> Pipeline {
+        Pipeline {
+            policy,
+            retry,
+            link: Link::Closed,
+            unanswered: VecDeque::new(),
+            unsent: VecDeque::new(),
+            last_failure: None,
+        }
+    }
+
+    /// Whether the next batch may be taken now.
+    pub(super) fn wants_batch(&self) -> bool {
+        self.unsent.is_empty()
+            && matches!(self.link, Link::Open { window, .. } if self.unanswered.len() < window)
+    }
+
+    /// Whether so little is on its way that a batch may leave that is not full.
+    pub(super) fn is_idle(&self) -> bool {
+        self.unanswered.len() < PARTLY_FILLED_ON_THEIR_WAY_MAX
+    }
+
+    /// Whether nothing is on its way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.unanswered.is_empty() && self.unsent.is_empty()
+    }
+
+    /// When `Tick` is due.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let link = match self.link {
+            Link::Paused { until } => Some(until),
+            Link::Open { used_at, .. } if self.is_empty() => Some(used_at + IDLE_STREAM_TIME_MAX),
+            _ => None,
+        };
+        let oldest = self.batches().next().map(|batch| batch.begun_at + self.policy.timeout);
+        link.into_iter().chain(oldest).min()
+    }
+
+    /// The error of a batch whose time is over.
+    pub(super) fn timed_out(&self) -> SendError {
+        let cause = self.last_failure.clone().map(Box::new);
+        SendError::DeliveryTimeout { after: self.policy.timeout, cause }
+    }
+
+    pub(super) fn handle(&mut self, now: Instant, input: Input, actions: &mut Vec<Action>) {
+        match input {
+            Input::Records => self.open_if_closed(actions),
+            Input::Batch(batch) => {
+                self.unsent.push_back(batch);
+                self.open_if_closed(actions);
+                self.send(now, actions);
+            }
+            Input::Opened(opened) => {
+                self.link = Link::Open { window: (opened.window as usize).max(1), used_at: now };
+                self.send(now, actions);
+            }
+            Input::Refused(error) => self.refused(now, error, actions),
+            Input::Written if self.policy.acks == Acks::None => self.answered(now, unacknowledged(), actions),
+            Input::Written => {}
+            Input::Acked(ack) => self.answered(now, ack, actions),
+            Input::Failed(error) => self.failed(now, error, actions),
+            Input::Tick => self.tick(now, actions),
+        }
+    }
+
+    /// Ends everything with this error; used when the producer goes away.
+    pub(super) fn abort(&mut self, error: &SendError, actions: &mut Vec<Action>) {
+        self.link = Link::Closed;
+        actions.push(Action::Abandon);
+        self.requeue_unanswered();
+        self.fail_all(error, actions);
+    }
+
+    fn batches(&self) -> impl Iterator<Item = &ReadyBatch> {
+        let unanswered = self.unanswered.iter().filter_map(|unanswered| match unanswered {
+            Unanswered::Batch(batch) => Some(batch),
+            Unanswered::TimedOut => None,
+        });
+        unanswered.chain(&self.unsent)
+    }
+
+    fn open_if_closed(&mut self, actions: &mut Vec<Action>) {
+        if matches!(self.link, Link::Closed) {
+            self.link = Link::Opening;
+            actions.push(Action::Open);
+        }
+    }
+
+    fn send(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let Link::Open { window, used_at } = &mut self.link else { return };
+        while self.unanswered.len() < *window
+            && let Some(batch) = self.unsent.pop_front()
+        {
+            *used_at = now;
+            actions.push(Action::Write(batch.bytes.clone()));
+            self.unanswered.push_back(Unanswered::Batch(batch));
+        }
+    }
+
+    fn answered(&mut self, now: Instant, ack: Ack, actions: &mut Vec<Action>) {
+        match self.unanswered.pop_front() {
+            Some(Unanswered::Batch(batch)) => actions.push(complete(batch, Ok(ack))),
+            Some(Unanswered::TimedOut) => {}
+            None => {
+                let why = "it acknowledged a batch that was not sent".into();
+                return self.failed(now, Error::Protocol { address: "the broker".into(), why }, actions);
+            }
+        }
+        self.retry.succeeded();
+        self.last_failure = None;
+        if let Link::Open { used_at, .. } = &mut self.link {
+            *used_at = now;
+        }
+        self.send(now, actions);
+    }
+
+    fn failed(&mut self, now: Instant, error: Error, actions: &mut Vec<Action>) {
+        actions.push(Action::Abandon);
+        let concerns_one_batch = !error.is_retriable() && !is_about_topic(&error);
+        if concerns_one_batch && let Some(Unanswered::Batch(batch)) = self.unanswered.pop_front() {
+            // The others were not appended; they have done nothing wrong.
+            actions.push(complete(batch, Err(error.into())));
+            self.requeue_unanswered();
+            self.link = Link::Closed;
+            if !self.is_empty() {
+                self.open_if_closed(actions);
+            }
+            return;
+        }
+        self.requeue_unanswered();
+        self.pause(now, error);
+    }
+
+    fn refused(&mut self, now: Instant, error: Error, actions: &mut Vec<Action>) {
+        actions.push(Action::Abandon);
+        self.requeue_unanswered();
+        if error.is_retriable() {
+            return self.pause(now, error);
+        }
+        self.link = Link::Closed;
+        let error = SendError::from(error);
+        self.fail_all(&error, actions);
+        actions.push(Action::RefuseWaiting(error));
+    }
+
+    fn pause(&mut self, now: Instant, error: Error) {
+        self.link = Link::Paused { until: self.retry.failed(now) };
+        self.last_failure = Some(error);
+    }
+
+    fn tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        self.expire(now, actions);
+        match self.link {
+            Link::Paused { until } if until <= now => {
+                self.link = Link::Closed;
+                if !self.is_empty() {
+                    self.open_if_closed(actions);
+                }
+            }
+            Link::Open { used_at, .. } if self.is_empty() && used_at + IDLE_STREAM_TIME_MAX <= now => {
+                self.link = Link::Closed;
+                actions.push(Action::Finish);
+            }
+            _ => {}
+        }
+    }
+
+    fn expire(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let error = self.timed_out();
+        let timeout = self.policy.timeout;
+        let is_over = |batch: &ReadyBatch| batch.begun_at + timeout <= now;
+        for slot in &mut self.unanswered {
+            if matches!(slot, Unanswered::Batch(batch) if is_over(batch))
+                && let Unanswered::Batch(batch) = std::mem::replace(slot, Unanswered::TimedOut)
+            {
+                actions.push(complete(batch, Err(error.clone())));
+            }
+        }
+        while self.unsent.front().is_some_and(is_over)
+            && let Some(batch) = self.unsent.pop_front()
+        {
+            actions.push(complete(batch, Err(error.clone())));
+        }
+    }
+
+    /// What the lost stream did not answer goes first on the next one.
+    fn requeue_unanswered(&mut self) {
+        while let Some(unanswered) = self.unanswered.pop_back() {
+            if let Unanswered::Batch(batch) = unanswered {
+                self.unsent.push_front(batch);
+            }
+        }
+    }
+
+    fn fail_all(&mut self, error: &SendError, actions: &mut Vec<Action>) {
+        actions.extend(self.unsent.drain(..).map(|batch| complete(batch, Err(error.clone()))));
+    }
+}
+
+/// Whether the topic itself may have gone or come again, which only a look at the metadata tells.
+fn is_about_topic(error: &Error) -> bool {
+    matches!(error.code(), Some(ErrorCode::UnknownTopic | ErrorCode::UnknownPartition))
+}
+
+fn complete(batch: ReadyBatch, outcome: Outcome) -> Action {
+    Action::Complete { completion: batch.completion, memory: batch.memory, outcome }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::retry::{Backoff, Rng};
+    use proptest::prelude::*;
+    use quire_protocol::topic_config::MessageTimestampType;
+    use quire_protocol::{LeaderEpoch, Offset, PartitionIndex};
+
+    const TIMEOUT: Duration = Duration::from_secs(30);
+
+    /// A pipeline, its clock, and what it did: a line for each action.
+    struct Script {
+        pipeline: Pipeline,
+        now: Instant,
+    }
+
+    impl Script {
+        fn new(acks: Acks) -> Script {
+            let policy = DeliveryPolicy { acks, timeout: TIMEOUT };
+            let retry = Retry::new(Backoff::default(), Rng::from_seed(1));
+            Script { pipeline: Pipeline::new(policy, retry), now: Instant::now() }
+        }
+
+        fn step(&mut self, input: Input) -> Vec<String> {
+            let mut actions = Vec::new();
+            self.pipeline.handle(self.now, input, &mut actions);
+            actions.iter().map(show).collect()
+        }
+
+        fn batch(&self, name: &'static str) -> Input {
+            let completion = Completion::new("t".into(), PartitionIndex(0), MessageTimestampType::CreateTime);
+            Input::Batch(ReadyBatch {
+                bytes: Bytes::from_static(name.as_bytes()),
+                completion: Arc::new(completion),
+                memory: 1,
+                begun_at: self.now,
+            })
+        }
+
+        fn wait_for_deadline(&mut self) -> Vec<String> {
+            self.now = self.pipeline.deadline().expect("something is due").max(self.now);
+            self.step(Input::Tick)
+        }
+    }
+
+    fn show(action: &Action) -> String {
+        match action {
+            Action::Open => "open".into(),
+            Action::Write(bytes) => format!("write {}", String::from_utf8_lossy(bytes)),
+            Action::Abandon => "abandon".into(),
+            Action::Finish => "finish".into(),
+            Action::Complete { outcome: Ok(ack), .. } => format!("acked at {}", ack.base_offset),
+            Action::Complete { outcome: Err(error), .. } => format!("failed: {error}"),
+            Action::RefuseWaiting(error) => format!("refuse waiting: {error}"),
+        }
+    }
+
+    fn opened(window: u32) -> Input {
+        Input::Opened(Opened {
+            leader_epoch: LeaderEpoch(0),
+            window,
+            batch_bytes_max: 1 << 20,
+            next_offset: Offset(0),
+            log_start: Offset(0),
+            high_watermark: Offset(0),
+        })
+    }
+
+    fn acked(offset: u64) -> Input {
+        Input::Acked(Ack { base_offset: Offset(offset), ..unacknowledged() })
+    }
+
+    fn broker_error(code: ErrorCode) -> Error {
+        Error::Broker { code, message: "no".into(), suggestion: None }
+    }
+
+    fn lost() -> Error {
+        Error::ConnectionLost { address: "a:1".into(), why: "gone".into() }
+    }
+
+    #[test]
+    fn batches_are_written_up_to_the_window_and_acknowledged_in_order() {
+        let mut script = Script::new(Acks::All);
+        assert_eq!(script.step(Input::Records), ["open"]);
+        assert_eq!(script.step(Input::Records), [""; 0], "one stream at a time");
+        assert!(!script.pipeline.wants_batch());
+        assert_eq!(script.step(opened(2)), [""; 0]);
+        for name in ["a", "b", "c"] {
+            let batch = script.batch(name);
+            script.step(batch);
+        }
+        assert!(!script.pipeline.wants_batch() && !script.pipeline.is_idle());
+        assert_eq!(script.step(acked(10)), ["acked at 10", "write c"]);
+        assert_eq!(script.step(acked(11)), ["acked at 11"]);
+        assert!(script.pipeline.wants_batch() && script.pipeline.is_idle());
+        assert_eq!(script.step(acked(12)), ["acked at 12"]);
+        assert!(script.pipeline.is_empty());
+    }
+
+    #[test]
+    fn a_lost_stream_is_opened_again_after_a_pause_and_resends_in_order() {
+        let mut script = Script::new(Acks::All);
+        script.step(Input::Records);
+        script.step(opened(8));
+        for name in ["a", "b", "c"] {
+            let batch = script.batch(name);
+            script.step(batch);
+        }
+        script.step(acked(0));
+        assert_eq!(script.step(Input::Failed(lost())), ["abandon"]);
+        assert_eq!(script.step(Input::Records), [""; 0], "not before the pause is over");
+        assert_eq!(script.wait_for_deadline(), ["open"]);
+        assert_eq!(script.step(Input::Refused(lost())), ["abandon"]);
+        assert_eq!(script.wait_for_deadline(), ["open"]);
+        assert_eq!(script.step(opened(8)), ["write b", "write c"]);
+    }
+
+    #[test]
+    fn a_batch_that_is_refused_for_good_fails_alone() {
+        let mut script = Script::new(Acks::All);
+        script.step(Input::Records);
+        script.step(opened(8));
+        for name in ["a", "b"] {
+            let batch = script.batch(name);
+            script.step(batch);
+        }
+        let refused = script.step(Input::Failed(broker_error(ErrorCode::RecordTooLarge)));
+        assert_eq!(refused, ["abandon", "failed: no (RECORD_TOO_LARGE, not retriable)", "open"]);
+        assert_eq!(script.step(opened(8)), ["write b"]);
+    }
+
+    #[test]
+    fn a_topic_that_is_gone_fails_everything_once_the_metadata_says_so() {
+        let mut script = Script::new(Acks::All);
+        script.step(Input::Records);
+        script.step(opened(8));
+        let batch = script.batch("a");
+        script.step(batch);
+        let gone = || broker_error(ErrorCode::UnknownTopic);
+        assert_eq!(script.step(Input::Failed(gone())), ["abandon"], "it may have been created again");
+        assert_eq!(script.wait_for_deadline(), ["open"]);
+        let failure = "no (UNKNOWN_TOPIC, not retriable)";
+        let expected = ["abandon".into(), format!("failed: {failure}"), format!("refuse waiting: {failure}")];
+        assert_eq!(script.step(Input::Refused(gone())), expected);
+        assert_eq!(script.step(Input::Records), ["open"], "later records try again");
+    }
+
+    #[test]
+    fn a_batch_whose_time_is_over_fails_and_keeps_its_place_in_the_answers() {
+        let mut script = Script::new(Acks::All);
+        script.step(Input::Records);
+        script.step(opened(8));
+        let batch = script.batch("a");
+        script.step(batch);
+        script.now += Duration::from_secs(10);
+        let batch = script.batch("b");
+        script.step(batch);
+        let failed = script.wait_for_deadline();
+        assert_eq!(failed, ["failed: not acknowledged within 30s"]);
+        assert_eq!(script.step(acked(5)), [""; 0], "this answers the one whose time was over");
+        assert_eq!(script.step(acked(6)), ["acked at 6"]);
+    }
+
+    #[test]
+    fn a_timeout_names_what_stood_in_the_way() {
+        let mut script = Script::new(Acks::All);
+        let batch = script.batch("a");
+        assert_eq!(script.step(batch), ["open"]);
+        script.step(Input::Refused(lost()));
+        script.now += TIMEOUT;
+        let failed = script.step(Input::Tick);
+        assert_eq!(failed, ["failed: not acknowledged within 30s: the connection to a:1 was lost: gone"]);
+    }
+
+    #[test]
+    fn without_acks_a_batch_is_done_when_it_is_written() {
+        let mut script = Script::new(Acks::None);
+        script.step(Input::Records);
+        script.step(opened(8));
+        let batch = script.batch("a");
+        assert_eq!(script.step(batch), ["write a"]);
+        assert_eq!(script.step(Input::Written), [format!("acked at {}", Offset::MAX)]);
+    }
+
+    #[test]
+    fn an_idle_stream_is_finished_and_the_next_batch_opens_another() {
+        let mut script = Script::new(Acks::All);
+        script.step(Input::Records);
+        script.step(opened(8));
+        assert_eq!(script.wait_for_deadline(), ["finish"]);
+        assert_eq!(script.step(Input::Records), ["open"]);
+    }
+
+    #[test]
+    fn an_acknowledgement_too_many_is_a_broken_protocol() {
+        let mut script = Script::new(Acks::All);
+        script.step(Input::Records);
+        script.step(opened(8));
+        assert_eq!(script.step(acked(0)), ["abandon"]);
+    }
+
+    proptest! {
+        /// Whatever happens, every batch ends exactly once, and what a stream carries is in order.
+        #[test]
+        fn every_batch_ends_once_and_streams_carry_them_in_order(events in proptest::collection::vec(0u8..8, 1..300)) {
+            let mut script = Script::new(Acks::All);
+            let (mut made, mut ended) = (0u64, 0);
+            let (mut is_open, mut on_stream): (bool, Vec<u64>) = (false, Vec::new());
+            let mut wants_stream = false;
+            for event in events {
+                let input = match event {
+                    0 | 1 => {
+                        made += 1;
+                        let Input::Batch(batch) = script.batch("") else { unreachable!() };
+                        Input::Batch(ReadyBatch { bytes: made.to_le_bytes().to_vec().into(), ..batch })
+                    }
+                    2 if wants_stream => { wants_stream = false; is_open = true; opened(3) }
+                    3 if wants_stream => { wants_stream = false; Input::Refused(lost()) }
+                    4 | 5 if is_open && !on_stream.is_empty() => { on_stream.remove(0); acked(1) }
+                    6 if is_open => Input::Failed(lost()),
+                    7 => { script.now += Duration::from_secs(7); Input::Tick }
+                    _ => Input::Records,
+                };
+                let mut actions = Vec::new();
+                script.pipeline.handle(script.now, input, &mut actions);
+                for action in actions {
+                    match action {
+                        Action::Open => { prop_assert!(!is_open); wants_stream = true; }
+                        Action::Write(bytes) => {
+                            let number = u64::from_le_bytes(bytes.as_ref().try_into().expect("eight bytes"));
+                            prop_assert!(is_open && on_stream.last().is_none_or(|last| *last < number));
+                            on_stream.push(number);
+                            prop_assert!(on_stream.len() <= 3);
+                        }
+                        Action::Abandon | Action::Finish => { is_open = false; on_stream.clear(); }
+                        Action::Complete { .. } => ended += 1,
+                        Action::RefuseWaiting(_) => {}
+                    }
+                }
+                prop_assert!(ended <= made);
+            }
+            let mut actions = Vec::new();
+            script.pipeline.abort(&SendError::Closed, &mut actions);
+            ended += actions.iter().filter(|action| matches!(action, Action::Complete { .. })).count() as u64;
+            prop_assert_eq!(ended, made);
+        }
+    }
+}

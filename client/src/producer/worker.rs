@@ -1,0 +1,381 @@
+//! The task that serves one partition of a producer: it waits for the next event and lets the pipeline decide.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use quinn::SendStream;
+use quire_protocol::PartitionIndex;
+use quire_protocol::stream::{Acks, Answer, Opened, ProduceHeader, StreamKind};
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{sleep_until, timeout};
+
+use crate::Client;
+use crate::answers::AnswerStream;
+use crate::connection::{Connection, lock};
+use crate::error::Error;
+
+use super::SendError;
+use super::accumulator::{Accumulator, SealedBatch};
+use super::delivery::Outcome;
+use super::pipeline::{Action, Input, Pipeline, ReadyBatch};
+
+/// One partition's records, shared between those who append and the worker.
+#[derive(Debug)]
+pub(super) struct PartitionQueue {
+    pub accumulator: Mutex<Accumulator>,
+    /// Told when the accumulator has something new.
+    pub changed: Notify,
+    /// Told once, when the producer goes away.
+    pub aborted: Notify,
+}
+
+/// What all of a producer's workers share.
+#[derive(Debug)]
+pub(super) struct Delivered {
+    /// Bytes of records that may yet be taken in.
+    pub memory: Semaphore,
+    /// The first failure that no flush has reported yet.
+    pub first_failure: Mutex<Option<SendError>>,
+}
+
+impl Delivered {
+    fn complete(&self, completion: &super::delivery::Completion, memory: usize, outcome: Outcome) {
+        if let Err(error) = &outcome {
+            lock(&self.first_failure).get_or_insert_with(|| error.clone());
+        }
+        self.memory.add_permits(memory);
+        completion.complete(outcome);
+    }
+}
+
+/// The stream in use.
+struct ProduceStream {
+    connection: Arc<Connection>,
+    send: SendStream,
+    answers: AnswerStream,
+    /// What is yet to be written; one piece a batch.
+    outgoing: VecDeque<Bytes>,
+}
+
+type Opening = Pin<Box<dyn Future<Output = Result<(ProduceStream, Opened), Error>> + Send>>;
+
+pub(super) struct Worker {
+    pub client: Client,
+    pub topic: Arc<str>,
+    pub partition: PartitionIndex,
+    pub acks: Acks,
+    pub delivery_timeout: Duration,
+    pub queue: Arc<PartitionQueue>,
+    pub delivered: Arc<Delivered>,
+    pub pipeline: Pipeline,
+}
+
+/// What the worker waits for.
+enum Event {
+    Changed,
+    Aborted,
+    Deadline,
+    Opened(Result<(ProduceStream, Opened), Error>),
+    /// Whole batches written.
+    Written(usize),
+    Received,
+    Lost(Error),
+}
+
+/// The worker's connections to the world, apart from what decides.
+#[derive(Default)]
+struct Io {
+    stream: Option<ProduceStream>,
+    opening: Option<Opening>,
+    /// Whether the last attempt failed, so that the metadata may be wrong.
+    is_stale: bool,
+}
+
+impl Worker {
+    /// Runs until the producer goes away.
+    pub(super) async fn run(mut self) {
+        let mut io = Io::default();
+        loop {
+            self.take_batches(&mut io);
+            let deadline = self.deadline();
+            let event = io.next_event(&self.queue, deadline).await;
+            if matches!(event, Event::Aborted) {
+                return self.abort(&mut io);
+            }
+            self.apply(event, &mut io);
+        }
+    }
+
+    fn apply(&mut self, event: Event, io: &mut Io) {
+        match event {
+            Event::Changed => {}
+            Event::Aborted => unreachable!("ends the loop"),
+            Event::Deadline => self.tick(io),
+            Event::Opened(Ok((stream, opened))) => {
+                io.stream = Some(stream);
+                io.is_stale = false;
+                self.handle(Input::Opened(opened), io);
+            }
+            Event::Opened(Err(error)) => {
+                io.is_stale = true;
+                self.handle(Input::Refused(error), io);
+            }
+            Event::Written(count) => (0..count).for_each(|_| self.handle(Input::Written, io)),
+            Event::Received => self.read_answers(io),
+            Event::Lost(error) => self.fail(error, io),
+        }
+    }
+
+    /// Takes as many batches as may leave now. They are finished here, outside the lock.
+    fn take_batches(&mut self, io: &mut Io) {
+        loop {
+            let now = Instant::now();
+            let taken = {
+                let mut accumulator = lock(&self.queue.accumulator);
+                if accumulator.is_empty() {
+                    return;
+                }
+                match self.pipeline.wants_batch() {
+                    true => accumulator.take(now, self.pipeline.is_idle()),
+                    false => None,
+                }
+            };
+            let Some(batch) = taken else { return self.handle(Input::Records, io) };
+            let SealedBatch { builder, completion, memory, begun_at } = batch;
+            match builder.finish() {
+                Ok(bytes) => {
+                    self.handle(Input::Batch(ReadyBatch { bytes, completion, memory, begun_at }), io);
+                }
+                Err(error) => {
+                    let error = SendError::Compression(error.to_string());
+                    self.delivered.complete(&completion, memory, Err(error));
+                }
+            }
+        }
+    }
+
+    fn read_answers(&mut self, io: &mut Io) {
+        while let Some(stream) = &mut io.stream {
+            match stream.answers.inbox.answer() {
+                Ok(None) => return,
+                Ok(Some(Answer::Ack(ack))) => self.handle(Input::Acked(ack), io),
+                Ok(Some(Answer::Failure(failure))) => {
+                    let error =
+                        Error::Broker { code: failure.code, message: failure.message, suggestion: None };
+                    self.fail(error, io);
+                }
+                Ok(Some(_)) => {
+                    let error = stream.connection.protocol("it sent a message that belongs elsewhere");
+                    self.fail(error, io);
+                }
+                Err(error) => {
+                    let error = stream.connection.protocol(error);
+                    self.fail(error, io);
+                }
+            }
+        }
+    }
+
+    fn fail(&mut self, error: Error, io: &mut Io) {
+        tracing::debug!(topic = %self.topic, partition = %self.partition, %error, "produce stream failed");
+        io.is_stale = true;
+        self.handle(Input::Failed(error), io);
+    }
+
+    fn tick(&mut self, io: &mut Io) {
+        let begun_until = Instant::now().checked_sub(self.delivery_timeout);
+        let expired = begun_until.map(|time| lock(&self.queue.accumulator).take_begun_until(time));
+        for batch in expired.into_iter().flatten() {
+            self.delivered.complete(&batch.completion, batch.memory, Err(self.pipeline.timed_out()));
+        }
+        self.handle(Input::Tick, io);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let accumulator = lock(&self.queue.accumulator);
+        let delivery = accumulator.oldest().map(|begun_at| begun_at + self.delivery_timeout);
+        let linger = accumulator.linger_end().filter(|_| self.pipeline.wants_batch());
+        [delivery, linger, self.pipeline.deadline()].into_iter().flatten().min()
+    }
+
+    fn handle(&mut self, input: Input, io: &mut Io) {
+        let mut actions = Vec::new();
+        self.pipeline.handle(Instant::now(), input, &mut actions);
+        actions.into_iter().for_each(|action| self.perform(action, io));
+    }
+
+    fn perform(&mut self, action: Action, io: &mut Io) {
+        match action {
+            Action::Open => io.opening = Some(self.open(io.is_stale)),
+            Action::Write(bytes) => {
+                if let Some(stream) = &mut io.stream {
+                    stream.outgoing.push_back(bytes);
+                }
+            }
+            Action::Abandon => {
+                io.opening = None;
+                if let Some(mut stream) = io.stream.take() {
+                    let _ = stream.send.reset(quinn::VarInt::from_u32(0));
+                    stream.answers.stop();
+                }
+            }
+            Action::Finish => {
+                if let Some(mut stream) = io.stream.take() {
+                    let _ = stream.send.finish();
+                }
+            }
+            Action::Complete { completion, memory, outcome } => {
+                self.delivered.complete(&completion, memory, outcome);
+            }
+            Action::RefuseWaiting(error) => {
+                let waiting = lock(&self.queue.accumulator).drain();
+                self.refuse(waiting, &error);
+            }
+        }
+    }
+
+    fn refuse(&self, batches: Vec<SealedBatch>, error: &SendError) {
+        for batch in batches {
+            self.delivered.complete(&batch.completion, batch.memory, Err(error.clone()));
+        }
+    }
+
+    fn abort(mut self, io: &mut Io) {
+        let is_done = self.pipeline.is_empty();
+        if is_done && let Some(mut stream) = io.stream.take() {
+            let _ = stream.send.finish();
+        }
+        let mut actions = Vec::new();
+        self.pipeline.abort(&SendError::Closed, &mut actions);
+        actions.into_iter().for_each(|action| self.perform(action, io));
+        let waiting = lock(&self.queue.accumulator).close();
+        self.refuse(waiting, &SendError::Closed);
+    }
+
+    fn open(&self, is_stale: bool) -> Opening {
+        let (client, topic) = (self.client.clone(), Arc::clone(&self.topic));
+        let (partition, acks) = (self.partition, self.acks);
+        let after = client.brokers().config().request_timeout;
+        Box::pin(async move {
+            let opened = timeout(after, open_stream(client, &topic, partition, acks, is_stale)).await;
+            opened.unwrap_or_else(|_| {
+                let address = format!("the leader of \"{topic}\", partition {partition}");
+                Err(Error::TimedOut { address, what: "opening a produce stream", after })
+            })
+        })
+    }
+}
+
+impl Io {
+    async fn next_event(&mut self, queue: &PartitionQueue, deadline: Option<Instant>) -> Event {
+        let Io { stream, opening, .. } = self;
+        let deadline = async {
+            match deadline {
+                Some(deadline) => sleep_until(deadline.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let opened = async {
+            match opening {
+                Some(opening) => opening.await,
+                None => std::future::pending().await,
+            }
+        };
+        let exchanged = async {
+            match stream {
+                Some(stream) => stream.exchange().await,
+                None => std::future::pending().await,
+            }
+        };
+        let event = tokio::select! {
+            () = queue.aborted.notified() => Event::Aborted,
+            event = exchanged => event,
+            opened = opened => Event::Opened(opened),
+            () = queue.changed.notified() => Event::Changed,
+            () = deadline => Event::Deadline,
+        };
+        if matches!(event, Event::Opened(_)) {
+            self.opening = None;
+        }
+        event
+    }
+}
+
+impl ProduceStream {
+    /// Writes what there is to write and reads what comes. Can be cancelled without losing anything.
+    async fn exchange(&mut self) -> Event {
+        let ProduceStream { connection, send, answers, outgoing } = self;
+        let write = async {
+            match outgoing.is_empty() {
+                true => std::future::pending().await,
+                false => send.write_chunks(outgoing.make_contiguous()).await,
+            }
+        };
+        tokio::select! {
+            received = answers.fill() => match received {
+                Ok(true) => Event::Received,
+                Ok(false) => Event::Lost(connection.stream_lost("the broker ended the stream")),
+                Err(error) => Event::Lost(connection.stream_lost(error)),
+            },
+            written = write => match written {
+                Ok(written) => {
+                    outgoing.drain(..written.chunks);
+                    Event::Written(written.chunks)
+                }
+                // The broker stops what it does not read, and says why on its own side of the stream.
+                Err(quinn::WriteError::Stopped(_)) => {
+                    outgoing.clear();
+                    Event::Written(0)
+                }
+                Err(error) => Event::Lost(connection.stream_lost(error)),
+            },
+        }
+    }
+}
+
+async fn open_stream(
+    client: Client,
+    topic: &str,
+    partition: PartitionIndex,
+    acks: Acks,
+    is_stale: bool,
+) -> Result<(ProduceStream, Opened), Error> {
+    let metadata = client.metadata();
+    let mut known = metadata.topic(topic).await?;
+    if is_stale {
+        known = metadata.refresh(&known).await?;
+    }
+    let connection = metadata.leader(&known, partition).await?;
+    let (mut send, receive) = connection.open().await?;
+    let leader_epoch = known.leadership(partition).map(|leadership| leadership.epoch).unwrap_or_default();
+    let mut header = StreamKind::Produce.prefix().to_vec();
+    ProduceHeader { partition: known.partition(partition), leader_epoch, acks }.encode(&mut header);
+    let mut answers = AnswerStream::new(receive);
+    // A broker that refuses at once may stop the stream first; its answer says why.
+    match send.write_all(&header).await {
+        Ok(()) | Err(quinn::WriteError::Stopped(_)) => {}
+        Err(error) => return Err(connection.stream_lost(error)),
+    }
+    loop {
+        match answers.inbox.answer().map_err(|error| connection.protocol(error))? {
+            Some(Answer::Opened(opened)) => {
+                let stream = ProduceStream { connection, send, answers, outgoing: VecDeque::new() };
+                return Ok((stream, opened));
+            }
+            Some(Answer::Failure(failure)) => {
+                return Err(Error::Broker { code: failure.code, message: failure.message, suggestion: None });
+            }
+            Some(_) => return Err(connection.protocol("it answered before it opened the stream")),
+            None => {}
+        }
+        match answers.fill().await {
+            Ok(true) => {}
+            Ok(false) => return Err(connection.stream_lost("the broker ended the stream")),
+            Err(error) => return Err(connection.stream_lost(error)),
+        }
+    }
+}
