@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use bytes::Bytes;
 use memmap2::{MmapOptions, MmapRaw};
 use quire_protocol::limits;
+use rustix::io::Errno;
 use rustix::mm::Advice;
 
 /// Maps alive in this process: the kernel's limit (`vm.max_map_count`) is one for the whole of it.
@@ -72,18 +73,23 @@ struct Map {
 }
 
 impl Mapping {
-    /// Maps the first `len` bytes of `file`, which may lie beyond its end. `None` if as many files are mapped as the
-    /// limit allows: read the file instead.
+    /// Maps the first `len` bytes of `file`, which may lie beyond its end. `None` if as many files are mapped as our
+    /// limit or the kernel's allows, or the file system maps none: read the file instead.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// If the kernel refuses for another reason.
     pub fn new(file: &File, len: u64, extent: Arc<Extent>) -> io::Result<Option<Mapping>> {
         let Some(slot) = Slot::take(&MAPS, limits::MAPS_MAX) else {
             return Ok(None);
         };
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let raw = MmapOptions::new().len(len).map_raw_read_only(file)?;
-        Ok(Some(Mapping(Arc::new(Map { raw, extent, _slot: slot }))))
+        match MmapOptions::new().len(len).map_raw_read_only(file) {
+            Ok(raw) => Ok(Some(Mapping(Arc::new(Map { raw, extent, _slot: slot })))),
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::NOMEM | Errno::NODEV) => Ok(None),
+                _ => Err(error),
+            },
+        }
     }
 
     /// Length of the map (bytes), which may exceed the file's.
