@@ -14,10 +14,14 @@ pub struct SourceFile {
 }
 
 impl SourceFile {
-    /// Its lines with their numbers, without its unit tests: those stand last, behind `#[cfg(test)]`.
+    /// Its lines with their numbers, without the unit tests at its end.
     pub fn lines_outside_tests(&self) -> impl Iterator<Item = (usize, &str)> {
-        let is_test = |line: &str| line.trim_start().starts_with("#[cfg(test)]");
-        self.text.lines().enumerate().take_while(move |(_, line)| !is_test(line)).map(|(n, line)| (n + 1, line))
+        let lines: Vec<_> = self.text.lines().collect();
+        let is_test_block = |pair: &[&str]| {
+            pair[0].trim() == "#[cfg(test)]" && pair[1].starts_with("mod ") && pair[1].ends_with('{')
+        };
+        let end = lines.windows(2).position(is_test_block).unwrap_or(lines.len());
+        lines.into_iter().take(end).enumerate().map(|(index, line)| (index + 1, line))
     }
 
     /// Its lines of code: neither comments nor unit tests.
@@ -61,6 +65,31 @@ pub fn tracked_files() -> Vec<SourceFile> {
 pub fn rust_files(folder: &str) -> Vec<SourceFile> {
     let is_wanted = |file: &SourceFile| file.path.starts_with(folder) && file.path.ends_with(".rs");
     tracked_files().into_iter().filter(is_wanted).collect()
+}
+
+/// The Rust files under `folder` that end up in the product: of a crate's `src/`, and not declared as
+/// `#[cfg(test)] mod name;` by the module above them.
+pub fn shipped_files(folder: &str) -> Vec<SourceFile> {
+    let sources: Vec<_> = rust_files("").into_iter().filter(|file| file.path.contains("src/")).collect();
+    let tests: Vec<_> = sources.iter().flat_map(test_modules).collect();
+    let is_test = |path: &str| {
+        tests.iter().any(|test| path == format!("{test}.rs") || path.starts_with(&format!("{test}/")))
+    };
+    sources.into_iter().filter(|file| file.path.starts_with(folder) && !is_test(&file.path)).collect()
+}
+
+/// The modules that `file` declares for tests only, as paths without `.rs`.
+fn test_modules(file: &SourceFile) -> Vec<String> {
+    let (folder, name) = file.path.rsplit_once('/').unwrap_or_default();
+    let folder = match name {
+        "lib.rs" | "main.rs" | "mod.rs" => folder.to_owned(),
+        _ => format!("{folder}/{}", name.trim_end_matches(".rs")),
+    };
+    let lines: Vec<_> = file.text.lines().map(str::trim).collect();
+    let pairs = lines.windows(2).filter(|pair| pair[0] == "#[cfg(test)]");
+    let modules = pairs
+        .filter_map(|pair| pair[1].trim_start_matches("pub(crate) ").strip_prefix("mod ")?.strip_suffix(';'));
+    modules.map(|module| format!("{folder}/{module}")).collect()
 }
 
 fn walk(root: &Path, folder: &Path, found: &mut Vec<String>) {
