@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
@@ -59,11 +60,18 @@ pub struct CrashOptions {
 /// Something that goes wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
-    /// The n-th file sync from now (1: the next) fails with EIO. Part of what it should have covered is lost, and later
-    /// syncs say OK all the same.
+    /// The n-th file sync from now (1: the next) fails with EIO. Part of what it should have covered is lost. Each other
+    /// handle of the file that is open then gets EIO at its next sync; all later syncs say OK all the same.
     SyncFails {
         /// Which.
         nth: u64,
+    },
+    /// What of this file was not synced is written back now, in the background, and fails: part of it is lost. Each
+    /// handle that is open now, or the first opened later if there is none, gets EIO at its next sync. All later syncs
+    /// say OK all the same.
+    WriteBackFails {
+        /// The file.
+        path: PathBuf,
     },
     /// The n-th directory sync from now (1: the next) fails with EIO.
     SyncDirFails {
@@ -221,15 +229,23 @@ impl SimDisk {
     /// Makes something go wrong.
     ///
     /// # Panics
-    /// If [`Fault::ReadFails`] names no file.
+    /// If the fault names no file.
     pub fn inject(&self, fault: Fault) {
         let mut state = self.state();
+        let state = &mut *state;
         let counters = state.counters;
         match fault {
+            Fault::WriteBackFails { path } => {
+                let inode = state.linked(&path);
+                state.fail_write_back(inode);
+            }
             Fault::SyncFails { nth } => state.failing.syncs.extend([counters.syncs + nth]),
             Fault::SyncDirFails { nth } => state.failing.dir_syncs.extend([counters.dir_syncs + nth]),
             Fault::WriteFails { nth } => state.failing.writes.extend([counters.writes + nth]),
-            Fault::ReadFails { path, range } => state.file_mut(&path).make_unreadable(range),
+            Fault::ReadFails { path, range } => {
+                let inode = state.linked(&path);
+                state.inode_mut(inode).make_unreadable(range);
+            }
             Fault::StopsAfter { operations } => {
                 state.failing.stop_at = Some(counters.operations + operations + 1);
             }
@@ -276,7 +292,8 @@ impl SimDisk {
     pub fn flip_bit(&self, path: &Path, position: u64, bit: u8) {
         assert!(bit < 8, "a byte has 8 bits");
         let mut state = self.state();
-        let inode = state.file_mut(path);
+        let inode = state.linked(path);
+        let inode = state.inode_mut(inode);
         assert!(position < inode.len(), "{} has no byte {position}", path.display());
         inode.flip(position, bit);
     }
@@ -322,8 +339,9 @@ impl SimDisk {
     fn handle(&self, state: &mut State, inode: InodeId, path: &Path, mode: OpenMode) -> Arc<dyn DiskFile> {
         *state.open.entry(inode).or_default() += 1;
         let is_writable = mode != OpenMode::Read;
-        let (disk, path) = (self.clone(), path.to_owned());
-        Arc::new(SimFile { disk, inode, path, is_writable, process: state.process })
+        let failures_told = AtomicU64::new(state.inode(inode).failures_told_at_open());
+        let (disk, path, process) = (self.clone(), path.to_owned(), state.process);
+        Arc::new(SimFile { disk, inode, path, is_writable, failures_told, process })
     }
 }
 
@@ -443,11 +461,15 @@ impl State {
         Arc::make_mut(self.inodes.get_mut(&inode).expect("a file that is open or has a name is kept"))
     }
 
-    fn file_mut(&mut self, path: &Path) -> &mut Inode {
-        match self.names.file(path) {
-            Ok(inode) => self.inode_mut(inode),
-            Err(error) => panic!("{}: {error}", path.display()),
-        }
+    /// The file of this name, which a test says is there.
+    fn linked(&self, path: &Path) -> InodeId {
+        self.names.file(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+
+    fn fail_write_back(&mut self, inode: InodeId) {
+        let mut rng = self.rng.clone();
+        self.inode_mut(inode).fail_write_back(&mut rng);
+        self.rng = rng;
     }
 
     /// Bytes that still fit.
@@ -487,6 +509,8 @@ struct SimFile {
     inode: InodeId,
     path: PathBuf,
     is_writable: bool,
+    /// Of how many failed write-backs of the file this handle was told.
+    failures_told: AtomicU64,
     process: u64,
 }
 
@@ -558,15 +582,16 @@ impl DiskFile for SimFile {
         state.counters.syncs += 1;
         let ran = match step {
             Step::Interrupted => Err(Stopped::error()),
-            Step::Whole if state.failing.syncs.contains(&state.counters.syncs) => {
-                let mut rng = state.rng.clone();
-                state.inode_mut(self.inode).fail_sync(&mut rng);
-                state.rng = rng;
-                Err(Errno::IO.into())
-            }
             Step::Whole => {
-                state.inode_mut(self.inode).sync();
-                Ok(())
+                if state.failing.syncs.contains(&state.counters.syncs) {
+                    state.fail_write_back(self.inode);
+                }
+                let inode = state.inode_mut(self.inode);
+                let mut told = self.failures_told.load(Ordering::Relaxed);
+                let has_failed = inode.tell_failures(&mut told);
+                self.failures_told.store(told, Ordering::Relaxed);
+                inode.sync();
+                if has_failed { Err(Errno::IO.into()) } else { Ok(()) }
             }
         };
         state.record(Operation::Sync(self.path.clone()), ran)

@@ -29,6 +29,10 @@ pub(super) struct Inode {
     dirty_lens: Vec<(WriteOrder, u64)>,
     /// Whether a sync failed, so that the cache may show what the device does not hold.
     is_diverged: bool,
+    /// Counts failed write-backs.
+    failures: u64,
+    /// Whether someone was told of the last failed write-back.
+    is_failure_told: bool,
     /// Bytes that the device can not read.
     unreadable: Vec<Range<u64>>,
 }
@@ -93,11 +97,27 @@ impl Inode {
         self.stored_len = self.len;
     }
 
-    /// A sync that failed, as Linux does it: some sectors arrived, the others count as clean though the device does not
+    /// A write-back that fails, as on Linux: some sectors arrive, the others count as clean though the device does not
     /// hold them, so that no later sync writes them.
-    pub(super) fn fail_sync(&mut self, rng: &mut Rng) {
+    pub(super) fn fail_write_back(&mut self, rng: &mut Rng) {
         self.is_diverged = true;
+        self.failures += 1;
+        self.is_failure_told = false;
         self.store_dirty(|versions| versions.last().filter(|_| rng.coin()).cloned());
+    }
+
+    /// What a handle opened now has been told of: all, but for a last failure that nobody was told of yet.
+    pub(super) fn failures_told_at_open(&self) -> u64 {
+        if self.is_failure_told { self.failures } else { self.failures.saturating_sub(1) }
+    }
+
+    /// Tells a handle of failed write-backs, of which it was `told` so far; whether that is news. Each handle hears of
+    /// a failure once, and then never again.
+    pub(super) fn tell_failures(&mut self, told: &mut u64) -> bool {
+        let is_news = *told < self.failures;
+        *told = self.failures;
+        self.is_failure_told |= is_news;
+        is_news
     }
 
     /// Clean sectors leave the page cache: reads see what the device holds.

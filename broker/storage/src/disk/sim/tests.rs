@@ -198,6 +198,36 @@ fn a_failed_sync_loses_data_and_the_next_one_says_ok() {
     assert_eq!(content(&disk, "/f"), Some(found));
 }
 
+/// The kernel tells each handle once. A handle that is opened too late to be told says OK: so a log's own handle must
+/// be the one that syncs it.
+#[test]
+fn a_failed_write_back_is_told_once_to_each_handle() {
+    let disk = SimDisk::new(7);
+    let [first, second] =
+        [create(&disk, "/f"), disk.open(Path::new("/f"), OpenMode::ReadWrite).expect("there")];
+    write(&*first, 0, &[1; 4096]).expect("room");
+    disk.inject(Fault::WriteBackFails { path: "/f".into() });
+    assert!(is_io_error(first.sync_data()) && is_io_error(second.sync_data()));
+    let later = disk.open(Path::new("/f"), OpenMode::ReadWrite).expect("there");
+    for file in [&first, &second, &later] {
+        file.sync_data().expect("as Linux does");
+    }
+    disk.drop_caches();
+    assert!(content(&disk, "/f").is_some_and(|found| found.contains(&0)), "part of it is gone");
+}
+
+#[test]
+fn a_failed_write_back_that_nobody_heard_of_is_told_to_the_next_handle() {
+    let disk = SimDisk::new(7);
+    write(&*create(&disk, "/f"), 0, &[1; 4096]).expect("room");
+    disk.inject(Fault::WriteBackFails { path: "/f".into() });
+    disk.kill();
+    for is_told in [true, false] {
+        let file = disk.open(Path::new("/f"), OpenMode::ReadWrite).expect("there");
+        assert_eq!(is_io_error(file.sync_data()), is_told);
+    }
+}
+
 #[test]
 fn a_file_whose_name_was_not_synced_may_be_lost() {
     let disk = SimDisk::new(7);
