@@ -81,7 +81,8 @@ pub fn parse() -> Cli {
 }
 
 fn grouped_help(command: &clap::Command) -> String {
-    let mut help = String::from("Quire: an event log whose acknowledgements are on disk.\n\nUsage: quire <COMMAND>\n");
+    let mut help =
+        String::from("Quire: an event log whose acknowledgements are on disk.\n\nUsage: quire <COMMAND>\n");
     for (title, names) in GROUPS {
         help.push_str(&format!("\n{title}\n"));
         for name in *names {
@@ -137,7 +138,8 @@ mod tests {
             ("quire topic lst", "list"),
             ("quire consume flights --form end", "--from"),
         ] {
-            let error = command().try_get_matches_from(line.split(' ')).expect_err("no such thing").to_string();
+            let error =
+                command().try_get_matches_from(line.split(' ')).expect_err("no such thing").to_string();
             assert!(error.contains(nearest), "{error}");
         }
     }

@@ -100,7 +100,11 @@ mod tests {
              did you mean \"flights\"?   or: quire topic create fligths"
         );
         let failure = about_topic("fligths", refused(ErrorCode::UnknownTopic, None));
-        assert!(failure.to_string().ends_with("create it: quire topic create fligths   or see what there is: quire topic list"));
+        assert!(
+            failure
+                .to_string()
+                .ends_with("create it: quire topic create fligths   or see what there is: quire topic list")
+        );
     }
 
     #[test]

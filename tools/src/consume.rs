@@ -187,7 +187,11 @@ impl RecordWriter {
             Some(template) => Form::Template(template.clone()),
             None => Form::Template(Template::value_lines()),
         };
-        RecordWriter { out: BufWriter::with_capacity(OUTPUT_BUFFER_BYTES, io::stdout().lock()), form, records: 0 }
+        RecordWriter {
+            out: BufWriter::with_capacity(OUTPUT_BUFFER_BYTES, io::stdout().lock()),
+            form,
+            records: 0,
+        }
     }
 
     fn write(&mut self, record: &ConsumedRecord) -> Result<(), Failure> {

@@ -70,7 +70,8 @@ impl Totals {
 
     /// Each carrier's tally, most departures first.
     pub fn by_departures(&self) -> Vec<(&str, Tally)> {
-        let mut carriers: Vec<_> = self.carriers.iter().map(|(name, tally)| (name.as_str(), *tally)).collect();
+        let mut carriers: Vec<_> =
+            self.carriers.iter().map(|(name, tally)| (name.as_str(), *tally)).collect();
         carriers.sort_by_key(|(name, tally)| (std::cmp::Reverse(tally.departures), *name));
         carriers
     }
@@ -83,7 +84,8 @@ const FEW_DEPARTURES: u64 = 20;
 pub fn remark(tally: Tally) -> Option<String> {
     let few = tally.departures < FEW_DEPARTURES;
     let one_decides = tally.delay_min_max > 60 && tally.delay_min_max * 2 > tally.delay_min;
-    (few && one_decides).then(|| format!("{} flights, one of them {} hours late", tally.departures, tally.delay_min_max / 60))
+    (few && one_decides)
+        .then(|| format!("{} flights, one of them {} hours late", tally.departures, tally.delay_min_max / 60))
 }
 
 /// What the sample, or the whole year, adds up to.

@@ -59,7 +59,8 @@ impl InputSource {
             Compression::None => Box::new(stored),
             Compression::Gzip => buffered(flate2::bufread::MultiGzDecoder::new(stored)),
             Compression::Zstd => buffered(
-                zstd::stream::read::Decoder::with_buffer(stored).map_err(|error| origin.unreadable(&error))?,
+                zstd::stream::read::Decoder::with_buffer(stored)
+                    .map_err(|error| origin.unreadable(&error))?,
             ),
         };
         Ok(InputSource { name: origin.name(), stored_bytes: origin.stored_bytes, stored_bytes_read, reader })
@@ -168,9 +169,13 @@ mod tests {
     fn every_compression_gives_the_same_text_whatever_the_name() {
         let zstd = zstd::encode_all(TEXT, 1).expect("memory takes it");
         let two_members = [gzip(b"one\n"), gzip(b"two\n")].concat();
-        for (name, bytes) in
-            [("a", TEXT.to_vec()), ("a.gz", gzip(TEXT)), ("a", gzip(TEXT)), ("a.zst", zstd), ("b.gz", two_members)]
-        {
+        for (name, bytes) in [
+            ("a", TEXT.to_vec()),
+            ("a.gz", gzip(TEXT)),
+            ("a", gzip(TEXT)),
+            ("a.zst", zstd),
+            ("b.gz", two_members),
+        ] {
             let (_dir, path) = file(name, &bytes);
             assert_eq!(read(&path).expect("readable"), TEXT, "{name}");
         }

@@ -26,6 +26,7 @@ pub mod produce;
 pub mod topic;
 
 mod connect;
+mod embedded;
 mod logging;
 
 use args::{Cli, Command};

@@ -154,7 +154,8 @@ impl Table {
 
     /// The table as lines, headings first.
     pub fn render(&self, palette: Palette) -> String {
-        let widths: Vec<usize> = self.columns.iter().enumerate().map(|(index, column)| self.width(index, column.0)).collect();
+        let widths: Vec<usize> =
+            self.columns.iter().enumerate().map(|(index, column)| self.width(index, column.0)).collect();
         let headings: Vec<String> = self.columns.iter().map(|(heading, _)| (*heading).to_owned()).collect();
         let mut text = palette.dim(&self.line(&headings, &widths)).into_owned();
         text.push('\n');

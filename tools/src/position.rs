@@ -42,7 +42,9 @@ impl FromStr for PositionArg {
 }
 
 fn begins_like_a_date(text: &str) -> bool {
-    text.len() > 4 && text.bytes().take(4).all(|byte| byte.is_ascii_digit()) && text.as_bytes().get(4) == Some(&b'-')
+    text.len() > 4
+        && text.bytes().take(4).all(|byte| byte.is_ascii_digit())
+        && text.as_bytes().get(4) == Some(&b'-')
 }
 
 /// Words that other tools use, and slips of the finger.

@@ -242,7 +242,7 @@ impl<'a> Run<'a> {
 
     fn arrived(&mut self, line: u64, arrived: Result<RecordMetadata, SendError>) {
         match arrived {
-            Ok(metadata) => self.account.acknowledged(line, &metadata),
+            Ok(metadata) => self.account.acknowledged(&metadata),
             Err(error) => self.account.not_delivered(NotDelivered { line, error }),
         }
         let (records, started) = (self.account.records, self.started);
@@ -274,7 +274,9 @@ fn read_ahead(input: RecordInput, from_line: u64) -> mpsc::Receiver<Result<Read,
                 Ok(input) if input.line < from_line => continue,
                 Ok(input) => {
                     let bytes = bytes_of(&input).min(limits::INPUT_BYTES_AHEAD) as u32;
-                    let Ok(room) = runtime.block_on(Arc::clone(&room).acquire_many_owned(bytes)) else { return };
+                    let Ok(room) = runtime.block_on(Arc::clone(&room).acquire_many_owned(bytes)) else {
+                        return;
+                    };
                     Ok(Read { input, _room: room })
                 }
                 Err(error) => Err(error),
@@ -321,7 +323,7 @@ struct Resume {
 }
 
 impl Account {
-    fn acknowledged(&mut self, _line: u64, metadata: &RecordMetadata) {
+    fn acknowledged(&mut self, metadata: &RecordMetadata) {
         self.records += 1;
         self.resume.acknowledged += 1;
         self.resume.acknowledged_after_failure += u64::from(self.resume.failed_line.is_some());
@@ -377,7 +379,8 @@ impl Account {
         let rate = (self.records as f64 / took.as_secs_f64().max(0.001)) as u64;
         let (name, acknowledged) = (palette.bold(topic), counted(self.records, "record"));
         let summary = format!("{name}   {acknowledged} acknowledged   {}", time::show_took(took));
-        let rate = if self.records > 1000 { format!("   {} records/s", thousands(rate)) } else { String::new() };
+        let rate =
+            if self.records > 1000 { format!("   {} records/s", thousands(rate)) } else { String::new() };
         format!("{summary}{rate}\n{}", table.render(palette))
     }
 }
@@ -393,19 +396,25 @@ impl Resume {
     fn explain(self, stopped: Stopped, args: &ProduceArgs) -> Failure {
         let (line, failure) = match stopped {
             Stopped::BadInput(error) => (error.line, Failure::failed(error.to_string()).hint(error.advice)),
-            Stopped::NotDelivered(NotDelivered { line, error: SendError::Broker(error) }) => {
-                (line, connect::about_topic(&args.topic, error).context(&format!("line {line} was not acknowledged")))
-            }
+            Stopped::NotDelivered(NotDelivered { line, error: SendError::Broker(error) }) => (
+                line,
+                connect::about_topic(&args.topic, error)
+                    .context(&format!("line {line} was not acknowledged")),
+            ),
             Stopped::NotDelivered(NotDelivered { line, error }) => {
                 (line, Failure::from(error).context(&format!("line {line} was not acknowledged")))
             }
             Stopped::Interrupted => return Failure::failed("interrupted"),
         };
         let acknowledged = counted(self.acknowledged - self.acknowledged_after_failure, "record");
-        let failure = failure.hint(format!("{acknowledged} before it acknowledged; resume with --from-line {line}"));
+        let failure =
+            failure.hint(format!("{acknowledged} before it acknowledged; resume with --from-line {line}"));
         match self.acknowledged_after_failure {
             0 => failure,
-            after => failure.hint(format!("{} after it acknowledged too: resuming writes them twice", counted(after, "record"))),
+            after => failure.hint(format!(
+                "{} after it acknowledged too: resuming writes them twice",
+                counted(after, "record")
+            )),
         }
     }
 }
@@ -423,7 +432,7 @@ mod tests {
             timestamp: Timestamp(0),
             append_time: Timestamp(0),
             leader_epoch: LeaderEpoch(0),
-            chain: Chain::default(),
+            chain: Chain([0; 32]),
             replicas_on_disk,
         }
     }
@@ -431,7 +440,8 @@ mod tests {
     #[test]
     fn the_account_has_each_partitions_range_and_its_worst_safety() {
         let mut account = Account::default();
-        for (line, (partition, offset, replicas)) in [(1, 7, 2), (0, 0, 1), (1, 8, 1)].into_iter().enumerate() {
+        for (line, (partition, offset, replicas)) in [(1, 7, 2), (0, 0, 1), (1, 8, 1)].into_iter().enumerate()
+        {
             account.acknowledged(line as u64 + 1, &metadata(partition, offset, replicas));
         }
         assert_eq!(
@@ -456,22 +466,26 @@ mod tests {
     #[test]
     fn a_failure_names_the_line_to_resume_from() {
         let mut account = Account::default();
-        account.acknowledged(1, &metadata(0, 0, 1));
+        account.acknowledged(&metadata(0, 0, 1));
         account.not_delivered(NotDelivered { line: 2, error: SendError::Closed });
-        account.acknowledged(3, &metadata(1, 0, 1));
+        account.acknowledged(&metadata(1, 0, 1));
         account.not_delivered(NotDelivered { line: 4, error: SendError::Closed });
         let failed = account.failed.take().expect("line 2 failed");
         let failure = account.resume.explain(Stopped::NotDelivered(failed), &args("produce flights"));
         let text = failure.to_string();
         assert!(text.starts_with("error: line 2 was not acknowledged: the producer was closed"), "{text}");
         assert!(text.contains("\n  1 record before it acknowledged; resume with --from-line 2"), "{text}");
-        assert!(text.ends_with("\n  1 record after it acknowledged too: resuming writes them twice"), "{text}");
+        assert!(
+            text.ends_with("\n  1 record after it acknowledged too: resuming writes them twice"),
+            "{text}"
+        );
         assert_eq!(failure.exit(), Exit::Failed);
     }
 
     #[test]
     fn a_bad_line_keeps_its_place_and_its_advice() {
-        let error = InputError { source_name: "in".into(), line: 9, what: "odd".into(), advice: "fix it".into() };
+        let error =
+            InputError { source_name: "in".into(), line: 9, what: "odd".into(), advice: "fix it".into() };
         let failure = Resume::default().explain(Stopped::BadInput(error), &args("produce flights"));
         assert_eq!(
             failure.to_string(),

@@ -19,7 +19,8 @@ impl Progress {
     /// Counts `noun` up to `total`, with the step's name in front.
     pub fn counting(name: &str, total: u64) -> Progress {
         let bar = new_bar(Some(total));
-        let template = format!("{{prefix:8}} {{bar:{BAR_WIDTH}.green/238}} {{human_pos}} / {{human_len}}   {{elapsed}}");
+        let template =
+            format!("{{prefix:8}} {{bar:{BAR_WIDTH}.green/238}} {{human_pos}} / {{human_len}}   {{elapsed}}");
         bar.set_style(style(&template));
         bar.set_prefix(name.to_owned());
         Progress { bar }
@@ -75,7 +76,9 @@ mod tests {
 
     #[test]
     fn every_template_is_valid() {
-        for progress in [Progress::counting("produce", 5), Progress::reading(Some(5)), Progress::reading(None)] {
+        for progress in
+            [Progress::counting("produce", 5), Progress::reading(Some(5)), Progress::reading(None)]
+        {
             progress.at(3);
             progress.at_with(4, || "four".to_owned());
             progress.clear();

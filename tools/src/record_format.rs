@@ -180,7 +180,9 @@ pub fn write_json(record: &Shown<'_>, parse_json: bool, out: &mut impl Write) ->
         timestamp: record.timestamp,
         key,
         key_base64,
-        value: parsed.map(|json| Some(ValueJson::Parsed(json))).or(value.map(|text| text.map(ValueJson::Text))),
+        value: parsed
+            .map(|json| Some(ValueJson::Parsed(json)))
+            .or(value.map(|text| text.map(ValueJson::Text))),
         value_base64,
         headers: HeadersJson(record.headers),
     };
@@ -279,10 +281,8 @@ mod tests {
 
     #[test]
     fn every_letter_and_escape_stands_for_its_field() {
-        let headers = [
-            Header { key: "a".into(), value: Some("1".into()) },
-            Header { key: "b".into(), value: None },
-        ];
+        let headers =
+            [Header { key: "a".into(), value: Some("1".into()) }, Header { key: "b".into(), value: None }];
         let record = Shown { headers: &headers, value: Some(b"v"), ..RECORD };
         assert_eq!(
             formatted(r"%t %p:%o\t%T %k|%s|%h 100%% \\é\n", &record),

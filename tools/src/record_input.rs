@@ -84,9 +84,10 @@ impl RecordInput {
         self.buffer.clear();
         self.line += 1;
         let most = limits::INPUT_LINE_BYTES_MAX as u64 + 1;
-        let length = self.reader.by_ref().take(most).read_until(b'\n', &mut self.buffer).map_err(|error| {
-            Problem::new(format!("can not be read: {error}"), "check that the file is whole")
-        })?;
+        let length =
+            self.reader.by_ref().take(most).read_until(b'\n', &mut self.buffer).map_err(|error| {
+                Problem::new(format!("can not be read: {error}"), "check that the file is whole")
+            })?;
         if self.buffer.pop_if(|last| *last == b'\n').is_some() {
             self.buffer.pop_if(|last| *last == b'\r');
         } else if length as u64 == most {
@@ -160,7 +161,10 @@ fn ndjson(line: &[u8]) -> Result<Option<Record>, Problem> {
     }
     let text = std::str::from_utf8(line).map_err(|error| {
         let column = error.valid_up_to() + 1;
-        Problem::new(format!("not UTF-8 at column {column}"), "put bytes that are no text into \"value_base64\"")
+        Problem::new(
+            format!("not UTF-8 at column {column}"),
+            "put bytes that are no text into \"value_base64\"",
+        )
     })?;
     let fields: Fields<'_> =
         serde_json::from_str(text).map_err(|error| Problem::new(describe_json(&error), NDJSON_ADVICE))?;
@@ -258,7 +262,8 @@ struct HeaderFields<'a> {
 /// `{"name": value…}`, or `[{"key", "value"}…]` where names repeat.
 fn headers(json: &str) -> Result<Vec<Header>, Problem> {
     const ADVICE: &str = r#"give headers as {"name": "value"} or [{"key": "name", "value": "value"}]"#;
-    let wrong = |error: &serde_json::Error| Problem::new(format!("headers: {}", describe_json(error)), ADVICE);
+    let wrong =
+        |error: &serde_json::Error| Problem::new(format!("headers: {}", describe_json(error)), ADVICE);
     if json.starts_with('{') {
         let map: NamedHeaders = serde_json::from_str(json).map_err(|error| wrong(&error))?;
         return Ok(map.0);
@@ -348,7 +353,8 @@ mod tests {
 
     #[test]
     fn a_json_value_keeps_its_own_text() {
-        let record = one(r#"{"timestamp":1357035420000,"key":"N1","value":{"b": 1.50,"a":[ ]}}"#).expect("valid");
+        let record =
+            one(r#"{"timestamp":1357035420000,"key":"N1","value":{"b": 1.50,"a":[ ]}}"#).expect("valid");
         assert_eq!(record.key, bytes("N1"));
         assert_eq!(record.value, bytes(r#"{"b": 1.50,"a":[ ]}"#));
         assert_eq!(record.timestamp, Some(Timestamp(1_357_035_420_000)));

@@ -142,11 +142,7 @@ async fn list(client: &Client, json: bool) -> Result<(), Failure> {
     let mut table =
         Table::new(&[("TOPIC", Align::Left), ("PARTITIONS", Align::Right), ("REPLICAS", Align::Right)]);
     for topic in &topics {
-        table.row(vec![
-            topic.name.clone(),
-            thousands(topic.partitions.into()),
-            topic.replicas.to_string(),
-        ]);
+        table.row(vec![topic.name.clone(), thousands(topic.partitions.into()), topic.replicas.to_string()]);
     }
     output::print(&table.render(Palette::stdout()))
 }
@@ -213,7 +209,8 @@ fn confirmed(question: &str) -> bool {
 /// `flights   8 partitions   1 replica   sync always   retention 7d`, and what else was set.
 fn headline(topic: &TopicDescription, palette: Palette) -> String {
     let partitions = counted(topic.partitions.len() as u64, "partition");
-    let mut parts = vec![palette.bold(&topic.name).into_owned(), partitions, counted(topic.replicas.into(), "replica")];
+    let mut parts =
+        vec![palette.bold(&topic.name).into_owned(), partitions, counted(topic.replicas.into(), "replica")];
     if topic.replicas > 1 {
         parts.push(format!("min.insync.replicas {}", setting_of(topic, "min.insync.replicas")));
     }
