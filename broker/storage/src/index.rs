@@ -408,6 +408,33 @@ mod tests {
     }
 
     #[test]
+    fn an_indexed_frame_is_found_itself() {
+        let mut index = SegmentIndex::new(NAME.base_offset);
+        for frame in 0..3 {
+            index.note(&header(Offset(NAME.base_offset.0 + frame * 10), 9, 1), frame * 500, 1);
+        }
+        let second = IndexPoint { offset: Offset(NAME.base_offset.0 + 10), position: 500 };
+        for offset in [second.offset, Offset(second.offset.0 + 9)] {
+            assert_eq!(index.find_offset(offset), second);
+        }
+    }
+
+    #[test]
+    fn entries_behind_the_end_are_refused() {
+        let mut index = SegmentIndex::new(NAME.base_offset);
+        index.note(&header(Offset(NAME.base_offset.0 + 10), 9, 1), 500, 1);
+        let decode = |records: u64, len: u64| {
+            let end_offset = Offset(NAME.base_offset.0 + records);
+            let (last_append_time, max_timestamp) = (Timestamp(0), Timestamp(1));
+            let sealed = Sealed { end_offset, len, last_append_time, max_timestamp };
+            let (offsets, times) = index.encode(NAME, &sealed);
+            SegmentIndex::decode(NAME, &sealed, &offsets, &times)
+        };
+        assert_eq!(decode(11, 501).as_ref(), Ok(&index));
+        assert!(decode(10, 501).is_err() && decode(11, 500).is_err());
+    }
+
+    #[test]
     fn what_does_not_fit_an_entry_is_found_from_further_back() {
         let mut index = SegmentIndex::new(NAME.base_offset);
         let far = header(Offset(NAME.base_offset.0 + (1 << 32)), 0, 1);
