@@ -93,6 +93,12 @@ impl SegmentIndex {
         }
     }
 
+    /// The largest record timestamp noted; `None` before the first frame. After [`SegmentIndex::up_to`] it may be one of
+    /// a frame that is not in the index any more.
+    pub fn max_timestamp(&self) -> Option<Timestamp> {
+        self.max_timestamp
+    }
+
     /// The index of the frames that begin below `position` (bytes) alone.
     pub fn up_to(&self, position: u64) -> SegmentIndex {
         let offsets = self.offsets.partition_point(|entry| u64::from(entry.position) < position);
