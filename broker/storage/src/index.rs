@@ -112,6 +112,14 @@ impl SegmentIndex {
         }
     }
 
+    /// Prepares an index that was loaded for more frames: its largest timestamp is that of its last entry. The position
+    /// (bytes) of the frame from which on frames have to be noted again.
+    pub fn resume(&mut self) -> u64 {
+        let last = self.times.last();
+        self.max_timestamp = last.map(|entry| entry.max_timestamp);
+        last.map_or(0, |entry| u64::from(entry.position))
+    }
+
     /// The last indexed frame at or before `offset`, from which a search for it starts.
     pub fn find_offset(&self, offset: Offset) -> IndexPoint {
         let relative = offset.since(self.base_offset);
