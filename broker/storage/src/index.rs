@@ -73,16 +73,15 @@ impl SegmentIndex {
     }
 
     /// Takes note of the next frame, which begins at `position` (bytes); it gets an entry if the last one is
-    /// `interval` bytes back. Frames are noted in order, each once.
+    /// `interval` bytes back. Frames are noted in order.
     pub fn note(&mut self, frame: &FrameHeader, position: u64, interval: u64) {
         let max_timestamp =
             self.max_timestamp.map_or(frame.max_timestamp, |max| max.max(frame.max_timestamp));
         self.max_timestamp = Some(max_timestamp);
         let indexed_to = self.offsets.last().map_or(0, |entry| u64::from(entry.position));
-        if position == 0
-            || position < indexed_to + interval
-            || self.offsets.len() >= limits::INDEX_ENTRIES_MAX
-        {
+        // After a resume the last indexed frame is noted again.
+        let is_due = position > indexed_to && position - indexed_to >= interval;
+        if !is_due || self.offsets.len() >= limits::INDEX_ENTRIES_MAX {
             return;
         }
         // What does not fit 32 bits gets no entry: sparser, and still right.
@@ -208,7 +207,10 @@ impl SegmentIndex {
             }
         })?;
         check_order(offsets.iter().map(|entry| (entry.relative_offset, entry.position)), name, sealed)?;
-        check_order(times.iter().map(|entry| (entry.relative_offset, entry.position)), name, sealed)?;
+        let of_times = times.iter().map(|entry| (entry.relative_offset, entry.position));
+        if !of_times.eq(offsets.iter().map(|entry| (entry.relative_offset, entry.position))) {
+            return Err("offset and time index of different frames");
+        }
         if times.windows(2).any(|pair| pair[0].max_timestamp > pair[1].max_timestamp) {
             return Err("timestamps out of order");
         }
@@ -391,6 +393,23 @@ mod tests {
             let count = count.index(frames.len());
             let (cut, short) = (index_of(&frames, interval).up_to(frames[count].position), index_of(&frames[..count], interval));
             prop_assert_eq!((cut.offsets, cut.times), (short.offsets, short.times));
+        }
+
+        #[test]
+        fn a_loaded_index_goes_on_where_it_ended(
+            frames in frames(),
+            interval in 0u64..20_000,
+            count in any::<prop::sample::Index>(),
+        ) {
+            let front = &frames[..=count.index(frames.len())];
+            let sealed = sealed(front);
+            let (offsets, times) = index_of(front, interval).encode(NAME, &sealed);
+            let mut index = SegmentIndex::decode(NAME, &sealed, &offsets, &times).expect("intact");
+            let from = index.resume();
+            for frame in frames.iter().filter(|frame| frame.position >= from) {
+                index.note(&frame.header, frame.position, interval);
+            }
+            prop_assert_eq!(index, index_of(&frames, interval));
         }
 
         #[test]
