@@ -3,3 +3,8 @@
 
 pub mod process;
 pub mod repository;
+
+/// The Rust examples of README.md, compiled and run as the page's readers would.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;
