@@ -312,10 +312,8 @@ impl Admin {
         topic: &str,
         positions: impl IntoIterator<Item = (PartitionIndex, Position)>,
     ) -> Result<Vec<PartitionOffset>, Error> {
-        let metadata = self.client.metadata();
-        let topic = metadata.topic(topic).await?;
         let positions: Vec<_> = positions.into_iter().collect();
-        let answers = offsets::list(metadata, &topic, &positions).await?;
+        let (topic, answers) = offsets::list_of(self.client.metadata(), topic, &positions).await?;
         answers.into_iter().map(|answer| answer.map_err(|refused| refused.into_error(&topic))).collect()
     }
 

@@ -6,8 +6,11 @@
 use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes, BytesMut};
-use quinn::{ReadError, RecvStream};
-use quire_protocol::stream::{Answer, StreamError};
+use quinn::{ReadError, RecvStream, SendStream, WriteError};
+use quire_protocol::stream::{Answer, Failure, Opened, StreamError};
+
+use crate::connection::Connection;
+use crate::error::Error;
 
 /// Pieces taken off a stream at once; each is at most one datagram.
 const PIECES: usize = 32;
@@ -38,6 +41,41 @@ impl AnswerStream {
     }
 }
 
+/// Opens a stream with this header, and waits until the broker accepts it or says why it does not.
+///
+/// # Errors
+/// If the stream or its connection is lost.
+pub(crate) async fn open(
+    connection: &Connection,
+    header: &[u8],
+) -> Result<Result<(SendStream, AnswerStream, Opened), Failure>, Error> {
+    let (mut send, receive) = connection.open().await?;
+    let mut answers = AnswerStream::new(receive);
+    match send.write_all(header).await {
+        // A broker that refuses at once may stop the stream first; its answer says why.
+        Ok(()) | Err(WriteError::Stopped(_)) => {}
+        Err(error) => return Err(connection.stream_lost(error)),
+    }
+    loop {
+        match answers.inbox.answer().map_err(|error| connection.protocol(error))? {
+            Some(Answer::Opened(opened)) => return Ok(Ok((send, answers, opened))),
+            Some(Answer::Failure(failure)) => return Ok(Err(failure)),
+            Some(_) => return Err(connection.protocol("it answered before it opened the stream")),
+            None => {}
+        }
+        match answers.fill().await {
+            Ok(true) => {}
+            Ok(false) => return Err(connection.stream_lost("the broker ended the stream")),
+            Err(error) => return Err(connection.stream_lost(error)),
+        }
+    }
+}
+
+/// The error of a stream that the broker refused or ended so.
+pub(crate) fn failure_error(failure: Failure) -> Error {
+    Error::Broker { code: failure.code, message: failure.message, suggestion: None }
+}
+
 /// What was received and not yet read.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
@@ -46,7 +84,7 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    fn extend(&mut self, pieces: impl Iterator<Item = Bytes>) {
+    pub(crate) fn extend(&mut self, pieces: impl Iterator<Item = Bytes>) {
         for piece in pieces.filter(|piece| !piece.is_empty()) {
             self.length += piece.len();
             self.pieces.push_back(piece);
@@ -120,7 +158,7 @@ impl Inbox {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use quire_protocol::stream::{Failure, Frames};
+    use quire_protocol::stream::Frames;
     use quire_protocol::{ErrorCode, Offset};
 
     fn frames(length: u32) -> Answer {

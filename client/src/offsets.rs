@@ -1,7 +1,7 @@
 //! Where positions lie: one question to each leader, for admins and consumers alike.
 
-use std::collections::BTreeMap;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use quire_protocol::rpc::control::{self, request, response};
 use quire_protocol::{BrokerId, ErrorCode, Offset, PartitionIndex, Timestamp};
@@ -44,11 +44,44 @@ impl Refused {
     }
 }
 
+/// Looks the topic up and asks each partition's leader; once more if what was known of the topic has changed.
+///
+/// # Errors
+/// If the topic does not exist, or a leader can not be asked at all.
+pub(crate) async fn list_of(
+    metadata: &Metadata,
+    topic: &str,
+    positions: &[(PartitionIndex, Position)],
+) -> Result<(Arc<TopicMetadata>, Vec<Result<PartitionOffset, Refused>>), Error> {
+    let known = metadata.topic(topic).await?;
+    let first = list(metadata, &known, positions).await;
+    let is_outdated = match &first {
+        Err(error) => is_outdated(error),
+        Ok(answers) => answers.iter().any(|answer| match answer {
+            Err(Refused::Other(error)) => is_outdated(error),
+            Err(Refused::UnknownPartition(_)) => true,
+            _ => false,
+        }),
+    };
+    if !is_outdated {
+        return first.map(|answers| (known, answers));
+    }
+    let refreshed = metadata.refresh(&known).await?;
+    let answers = list(metadata, &refreshed, positions).await?;
+    Ok((refreshed, answers))
+}
+
+fn is_outdated(error: &Error) -> bool {
+    use ErrorCode::{FencedLeaderEpoch, NotLeader, UnknownPartition, UnknownTopic};
+    matches!(error, Error::NoLeader { .. })
+        || matches!(error.code(), Some(UnknownTopic | UnknownPartition | NotLeader | FencedLeaderEpoch))
+}
+
 /// Asks each partition's leader; one answer for each position, in the order given.
 ///
 /// # Errors
 /// If a leader can not be asked at all.
-pub(crate) async fn list(
+async fn list(
     metadata: &Metadata,
     topic: &TopicMetadata,
     positions: &[(PartitionIndex, Position)],

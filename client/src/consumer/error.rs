@@ -5,6 +5,8 @@ use std::sync::Arc;
 use quire_protocol::{ErrorCode, Offset, PartitionIndex};
 
 use crate::error::Error;
+use crate::metadata::TopicMetadata;
+use crate::offsets::Refused;
 
 /// Why a partition can not be consumed, or no further.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -80,6 +82,22 @@ impl ConsumeError {
             ConsumeError::CorruptFrame { .. } => ErrorCode::CorruptLog.advice().into(),
             ConsumeError::InvalidSettings(_) => "Correct the consumer's settings.".into(),
             ConsumeError::Broker(error) => error.advice(),
+        }
+    }
+}
+
+impl ConsumeError {
+    /// A position that has no offset.
+    pub(super) fn of_position(refused: Refused, topic: &TopicMetadata) -> ConsumeError {
+        let name = Arc::clone(&topic.name);
+        match refused {
+            Refused::UnknownPartition(partition) => {
+                ConsumeError::UnknownPartition { topic: name, partition, partitions: topic.partitions() }
+            }
+            Refused::OutOfRange { partition, offset, log_start, high_watermark } => {
+                ConsumeError::OffsetOutOfRange { topic: name, partition, offset, log_start, high_watermark }
+            }
+            Refused::Other(error) => ConsumeError::Broker(error),
         }
     }
 }

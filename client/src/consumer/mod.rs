@@ -1,122 +1,43 @@
-//! Consuming.
+//! Consuming: one fetcher for each partition reads and verifies frames, the consumer decodes them record by record.
+//!
+//! ```text
+//! consume stream ─► fetcher (verifies) ─► shelf ─► cursor (decodes) ─► merge or turns ─► Stream
+//!        ▲                                              │
+//!        └──────────── credit ◄──── used up ◄───────────┘
+//! ```
+//! Each partition has its own stream and its own share of the memory, so that waiting for one never holds up another.
 
+mod builder;
+mod credit;
+mod cursor;
 mod error;
+mod fetcher;
+mod frames;
+mod merge;
+mod shelf;
 
+pub use builder::ConsumerBuilder;
 pub use error::ConsumeError;
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream;
 use quire_protocol::batch::Header;
-use quire_protocol::{Offset, PartitionIndex, Timestamp, limits};
+use quire_protocol::stream::Start;
+use quire_protocol::{Offset, PartitionIndex, Timestamp};
+use tokio::task::JoinSet;
 
 use crate::Client;
+use crate::offsets;
 use crate::position::Position;
 
-/// A consumer's settings.
-#[derive(Debug, Clone)]
-pub struct ConsumerBuilder {
-    client: Client,
-    options: ConsumerOptions,
-}
-
-#[derive(Debug, Clone)]
-pub(crate) struct ConsumerOptions {
-    pub topic: String,
-    pub partitions: Option<Vec<PartitionIndex>>,
-    pub from: Position,
-    pub until: Option<Position>,
-    pub follow: bool,
-    pub merge_by_time: bool,
-    pub memory_bytes: usize,
-    pub retry_timeout: Duration,
-}
-
-impl ConsumerBuilder {
-    pub(crate) fn new(client: Client) -> ConsumerBuilder {
-        let options = ConsumerOptions {
-            topic: String::new(),
-            partitions: None,
-            from: Position::Beginning,
-            until: None,
-            follow: false,
-            merge_by_time: false,
-            memory_bytes: limits::CONSUMER_MEMORY_BYTES_DEFAULT,
-            retry_timeout: Duration::from_secs(60),
-        };
-        ConsumerBuilder { client, options }
-    }
-
-    /// The topic to consume. Required.
-    #[must_use]
-    pub fn topic(mut self, topic: impl Into<String>) -> ConsumerBuilder {
-        self.options.topic = topic.into();
-        self
-    }
-
-    /// Only these partitions. Default all.
-    #[must_use]
-    pub fn partitions(mut self, partitions: impl IntoIterator<Item = PartitionIndex>) -> ConsumerBuilder {
-        self.options.partitions = Some(partitions.into_iter().collect());
-        self
-    }
-
-    /// Where to start, in every partition. Default [`Position::Beginning`].
-    #[must_use]
-    pub fn from(mut self, position: Position) -> ConsumerBuilder {
-        self.options.from = position;
-        self
-    }
-
-    /// Where to stop, in every partition: before the record there. Default the end at the time of building, or never
-    /// if it follows.
-    #[must_use]
-    pub fn until(mut self, position: Position) -> ConsumerBuilder {
-        self.options.until = Some(position);
-        self
-    }
-
-    /// Whether to wait for records that are yet to come. Default no.
-    #[must_use]
-    pub fn follow(mut self, follow: bool) -> ConsumerBuilder {
-        self.options.follow = follow;
-        self
-    }
-
-    /// Whether records of all partitions come in the order of their timestamps. Default no: as they are available,
-    /// in turns. Either way each partition's records keep their order.
-    #[must_use]
-    pub fn merge_by_time(mut self, merge_by_time: bool) -> ConsumerBuilder {
-        self.options.merge_by_time = merge_by_time;
-        self
-    }
-
-    /// Bytes of records that wait to be polled, over all partitions. Default 32 MiB.
-    #[must_use]
-    pub fn memory_bytes(mut self, bytes: usize) -> ConsumerBuilder {
-        self.options.memory_bytes = bytes;
-        self
-    }
-
-    /// How long a lost connection is retried before the partition ends with an error. Default 60 s.
-    #[must_use]
-    pub fn retry_timeout(mut self, timeout: Duration) -> ConsumerBuilder {
-        self.options.retry_timeout = timeout;
-        self
-    }
-
-    /// Looks up the topic and the positions, and starts to read.
-    ///
-    /// # Errors
-    /// If topic, partition or position do not exist, or no broker can be asked.
-    pub async fn build(self) -> Result<Consumer, ConsumeError> {
-        unimplemented!("{:?} {:?}", self.client, self.options)
-    }
-}
+use cursor::{Cursor, Next};
+use merge::{Front, Merge};
+use shelf::{Shelves, Status, Taken};
 
 /// A record as it was read, sharing the memory it was received into.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,17 +71,46 @@ pub struct PartitionLag {
     pub records: u64,
 }
 
-/// Reads records; a [`Stream`] of them.
+/// Reads records; a [`Stream`] of them. Made by [`Client::consumer`].
+///
+/// A lost connection is made again, and reading continues at the next offset. A partition that can not be read any
+/// further gives one error and then nothing; the others go on. A consumer that is not to follow ends (`None`) when
+/// every partition has been read to its end.
+///
+/// One that is not polled holds at most its memory's bytes, and one frame a partition.
 #[derive(Debug)]
-pub struct Consumer {}
+pub struct Consumer {
+    client: Client,
+    topic: Arc<str>,
+    cursors: Vec<Cursor>,
+    shelves: Arc<Shelves>,
+    order: Order,
+    /// Errors of partitions that have ended, yet to be handed out.
+    failures: VecDeque<ConsumeError>,
+    /// Partitions that may yet give records.
+    unfinished: usize,
+    /// Dropped, and with it every fetcher, when the consumer is.
+    _fetchers: JoinSet<()>,
+}
+
+#[derive(Debug)]
+enum Order {
+    /// As available; the cursor in use until its slice is used up.
+    Turns(Option<usize>),
+    /// By time. The record at each cursor's front, and whether a partition without records is not waited for.
+    ByTime { merge: Merge, fronts: Vec<Option<ConsumedRecord>>, follow: bool },
+}
 
 impl Consumer {
     /// The next record; `None` when the consumer has reached its end.
+    ///
+    /// Cancel-safe: no record is lost when the future is dropped.
     pub async fn next(&mut self) -> Option<Result<ConsumedRecord, ConsumeError>> {
         std::future::poll_fn(|context| Pin::new(&mut *self).poll_next(context)).await
     }
 
-    /// Continues in this partition from another position, and returns its offset.
+    /// Continues in this partition from another position, and returns its offset. Also after its end or an error. The
+    /// position where the partition is to stop stays.
     ///
     /// # Errors
     /// If the consumer does not read this partition, or the position does not exist.
@@ -169,24 +119,190 @@ impl Consumer {
         partition: PartitionIndex,
         position: Position,
     ) -> Result<Offset, ConsumeError> {
-        unimplemented!("{partition} {position:?}")
+        let place = self.cursors.iter().position(|cursor| cursor.partition() == partition);
+        let place = place.ok_or_else(|| {
+            ConsumeError::InvalidSettings(format!("this consumer does not read partition {partition}"))
+        })?;
+        let asked = [(partition, position)];
+        let (topic, answers) = offsets::list_of(self.client.metadata(), &self.topic, &asked).await?;
+        let answer = answers.into_iter().next().ok_or_else(|| {
+            ConsumeError::InvalidSettings("the broker answered nothing about the position".into())
+        })?;
+        let offset = answer.map_err(|refused| ConsumeError::of_position(refused, &topic))?.offset;
+        self.jump(place, offset);
+        Ok(offset)
     }
 
     /// The offset of the next record to be handed out, for each partition.
     pub fn positions(&self) -> Vec<(PartitionIndex, Offset)> {
-        unimplemented!()
+        let fronts = match &self.order {
+            Order::ByTime { fronts, .. } => fronts.as_slice(),
+            Order::Turns(_) => &[],
+        };
+        let position = |(place, cursor): (usize, &Cursor)| {
+            let front = fronts.get(place).and_then(Option::as_ref).map(|record| record.offset);
+            (cursor.partition(), front.unwrap_or(cursor.position()))
+        };
+        self.cursors.iter().enumerate().map(position).collect()
     }
 
-    /// How far the consumer is behind, for each partition.
+    /// How far the consumer is behind, for each partition. The high watermark is the one last heard of, which may be
+    /// as old as the last records read.
     pub fn lag(&self) -> Vec<PartitionLag> {
-        unimplemented!()
+        let lag = |(place, (partition, position)): (usize, (PartitionIndex, Offset))| {
+            let high_watermark = self.shelves.high_watermark(place);
+            PartitionLag { partition, position, high_watermark, records: high_watermark.since(position) }
+        };
+        self.positions().into_iter().enumerate().map(lag).collect()
     }
+
+    fn jump(&mut self, place: usize, offset: Offset) {
+        let cursor = &mut self.cursors[place];
+        let was_finished = cursor.is_finished();
+        let start = (!cursor.is_end(offset)).then_some(Start::Offset(offset));
+        cursor.restart(offset, self.shelves.restart(place, start));
+        self.unfinished += usize::from(was_finished);
+        self.unfinished -= usize::from(cursor.is_finished());
+        match &mut self.order {
+            Order::Turns(current) => *current = current.filter(|current| *current != place),
+            Order::ByTime { merge, fronts, .. } => {
+                fronts[place] = None;
+                merge.set(place, if cursor.is_finished() { Front::None } else { Front::Awaited });
+            }
+        }
+    }
+
+    /// The next record of this partition; takes another slice for it if it may.
+    fn advance(&mut self, place: usize, may_take_slice: bool) -> Advance {
+        loop {
+            let cursor = &mut self.cursors[place];
+            if cursor.is_finished() {
+                return Advance::Nothing(Status::Ended);
+            }
+            match cursor.next() {
+                Next::Record(record) => return Advance::Record(record),
+                Next::Finished => {
+                    self.finish(place);
+                    return Advance::Nothing(Status::Ended);
+                }
+                Next::Failed(error) => {
+                    self.finish(place);
+                    return Advance::Nothing(Status::Failed(error));
+                }
+                Next::SliceNeeded { used } => {
+                    if used > 0 {
+                        self.shelves.release(place, cursor.generation(), used);
+                    }
+                    if !may_take_slice {
+                        return Advance::Nothing(Status::Reading);
+                    }
+                    match self.shelves.take(place) {
+                        Taken::Slice(slice) => cursor.load(slice),
+                        Taken::Nothing(status) => {
+                            if matches!(status, Status::Ended | Status::Failed(_)) {
+                                self.finish(place);
+                            }
+                            return Advance::Nothing(status);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Nothing more is read of this partition.
+    fn finish(&mut self, place: usize) {
+        self.cursors[place].finish(self.shelves.restart(place, None));
+        self.unfinished -= 1;
+    }
+
+    /// Records as they are available, a slice of each partition in turn.
+    fn poll_turns(&mut self, context: &Context<'_>) -> Poll<Option<Result<ConsumedRecord, ConsumeError>>> {
+        loop {
+            let (place, may_take_slice) = match self.order {
+                Order::Turns(Some(place)) => (place, false),
+                _ => match self.shelves.next_changed(context.waker()) {
+                    Some(place) => (place, true),
+                    None if self.unfinished == 0 => return Poll::Ready(None),
+                    None => return Poll::Pending,
+                },
+            };
+            match self.advance(place, may_take_slice) {
+                Advance::Record(record) => {
+                    self.order = Order::Turns(Some(place));
+                    return Poll::Ready(Some(Ok(record)));
+                }
+                Advance::Nothing(status) => {
+                    self.order = Order::Turns(None);
+                    if let Status::Failed(error) = status {
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Records in the order of their timestamps.
+    fn poll_by_time(&mut self, context: &Context<'_>) -> Poll<Option<Result<ConsumedRecord, ConsumeError>>> {
+        // A partition that had no record may have one now, which may be the oldest.
+        while let Some(place) = self.shelves.next_changed(context.waker()) {
+            self.show_front(place);
+        }
+        if let Some(error) = self.failures.pop_front() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        let Order::ByTime { merge, fronts, .. } = &mut self.order else { return Poll::Pending };
+        match merge.pop().and_then(|place| fronts[place].take().map(|record| (place, record))) {
+            Some((place, record)) => {
+                self.show_front(place);
+                Poll::Ready(Some(Ok(record)))
+            }
+            None if self.unfinished == 0 => Poll::Ready(None),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Decodes the record at the front of this partition, unless it is there already.
+    fn show_front(&mut self, place: usize) {
+        match &self.order {
+            Order::ByTime { merge, .. } if !matches!(merge.front(place), Front::Record(_)) => {}
+            _ => return,
+        }
+        let advanced = self.advance(place, true);
+        let Order::ByTime { merge, fronts, follow } = &mut self.order else { return };
+        let front = match advanced {
+            Advance::Record(record) => {
+                let timestamp = record.timestamp;
+                fronts[place] = Some(record);
+                Front::Record(timestamp)
+            }
+            Advance::Nothing(Status::Reading) => Front::Awaited,
+            Advance::Nothing(Status::CaughtUp) if *follow => Front::None,
+            Advance::Nothing(Status::CaughtUp) => Front::Awaited,
+            Advance::Nothing(Status::Ended) => Front::None,
+            Advance::Nothing(Status::Failed(error)) => {
+                self.failures.push_back(error);
+                Front::None
+            }
+        };
+        merge.set(place, front);
+    }
+}
+
+/// What a partition gave.
+enum Advance {
+    Record(ConsumedRecord),
+    Nothing(Status),
 }
 
 impl Stream for Consumer {
     type Item = Result<ConsumedRecord, ConsumeError>;
 
-    fn poll_next(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        unimplemented!()
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let consumer = self.get_mut();
+        match consumer.order {
+            Order::Turns(_) => consumer.poll_turns(context),
+            Order::ByTime { .. } => consumer.poll_by_time(context),
+        }
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep_until, timeout};
 
 use crate::Client;
-use crate::answers::AnswerStream;
+use crate::answers::{self, AnswerStream};
 use crate::connection::{Connection, lock};
 use crate::error::Error;
 
@@ -151,8 +151,7 @@ impl Worker {
                     self.handle(Input::Batch(ReadyBatch { bytes, completion, memory, begun_at }), io);
                 }
                 Err(error) => {
-                    let error = SendError::Compression(error.to_string());
-                    self.delivered.complete(&completion, memory, Err(error));
+                    self.delivered.complete(&completion, memory, Err(error.into()));
                 }
             }
         }
@@ -164,9 +163,7 @@ impl Worker {
                 Ok(None) => return,
                 Ok(Some(Answer::Ack(ack))) => self.handle(Input::Acked(ack), io),
                 Ok(Some(Answer::Failure(failure))) => {
-                    let error =
-                        Error::Broker { code: failure.code, message: failure.message, suggestion: None };
-                    self.fail(error, io);
+                    self.fail(answers::failure_error(failure), io);
                 }
                 Ok(Some(_)) => {
                     let error = stream.connection.protocol("it sent a message that belongs elsewhere");
@@ -350,32 +347,14 @@ async fn open_stream(
         known = metadata.refresh(&known).await?;
     }
     let connection = metadata.leader(&known, partition).await?;
-    let (mut send, receive) = connection.open().await?;
     let leader_epoch = known.leadership(partition).map(|leadership| leadership.epoch).unwrap_or_default();
     let mut header = StreamKind::Produce.prefix().to_vec();
     ProduceHeader { partition: known.partition(partition), leader_epoch, acks }.encode(&mut header);
-    let mut answers = AnswerStream::new(receive);
-    // A broker that refuses at once may stop the stream first; its answer says why.
-    match send.write_all(&header).await {
-        Ok(()) | Err(quinn::WriteError::Stopped(_)) => {}
-        Err(error) => return Err(connection.stream_lost(error)),
-    }
-    loop {
-        match answers.inbox.answer().map_err(|error| connection.protocol(error))? {
-            Some(Answer::Opened(opened)) => {
-                let stream = ProduceStream { connection, send, answers, outgoing: VecDeque::new() };
-                return Ok((stream, opened));
-            }
-            Some(Answer::Failure(failure)) => {
-                return Err(Error::Broker { code: failure.code, message: failure.message, suggestion: None });
-            }
-            Some(_) => return Err(connection.protocol("it answered before it opened the stream")),
-            None => {}
+    match answers::open(&connection, &header).await? {
+        Ok((send, answers, opened)) => {
+            let stream = ProduceStream { connection, send, answers, outgoing: VecDeque::new() };
+            Ok((stream, opened))
         }
-        match answers.fill().await {
-            Ok(true) => {}
-            Ok(false) => return Err(connection.stream_lost("the broker ended the stream")),
-            Err(error) => return Err(connection.stream_lost(error)),
-        }
+        Err(failure) => Err(answers::failure_error(failure)),
     }
 }

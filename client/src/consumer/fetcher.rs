@@ -1,0 +1,373 @@
+//! The task that reads one partition: opens a consume stream, verifies what comes, puts it on its shelf, gives credit,
+//! and continues at the next offset when the stream is lost.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quinn::SendStream;
+use quire_protocol::frame::FrameSeed;
+use quire_protocol::stream::{Answer, ConsumeHeader, Failure, Opened, Start, StreamKind};
+use quire_protocol::{ErrorCode, Offset, PartitionIndex};
+use tokio::time::{sleep_until, timeout};
+
+use crate::Client;
+use crate::answers::{self, AnswerStream};
+use crate::connection::Connection;
+use crate::error::Error;
+use crate::metadata::TopicMetadata;
+use crate::retry::{Retry, Rng};
+
+use super::ConsumeError;
+use super::credit::Credit;
+use super::frames::FrameReader;
+use super::shelf::{Generation, Shelves, Status};
+
+/// Most credit messages that may wait to be written (bytes); a broker that takes none of them is not reading.
+const CREDIT_BYTES_WAITING_MAX: usize = 4096;
+
+/// One partition's fetcher.
+pub(super) struct Fetcher {
+    pub client: Client,
+    pub topic: Arc<TopicMetadata>,
+    pub partition: PartitionIndex,
+    /// Its place among the shelves.
+    pub place: usize,
+    pub shelves: Arc<Shelves>,
+    /// Where to stop, exclusive.
+    pub end: Option<Offset>,
+    /// Bytes it may hold.
+    pub share: u64,
+    pub retry_timeout: Duration,
+}
+
+/// What one request has come to.
+struct Progress {
+    generation: Generation,
+    start: Start,
+    reader: Option<FrameReader>,
+    credit: Credit,
+    /// Released bytes that the credit knows of.
+    released: u64,
+    high_watermark: Offset,
+    /// What the consumer was told.
+    is_caught_up: bool,
+}
+
+/// Why reading stopped.
+enum Stop {
+    /// Another request came.
+    Superseded,
+    /// Everything was read.
+    Ended,
+    /// It can not go on.
+    Failed(ConsumeError),
+    /// The stream is lost; another may do.
+    Lost(Error),
+}
+
+struct ConsumeStream {
+    connection: Arc<Connection>,
+    send: SendStream,
+    answers: AnswerStream,
+    /// Credit messages yet to be written.
+    outgoing: Vec<u8>,
+}
+
+impl Fetcher {
+    /// Runs until its consumer is dropped.
+    pub(super) async fn run(mut self) {
+        loop {
+            let request = self.shelves.request(self.place);
+            match request.start {
+                Some(start) => self.serve(request.generation, start).await,
+                None => self.shelves.request_changed(self.place).await,
+            }
+        }
+    }
+
+    /// Reads for one request, until the next one comes.
+    async fn serve(&mut self, generation: Generation, start: Start) {
+        let credit = Credit::new(self.share);
+        let mut progress = Progress {
+            generation,
+            start,
+            reader: None,
+            credit,
+            released: 0,
+            high_watermark: Offset::ZERO,
+            is_caught_up: false,
+        };
+        let mut retry = Retry::new(self.client.brokers().config().backoff, Rng::from_entropy());
+        let mut lost_since: Option<Instant> = None;
+        loop {
+            let before = progress.position();
+            let stop = self.read(&mut progress, lost_since.is_some()).await;
+            if progress.position() != before {
+                lost_since = None;
+                retry.succeeded();
+            }
+            let status = match stop {
+                Stop::Superseded => return,
+                Stop::Ended => Status::Ended,
+                Stop::Failed(error) => Status::Failed(error),
+                Stop::Lost(error) => {
+                    let since = *lost_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() < self.retry_timeout {
+                        tracing::debug!(topic = %self.topic.name, partition = %self.partition, %error, "reading again");
+                        if !self.pause(retry.failed(Instant::now()), generation).await {
+                            return;
+                        }
+                        continue;
+                    }
+                    Status::Failed(error.into())
+                }
+            };
+            self.shelves.set_status(self.place, generation, status);
+            while self.shelves.request(self.place).generation == generation {
+                self.shelves.request_changed(self.place).await;
+            }
+            return;
+        }
+    }
+
+    /// Waits, and answers whether the request still stands.
+    async fn pause(&self, until: Instant, generation: Generation) -> bool {
+        let superseded = async {
+            while self.shelves.request(self.place).generation == generation {
+                self.shelves.request_changed(self.place).await;
+            }
+        };
+        tokio::select! {
+            () = sleep_until(until.into()) => true,
+            () = superseded => false,
+        }
+    }
+
+    /// Opens a stream and reads it to its end.
+    async fn read(&mut self, progress: &mut Progress, is_stale: bool) -> Stop {
+        self.note_released(progress);
+        let after = self.client.brokers().config().request_timeout;
+        let opened = match timeout(after, self.open(progress, is_stale)).await {
+            Ok(opened) => opened,
+            Err(_) => {
+                let address = format!("the leader of \"{}\", partition {}", self.topic.name, self.partition);
+                return Stop::Lost(Error::TimedOut { address, what: "opening a consume stream", after });
+            }
+        };
+        let (mut stream, opened) = match opened {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(failure)) => return self.failed(progress, failure),
+            Err(error) if error.is_retriable() => return Stop::Lost(error),
+            Err(error) => return Stop::Failed(error.into()),
+        };
+        self.opened(progress, &opened);
+        loop {
+            if let Some(stop) = self.apply(progress, &mut stream) {
+                stream.answers.stop();
+                return stop;
+            }
+            if let Err(error) = stream.exchange(&self.shelves, self.place).await {
+                return Stop::Lost(error);
+            }
+        }
+    }
+
+    async fn open(
+        &mut self,
+        progress: &mut Progress,
+        is_stale: bool,
+    ) -> Result<Result<(ConsumeStream, Opened), Failure>, Error> {
+        if is_stale {
+            self.refresh().await?;
+        }
+        let connection = self.client.metadata().leader(&self.topic, self.partition).await?;
+        let start = match &progress.reader {
+            Some(reader) => Start::Offset(reader.next_offset()),
+            None => progress.start,
+        };
+        let mut header = StreamKind::Consume.prefix().to_vec();
+        let partition = self.topic.partition(self.partition);
+        ConsumeHeader { partition, start, credit: progress.credit.open() }.encode(&mut header);
+        let opened = answers::open(&connection, &header).await?;
+        Ok(opened.map(|(send, answers, opened)| {
+            (ConsumeStream { connection, send, answers, outgoing: Vec::new() }, opened)
+        }))
+    }
+
+    /// Another topic of the same name is none of ours: its offsets mean other records.
+    async fn refresh(&mut self) -> Result<(), Error> {
+        let refreshed = self.client.metadata().refresh(&self.topic).await?;
+        if refreshed.id != self.topic.id {
+            return Err(Error::Broker {
+                code: ErrorCode::UnknownTopic,
+                message: format!("\"{}\" was deleted while it was read, and created again", self.topic.name),
+                suggestion: None,
+            });
+        }
+        self.topic = refreshed;
+        Ok(())
+    }
+
+    fn opened(&self, progress: &mut Progress, opened: &Opened) {
+        let seed = FrameSeed::new(self.topic.partition(self.partition));
+        match &mut progress.reader {
+            Some(reader) => reader.restart(),
+            None => progress.reader = Some(FrameReader::new(seed, opened.next_offset)),
+        }
+        self.shelves.set_high_watermark(self.place, opened.high_watermark);
+        progress.high_watermark = opened.high_watermark;
+        self.note_position(progress);
+    }
+
+    /// Takes what was received, and gives credit for what was used up.
+    fn apply(&self, progress: &mut Progress, stream: &mut ConsumeStream) -> Option<Stop> {
+        if self.shelves.request(self.place).generation != progress.generation {
+            return Some(Stop::Superseded);
+        }
+        if let Some(stop) = self.take_frames(progress, stream) {
+            return Some(stop);
+        }
+        self.note_released(progress);
+        if let Some(grant) = progress.credit.grant() {
+            stream.outgoing.extend_from_slice(&grant.to_le_bytes());
+        }
+        if stream.outgoing.len() > CREDIT_BYTES_WAITING_MAX {
+            return Some(Stop::Lost(stream.connection.stream_lost("the broker reads no credit")));
+        }
+        None
+    }
+
+    fn take_frames(&self, progress: &mut Progress, stream: &mut ConsumeStream) -> Option<Stop> {
+        loop {
+            if let Some(stop) = self.take_slices(progress, stream) {
+                return Some(stop);
+            }
+            if progress.reader.as_ref().is_some_and(|reader| !reader.is_at_rest()) {
+                return None;
+            }
+            match stream.answers.inbox.answer() {
+                Ok(None) => return None,
+                Ok(Some(Answer::Frames(frames))) => {
+                    self.shelves.set_high_watermark(self.place, frames.high_watermark);
+                    let announced = progress.reader.as_mut().map(|r| r.announce(frames.length as usize));
+                    if let Some(Err(why)) = announced {
+                        return Some(Stop::Failed(stream.connection.protocol(why).into()));
+                    }
+                    progress.high_watermark = frames.high_watermark;
+                    self.note_position(progress);
+                }
+                Ok(Some(Answer::Failure(failure))) => return Some(self.failed(progress, failure)),
+                Ok(Some(_)) => {
+                    let error = stream.connection.protocol("it sent a message that belongs elsewhere");
+                    return Some(Stop::Failed(error.into()));
+                }
+                Err(error) => return Some(Stop::Failed(stream.connection.protocol(error).into())),
+            }
+        }
+    }
+
+    fn take_slices(&self, progress: &mut Progress, stream: &mut ConsumeStream) -> Option<Stop> {
+        loop {
+            let reader = progress.reader.as_mut()?;
+            let slice = match reader.receive(&mut stream.answers.inbox) {
+                Ok(Some(slice)) => slice,
+                Ok(None) => return None,
+                Err(why) => return Some(Stop::Failed(self.corrupt(reader.next_offset(), why))),
+            };
+            progress.credit.received(slice.frames.len());
+            let is_end = self.end.is_some_and(|end| slice.next_offset >= end);
+            if !self.shelves.put(self.place, progress.generation, slice) {
+                return Some(Stop::Superseded);
+            }
+            if is_end {
+                return Some(Stop::Ended);
+            }
+            self.note_position(progress);
+        }
+    }
+
+    /// Tells the consumer when everything up to the high watermark has been read, and when no longer.
+    fn note_position(&self, progress: &mut Progress) {
+        let is_caught_up = progress.position().is_some_and(|position| position >= progress.high_watermark);
+        if is_caught_up != progress.is_caught_up {
+            progress.is_caught_up = is_caught_up;
+            let status = if is_caught_up { Status::CaughtUp } else { Status::Reading };
+            self.shelves.set_status(self.place, progress.generation, status);
+        }
+    }
+
+    fn note_released(&self, progress: &mut Progress) {
+        let request = self.shelves.request(self.place);
+        if request.generation == progress.generation {
+            progress.credit.released(request.released - progress.released);
+            progress.released = request.released;
+        }
+    }
+
+    fn failed(&self, progress: &Progress, failure: Failure) -> Stop {
+        let (code, log_start, high_watermark) = (failure.code, failure.log_start, failure.high_watermark);
+        match code {
+            ErrorCode::OffsetOutOfRange => Stop::Failed(ConsumeError::OffsetOutOfRange {
+                topic: Arc::clone(&self.topic.name),
+                partition: self.partition,
+                offset: progress.position().unwrap_or(match progress.start {
+                    Start::Offset(offset) => offset,
+                    _ => log_start,
+                }),
+                log_start,
+                high_watermark,
+            }),
+            // Whether the topic is really gone, the metadata tells when it is looked at again.
+            ErrorCode::UnknownTopic | ErrorCode::UnknownPartition => {
+                Stop::Lost(answers::failure_error(failure))
+            }
+            code if code.is_retriable() => Stop::Lost(answers::failure_error(failure)),
+            _ => Stop::Failed(answers::failure_error(failure).into()),
+        }
+    }
+
+    fn corrupt(&self, offset: Offset, why: String) -> ConsumeError {
+        let topic = Arc::clone(&self.topic.name);
+        ConsumeError::CorruptFrame { topic, partition: self.partition, offset, why }
+    }
+}
+
+impl Progress {
+    /// The offset that comes next, once it is known.
+    fn position(&self) -> Option<Offset> {
+        self.reader.as_ref().map(FrameReader::next_offset)
+    }
+}
+
+impl ConsumeStream {
+    /// Waits until something was received or the request changed; writes credit meanwhile.
+    async fn exchange(&mut self, shelves: &Shelves, place: usize) -> Result<(), Error> {
+        let ConsumeStream { connection, send, answers, outgoing } = self;
+        let write = async {
+            match outgoing.is_empty() {
+                true => std::future::pending().await,
+                false => send.write(outgoing).await,
+            }
+        };
+        tokio::select! {
+            received = answers.fill() => match received {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(connection.stream_lost("the broker ended the stream")),
+                Err(error) => Err(connection.stream_lost(error)),
+            },
+            written = write => match written {
+                Ok(count) => {
+                    outgoing.drain(..count);
+                    Ok(())
+                }
+                // The broker says why on its own side of the stream.
+                Err(quinn::WriteError::Stopped(_)) => {
+                    outgoing.clear();
+                    Ok(())
+                }
+                Err(error) => Err(connection.stream_lost(error)),
+            },
+            () = shelves.request_changed(place) => Ok(()),
+        }
+    }
+}
