@@ -9,15 +9,16 @@
 //! what the dead process had open answers [`Stopped`]. Everything random comes from one seed; a run that uses one
 //! thread can be repeated exactly. Files are never mapped.
 
+mod fault;
 mod inode;
 mod names;
 mod rng;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,137 +31,13 @@ use self::rng::Rng;
 use super::{Disk, DiskFile, OpenMode};
 use crate::mmap::Mapping;
 
+pub use self::fault::{CrashOptions, Fault, Stopped, Survival};
+pub use self::trace::{Counters, Event, Operation};
+
 /// The simulated disk. Clones are handles of the same disk.
 #[derive(Debug, Clone)]
 pub struct SimDisk {
     state: Arc<Mutex<State>>,
-}
-
-/// How much of what was not synced survives a loss of power.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Survival {
-    /// Nothing: the cruellest disk that keeps its promises.
-    Nothing,
-    /// Everything: as if all had been written back just before.
-    Everything,
-    /// Any part of it: sectors in write order up to a point, or each by itself.
-    #[default]
-    Random,
-}
-
-/// A loss of power.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct CrashOptions {
-    /// What survives of files' bytes and lengths.
-    pub data: Survival,
-    /// What survives of directory entries.
-    pub names: Survival,
-}
-
-/// Something that goes wrong.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fault {
-    /// The n-th file sync from now (1: the next) fails with EIO. Part of what it should have covered is lost. Each other
-    /// handle of the file that is open then gets EIO at its next sync; all later syncs say OK all the same.
-    SyncFails {
-        /// Which.
-        nth: u64,
-    },
-    /// What of this file was not synced is written back now, in the background, and fails: part of it is lost. Each
-    /// handle that is open now, or the first opened later if there is none, gets EIO at its next sync. All later syncs
-    /// say OK all the same.
-    WriteBackFails {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The n-th directory sync from now (1: the next) fails with EIO.
-    SyncDirFails {
-        /// Which.
-        nth: u64,
-    },
-    /// The n-th write from now (1: the next) fails with EIO after a part of it.
-    WriteFails {
-        /// Which.
-        nth: u64,
-    },
-    /// Reads of these bytes of the file that now has this name fail with EIO.
-    ReadFails {
-        /// The file.
-        path: PathBuf,
-        /// The bytes.
-        range: Range<u64>,
-    },
-    /// After this many more operations the process stops: the next one is done in part or not at all, and it and all
-    /// that follow answer [`Stopped`], until [`SimDisk::crash`] or [`SimDisk::kill`].
-    StopsAfter {
-        /// How many succeed.
-        operations: u64,
-    },
-}
-
-/// The process that asked is dead, by [`Fault::StopsAfter`], [`SimDisk::kill`] or [`SimDisk::crash`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the simulated process has stopped")]
-pub struct Stopped;
-
-impl Stopped {
-    /// Whether this is why an operation failed.
-    pub fn is_cause_of(error: &io::Error) -> bool {
-        error.get_ref().is_some_and(|inner| inner.is::<Stopped>())
-    }
-
-    fn error() -> io::Error {
-        io::Error::other(Stopped)
-    }
-}
-
-/// What was asked of the disk. Reads are not told of.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Operation {
-    /// A directory was created.
-    CreateDir(PathBuf),
-    /// A file was created.
-    Create(PathBuf),
-    /// A file was renamed.
-    Rename(PathBuf, PathBuf),
-    /// A file was removed.
-    Remove(PathBuf),
-    /// A directory was removed.
-    RemoveDir(PathBuf),
-    /// A directory was synced.
-    SyncDir(PathBuf),
-    /// A lock was taken.
-    Lock(PathBuf),
-    /// Bytes were written to the file opened by this name.
-    Write(PathBuf, Range<u64>),
-    /// Space up to this end (bytes) was reserved.
-    Allocate(PathBuf, u64),
-    /// A file was synced.
-    Sync(PathBuf),
-}
-
-/// An operation and how it ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
-    /// What was asked.
-    pub operation: Operation,
-    /// Whether it succeeded.
-    pub succeeded: bool,
-}
-
-/// What a disk did so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counters {
-    /// All that [`Operation`] lists.
-    pub operations: u64,
-    /// Writes.
-    pub writes: u64,
-    /// Bytes asked to be written.
-    pub bytes_written: u64,
-    /// File syncs.
-    pub syncs: u64,
-    /// Directory syncs.
-    pub dir_syncs: u64,
 }
 
 #[derive(Debug, Clone)]

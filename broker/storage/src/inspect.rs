@@ -1,0 +1,1 @@
+//! Looking at a log that no broker has open: read-only, and without recovery.

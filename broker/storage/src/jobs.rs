@@ -1,0 +1,384 @@
+//! What is done to files away from the owner's thread: each job takes what it needs along, blocks on the disk, and
+//! brings back what the log is to know.
+
+use std::io::{self, IoSlice};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use quire_protocol::ids::Offset;
+
+use crate::checkpoint::{self, Checkpoint};
+use crate::disk::{Disk, DiskFile, OpenMode};
+use crate::epochs::EpochCache;
+use crate::error::CloseError;
+use crate::index::SegmentIndex;
+use crate::manifest::{Manifest, Sealed, SegmentEntry, SegmentFile, SegmentName};
+use crate::recovery;
+use crate::segment::Segment;
+use crate::shared::Shared;
+use crate::small_file;
+
+/// Zeros written with one call (bytes).
+const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+/// Directories above a log's that may be new with it: topic, all topics.
+const NEW_PARENTS_MAX: usize = 2;
+
+/// File work of one log. Dropping it unrun leaves the log waiting for it for ever.
+#[derive(Debug)]
+#[must_use]
+pub struct Job {
+    task: Task,
+}
+
+/// What a job does, for scheduling and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum JobKind {
+    /// Syncs appended frames.
+    Sync,
+    /// Opens the active segment's file again.
+    Open,
+    /// Allocates space in the active segment.
+    Grow,
+    /// Seals the active segment and creates the next.
+    Roll,
+    /// Deletes segments.
+    Retain,
+    /// Writes a checkpoint and indexes.
+    Checkpoint,
+}
+
+/// The result of a job, for [`crate::Log::complete`].
+#[derive(Debug)]
+#[must_use]
+pub struct JobDone {
+    pub(crate) outcome: Outcome,
+}
+
+#[derive(Debug)]
+enum Task {
+    Sync(SyncWork),
+    Upkeep(Place, UpkeepWork),
+}
+
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Synced { point: Checkpoint, bytes: u64, result: io::Result<()> },
+    Upkeep { result: Result<UpkeepDone, Failure> },
+}
+
+/// Where upkeep is done.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) dir: PathBuf,
+    pub(crate) is_marked_clean: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct SyncWork {
+    /// In the order in which they were written.
+    pub(crate) files: Vec<Arc<dyn DiskFile>>,
+    /// What is synced once all of them are.
+    pub(crate) point: Checkpoint,
+    pub(crate) bytes: u64,
+}
+
+#[derive(Debug)]
+pub(crate) enum UpkeepWork {
+    Open(OpenWork),
+    Grow(GrowWork),
+    Roll(RollWork),
+    Retain(RetainWork),
+    Checkpoint(CheckpointWork),
+}
+
+#[derive(Debug)]
+pub(crate) struct OpenWork {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) segment: Arc<Segment>,
+}
+
+#[derive(Debug)]
+pub(crate) struct GrowWork {
+    pub(crate) file_name: String,
+    /// Allocated so far; nothing beyond is written meanwhile.
+    pub(crate) from: u64,
+    /// Contents that wait need space up to here.
+    pub(crate) needed: u64,
+    pub(crate) end: u64,
+    pub(crate) is_zeroed: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct RollWork {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) manifest: Manifest,
+    pub(crate) is_new: bool,
+    /// To be sealed where it ends.
+    pub(crate) active: Option<Arc<Segment>>,
+    pub(crate) base_offset: Offset,
+    pub(crate) needed: u64,
+    pub(crate) end: u64,
+    pub(crate) is_zeroed: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct RetainWork {
+    pub(crate) old: Manifest,
+    /// Without the segments removed.
+    pub(crate) manifest: Manifest,
+    pub(crate) removed: Vec<SegmentName>,
+}
+
+#[derive(Debug)]
+pub(crate) struct CheckpointWork {
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) epochs: EpochCache,
+    pub(crate) indexes: Vec<IndexToStore>,
+}
+
+#[derive(Debug)]
+pub(crate) struct IndexToStore {
+    pub(crate) segment: Arc<Segment>,
+    /// How much of the segment the index covers.
+    pub(crate) sealed: Sealed,
+    pub(crate) index: SegmentIndex,
+    /// Whether the segment gets no more frames.
+    pub(crate) is_final: bool,
+}
+
+#[derive(Debug)]
+pub(crate) enum UpkeepDone {
+    Opened { file: Arc<dyn DiskFile>, writable: u64 },
+    Grown { end: u64 },
+    Rolled { manifest: Manifest, name: SegmentName, file: Arc<dyn DiskFile>, writable: u64 },
+    Retained { manifest: Manifest },
+    Checkpointed { checkpoint: Checkpoint, stored: Vec<Arc<Segment>> },
+}
+
+/// Upkeep that was not done.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) operation: &'static str,
+    pub(crate) error: io::Error,
+    /// There was no room, and everything is as it was before: it may be tried again.
+    pub(crate) is_disk_full: bool,
+}
+
+impl Job {
+    pub(crate) fn sync(work: SyncWork) -> Job {
+        Job { task: Task::Sync(work) }
+    }
+
+    pub(crate) fn upkeep(place: Place, work: UpkeepWork) -> Job {
+        Job { task: Task::Upkeep(place, work) }
+    }
+
+    /// What it does.
+    pub fn kind(&self) -> JobKind {
+        match &self.task {
+            Task::Sync(_) => JobKind::Sync,
+            Task::Upkeep(_, UpkeepWork::Open(_)) => JobKind::Open,
+            Task::Upkeep(_, UpkeepWork::Grow(_)) => JobKind::Grow,
+            Task::Upkeep(_, UpkeepWork::Roll(_)) => JobKind::Roll,
+            Task::Upkeep(_, UpkeepWork::Retain(_)) => JobKind::Retain,
+            Task::Upkeep(_, UpkeepWork::Checkpoint(_)) => JobKind::Checkpoint,
+        }
+    }
+
+    /// Does it. Blocks on the disk.
+    pub fn run(self) -> JobDone {
+        let outcome = match self.task {
+            Task::Sync(work) => {
+                let result = work.files.iter().try_for_each(|file| file.sync_data());
+                Outcome::Synced { point: work.point, bytes: work.bytes, result }
+            }
+            Task::Upkeep(place, work) => Outcome::Upkeep { result: place.run(work) },
+        };
+        JobDone { outcome }
+    }
+}
+
+impl JobDone {
+    /// For who does not go on with the log.
+    pub(crate) fn into_result(self) -> Result<(), CloseError> {
+        match self.outcome {
+            Outcome::Synced { result, .. } => {
+                result.map_err(|source| CloseError::Io { operation: "syncing the log", source })
+            }
+            Outcome::Upkeep { result: Ok(_) } => Ok(()),
+            Outcome::Upkeep { result: Err(Failure { operation, error: source, .. }) } => {
+                Err(CloseError::Io { operation, source })
+            }
+        }
+    }
+}
+
+impl Place {
+    fn run(&self, work: UpkeepWork) -> Result<UpkeepDone, Failure> {
+        if self.is_marked_clean {
+            small_file::remove(&*self.disk, &self.dir, checkpoint::CLEAN_FILE_NAME)
+                .map_err(Failure::of("removing the clean marker"))?;
+        }
+        match work {
+            UpkeepWork::Open(work) => self.open(&work),
+            UpkeepWork::Grow(work) => self.grow(&work),
+            UpkeepWork::Roll(work) => self.roll(work),
+            UpkeepWork::Retain(work) => self.retain(work),
+            UpkeepWork::Checkpoint(work) => self.checkpoint(work),
+        }
+    }
+
+    fn open(&self, work: &OpenWork) -> Result<UpkeepDone, Failure> {
+        let failed = Failure::of("opening the active segment");
+        recovery::load_active_index(&work.shared, &work.segment)
+            .map_err(Failure::of("reading the active segment"))?;
+        let opened = self.disk.open(&self.dir.join(work.segment.file_name()), OpenMode::ReadWrite);
+        let (file, writable) = opened.and_then(|file| file.len().map(|len| (file, len))).map_err(failed)?;
+        Ok(UpkeepDone::Opened { file, writable })
+    }
+
+    fn grow(&self, work: &GrowWork) -> Result<UpkeepDone, Failure> {
+        let path = self.dir.join(&work.file_name);
+        // A descriptor of its own: a lost write is reported once to each descriptor that was open then, and the report
+        // that the log's own sync must get is not to be used up here.
+        let file =
+            self.disk.open(&path, OpenMode::ReadWrite).map_err(Failure::of("opening the active segment"))?;
+        self.prepare(&*file, work.from, work.needed, work.end, work.is_zeroed)
+            .map(|end| UpkeepDone::Grown { end })
+    }
+
+    /// Makes space up to `end`, or `needed` if there is no more. The position up to which there is.
+    fn prepare(
+        &self,
+        file: &dyn DiskFile,
+        from: u64,
+        needed: u64,
+        end: u64,
+        is_zeroed: bool,
+    ) -> Result<u64, Failure> {
+        let end = match file.allocate(end) {
+            Err(error) if is_full(&error) && from < needed && needed < end => {
+                file.allocate(needed).map(|()| needed)
+            }
+            allocated => allocated.map(|()| end),
+        };
+        let end = end.map_err(Failure::of("allocating space"))?;
+        if is_zeroed {
+            write_zeros(file, from, end).map_err(Failure::of("filling space with zeros"))?;
+            file.sync_data().map_err(Failure::fatal("syncing space filled with zeros"))?;
+        }
+        Ok(end)
+    }
+
+    fn roll(&self, work: RollWork) -> Result<UpkeepDone, Failure> {
+        if work.manifest.is_full() {
+            let error =
+                io::Error::new(io::ErrorKind::StorageFull, "the log has as many segments as it may have");
+            return Err(Failure { operation: "adding a segment", error, is_disk_full: true });
+        }
+        if work.is_new {
+            self.create_log(&work.manifest)?;
+        }
+        let mut manifest = work.manifest.clone();
+        if let Some(active) = &work.active {
+            recovery::load_active_index(&work.shared, active)
+                .map_err(Failure::of("reading the active segment"))?;
+            let last = manifest.segments.last_mut().expect("the active segment is listed");
+            *last = active.sealed_entry();
+        }
+        let name = SegmentName { base_offset: work.base_offset, serial: manifest.next_serial };
+        manifest.next_serial += 1;
+        manifest.segments.push(SegmentEntry { name, sealed: None });
+        let file = self.create_segment(name)?;
+        let writable = self.prepare(&*file, 0, work.needed, work.end, work.is_zeroed).inspect_err(|_| {
+            // Not listed anywhere yet; if it stays, recovery removes it.
+            let _ = self.disk.remove(&self.dir.join(name.file(SegmentFile::Log)));
+        })?;
+        self.replace_manifest(&work.manifest, &manifest)?;
+        Ok(UpkeepDone::Rolled { manifest, name, file, writable })
+    }
+
+    /// The directory and an empty manifest, durably, before any segment: segments without a manifest mean that it was
+    /// lost.
+    fn create_log(&self, manifest: &Manifest) -> Result<(), Failure> {
+        let failed = "creating the log's directory";
+        self.disk.create_dir_all(&self.dir).map_err(Failure::of(failed))?;
+        manifest.store(&*self.disk, &self.dir).map_err(Failure::of("writing the manifest"))?;
+        let parents = self.dir.ancestors().skip(1).take(1 + NEW_PARENTS_MAX);
+        for parent in parents.filter(|parent| !parent.as_os_str().is_empty()) {
+            self.disk.sync_dir(parent).map_err(Failure::fatal(failed))?;
+        }
+        Ok(())
+    }
+
+    fn create_segment(&self, name: SegmentName) -> Result<Arc<dyn DiskFile>, Failure> {
+        let path = self.dir.join(name.file(SegmentFile::Log));
+        let created = match self.disk.open(&path, OpenMode::CreateNew) {
+            // Left by an attempt that found the disk full later on.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.disk.remove(&path).and_then(|()| self.disk.open(&path, OpenMode::CreateNew))
+            }
+            created => created,
+        };
+        created.map_err(Failure::of("creating a segment"))
+    }
+
+    /// A full disk is survived only if the old manifest is certainly still there.
+    fn replace_manifest(&self, old: &Manifest, new: &Manifest) -> Result<(), Failure> {
+        let Err(error) = new.store(&*self.disk, &self.dir) else {
+            return Ok(());
+        };
+        let is_unchanged = Manifest::load(&*self.disk, &self.dir).is_ok_and(|manifest| manifest == *old);
+        Err(Failure {
+            operation: "replacing the manifest",
+            is_disk_full: is_full(&error) && is_unchanged,
+            error,
+        })
+    }
+
+    fn retain(&self, work: RetainWork) -> Result<UpkeepDone, Failure> {
+        let RetainWork { old, manifest, removed } = work;
+        self.replace_manifest(&old, &manifest)?;
+        for name in removed {
+            recovery::remove_segment(&*self.disk, &self.dir, name);
+        }
+        Ok(UpkeepDone::Retained { manifest })
+    }
+
+    fn checkpoint(&self, work: CheckpointWork) -> Result<UpkeepDone, Failure> {
+        let (disk, dir) = (&*self.disk, self.dir.as_path());
+        for IndexToStore { segment, sealed, index, .. } in &work.indexes {
+            index.store(disk, dir, segment.name(), sealed).map_err(Failure::of("writing an index"))?;
+        }
+        work.epochs.store(disk, dir).map_err(Failure::of("writing the leader epochs"))?;
+        work.checkpoint.store(disk, dir).map_err(Failure::of("writing a checkpoint"))?;
+        let stored = work.indexes.into_iter().filter(|index| index.is_final).map(|index| index.segment);
+        Ok(UpkeepDone::Checkpointed { checkpoint: work.checkpoint, stored: stored.collect() })
+    }
+}
+
+impl Failure {
+    /// A failure before anything changed that matters: a full disk is survived.
+    fn of(operation: &'static str) -> impl FnOnce(io::Error) -> Failure {
+        move |error| Failure { operation, is_disk_full: is_full(&error), error }
+    }
+
+    fn fatal(operation: &'static str) -> impl FnOnce(io::Error) -> Failure {
+        move |error| Failure { operation, is_disk_full: false, error }
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::StorageFull
+}
+
+fn write_zeros(file: &dyn DiskFile, from: u64, end: u64) -> io::Result<()> {
+    let mut position = from;
+    while position < end {
+        let len = (end - position).min(ZEROS.len() as u64);
+        file.write_at(position, &[IoSlice::new(&ZEROS[..len as usize])])?;
+        position += len;
+    }
+    Ok(())
+}

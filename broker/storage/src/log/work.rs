@@ -1,0 +1,457 @@
+//! Which file job is due, and what its result means for the log.
+//!
+//! Two kinds run beside each other: one sync, and one piece of upkeep (space, segments, retention, checkpoints). While
+//! a sync is out, appends go on; the next sync covers all of them. That is group commit without a timer.
+
+use std::io;
+use std::sync::Arc;
+
+use quire_protocol::ids::{Offset, Timestamp};
+
+use super::{Active, Log};
+use crate::checkpoint::Checkpoint;
+use crate::disk::DiskFile;
+use crate::error::CloseError;
+use crate::jobs::{
+    CheckpointWork, Failure, GrowWork, IndexToStore, Job, JobDone, OpenWork, Outcome, Place, RetainWork,
+    RollWork, SyncWork, UpkeepDone, UpkeepWork,
+};
+use crate::manifest::{Sealed, SegmentName};
+use crate::poison::PoisonReason;
+use crate::segment::Segment;
+
+/// The first allocation for a segment (bytes): what a log with a few records takes on disk.
+const FIRST_STEP_BYTES: u64 = 64 * 1024;
+/// Most that is allocated ahead at once (bytes).
+const STEP_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Most that is filled with zeros ahead at once (bytes).
+const ZERO_STEP_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Below this many bytes a sync, on average, space is filled with zeros ahead: over blocks already written a sync
+/// needs no journal commit. Above, writing everything twice costs more than it saves.
+const SMALL_SYNC_BYTES: u64 = 64 * 1024;
+
+/// What the owner asks [`Log::next_job`] for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Want {
+    /// Whether everything appended so far is to be synced.
+    pub sync: bool,
+}
+
+/// What changed with a job's result.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Completed {
+    /// The durable end, if it moved.
+    pub durable_end: Option<Offset>,
+    /// The log start, if it moved.
+    pub log_start: Option<Offset>,
+    /// Why the log takes nothing more, if this job failed for good.
+    pub poisoned: Option<PoisonReason>,
+    /// Whether an attempt to make space has ended: an append refused with `NoSpaceYet` is to be tried again, and
+    /// succeeds or says why not.
+    pub space: bool,
+}
+
+/// Account of syncs.
+#[derive(Debug, Default)]
+pub(super) struct Flush {
+    pub(super) is_under_way: bool,
+    pub(super) unsynced_bytes: u64,
+    /// Bytes that one sync covers, on average over the last few; 0 before the first.
+    average_bytes: u64,
+    /// Files of sealed segments with frames that no sync covered yet, in order.
+    sealed: Vec<Unsynced>,
+}
+
+/// A sealed segment's file that is to be synced.
+#[derive(Debug)]
+struct Unsynced {
+    file: Arc<dyn DiskFile>,
+    end: Offset,
+}
+
+/// Account of everything else that is done to files.
+#[derive(Debug, Default)]
+pub(super) struct Upkeep {
+    pub(super) is_under_way: bool,
+    /// What the last append lacked.
+    pub(super) space: Option<SpaceWanted>,
+    /// The active segment is being sealed: nothing is appended to it.
+    pub(super) is_rolling: bool,
+    /// The last attempt to make space, or to write, found no room.
+    pub(super) is_disk_full: bool,
+    pub(super) is_checkpoint_due: bool,
+    /// The clean marker of the last shutdown is still there; it goes before anything is changed.
+    pub(super) is_marked_clean: bool,
+    /// Nothing of this log is on disk yet, not even its directory.
+    pub(super) is_new: bool,
+    /// Allocating ahead found no room: wait until an append needs it.
+    is_refused_ahead: bool,
+    is_seal_due: bool,
+    /// Segments before this offset are to be deleted.
+    retain_from: Option<Offset>,
+    /// Bytes synced since the last checkpoint.
+    synced_bytes: u64,
+    /// Everything below was covered by a sync when the checkpoint on disk was written.
+    checkpoint: Offset,
+}
+
+impl Upkeep {
+    /// Of a log just opened, of which everything below `checkpoint` is known to be durable.
+    pub(super) fn new(is_marked_clean: bool, is_new: bool, checkpoint: Offset) -> Upkeep {
+        Upkeep { is_marked_clean, is_new, checkpoint, ..Upkeep::default() }
+    }
+}
+
+/// What an append lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SpaceWanted {
+    /// The active segment's file is not open.
+    Open,
+    /// Space up to `end` (bytes) in the active segment's file.
+    Grow { end: u64 },
+    /// Another segment, with room for so many bytes.
+    Roll { bytes: u64 },
+}
+
+impl Log {
+    /// The next job that is due, if any; run it on a thread that may block, and bring its result to
+    /// [`Log::complete`]. Ask again until there is none, after appends and after completions. At most one sync and
+    /// one other job of a log are out at a time.
+    pub fn next_job(&mut self, want: Want) -> Option<Job> {
+        if self.is_poisoned() || self.is_corrupt() {
+            return None;
+        }
+        if want.sync
+            && let Some(work) = self.next_sync()
+        {
+            return Some(Job::sync(work));
+        }
+        if self.upkeep.is_under_way {
+            return None;
+        }
+        let work = self.next_upkeep()?;
+        self.upkeep.is_under_way = true;
+        let place = Place {
+            disk: Arc::clone(&self.shared.disk),
+            dir: self.shared.dir.clone(),
+            is_marked_clean: self.upkeep.is_marked_clean,
+        };
+        Some(Job::upkeep(place, work))
+    }
+
+    /// Takes back the result of a job.
+    pub fn complete(&mut self, done: JobDone) -> Completed {
+        match done.outcome {
+            Outcome::Synced { point, bytes, result } => self.synced(point, bytes, result),
+            Outcome::Upkeep { result } => self.kept_up(result),
+        }
+    }
+
+    /// Runs every job that is due, on this thread; with everything synced if asked for. For owners that may block.
+    pub fn run_jobs(&mut self, want: Want) -> Completed {
+        let mut all = Completed::default();
+        while let Some(job) = self.next_job(want) {
+            let completed = self.complete(job.run());
+            all.durable_end = completed.durable_end.or(all.durable_end);
+            all.log_start = completed.log_start.or(all.log_start);
+            all.poisoned = all.poisoned.or(completed.poisoned);
+            all.space |= completed.space;
+        }
+        all
+    }
+
+    pub(crate) fn segments(&self) -> Arc<Vec<Arc<Segment>>> {
+        self.shared.segments()
+    }
+
+    pub(crate) fn segment_age_ms(&self) -> u64 {
+        self.options.segment_age_ms
+    }
+
+    /// The append time of the active segment's first frame, if it has one.
+    pub(crate) fn oldest_active_append_time(&self) -> Option<Timestamp> {
+        self.active.as_ref()?.first_append_time
+    }
+
+    /// Segments before `offset` are to be deleted by the next job.
+    pub(crate) fn retain_from(&mut self, offset: Offset) {
+        // Recovery starts at the checkpoint, and needs its segment or the one right behind it.
+        if offset > self.upkeep.checkpoint {
+            self.upkeep.is_checkpoint_due = true;
+        }
+        self.upkeep.retain_from = Some(offset);
+    }
+
+    /// The active segment is to be sealed by the next job.
+    pub(crate) fn seal_active(&mut self) {
+        self.upkeep.is_seal_due = true;
+    }
+
+    pub(super) fn finish(mut self) -> Result<(), CloseError> {
+        // Untouched since it was marked clean, or never written at all.
+        if self.upkeep.is_marked_clean || self.upkeep.is_new {
+            return Ok(());
+        }
+        if let Some(work) = self.next_sync() {
+            let done = self.complete(Job::sync(work).run());
+            if let Some(reason) = done.poisoned {
+                return Err(CloseError::Poisoned(Arc::new(reason)));
+            }
+        }
+        let place = Place {
+            disk: Arc::clone(&self.shared.disk),
+            dir: self.shared.dir.clone(),
+            is_marked_clean: false,
+        };
+        let work = self.checkpoint_work();
+        let checkpoint = work.checkpoint;
+        Job::upkeep(place, UpkeepWork::Checkpoint(work)).run().into_result()?;
+        checkpoint
+            .mark_clean(&*self.shared.disk, &self.shared.dir)
+            .map_err(|source| CloseError::Io { operation: "marking the log clean", source })
+    }
+
+    fn next_sync(&mut self) -> Option<SyncWork> {
+        if self.flush.is_under_way || self.flush.unsynced_bytes == 0 {
+            return None;
+        }
+        self.flush.is_under_way = true;
+        let sealed = self.flush.sealed.iter().map(|unsynced| Arc::clone(&unsynced.file));
+        let active = self.active.as_ref().filter(|active| active.segment.end() > self.durable.next_offset);
+        let active = active.and_then(|active| active.file.clone());
+        Some(SyncWork {
+            files: sealed.chain(active).collect(),
+            point: self.tail,
+            bytes: self.flush.unsynced_bytes,
+        })
+    }
+
+    fn next_upkeep(&mut self) -> Option<UpkeepWork> {
+        if let Some(wanted) = self.upkeep.space.take() {
+            return Some(match wanted {
+                SpaceWanted::Open => self.open_work()?,
+                SpaceWanted::Grow { end } => self.grow_work(end)?,
+                SpaceWanted::Roll { bytes } => self.roll_work(bytes),
+            });
+        }
+        if std::mem::take(&mut self.upkeep.is_seal_due) {
+            return Some(self.roll_work(0));
+        }
+        if self.is_growth_due() {
+            return self.grow_work(0);
+        }
+        if self.upkeep.retain_from.is_some_and(|from| from <= self.upkeep.checkpoint) {
+            let from = self.upkeep.retain_from.take()?;
+            return self.retain_work(from);
+        }
+        if std::mem::take(&mut self.upkeep.is_checkpoint_due) {
+            return Some(UpkeepWork::Checkpoint(self.checkpoint_work()));
+        }
+        None
+    }
+
+    fn open_work(&self) -> Option<UpkeepWork> {
+        let active = self.active.as_ref().filter(|active| active.file.is_none())?;
+        Some(UpkeepWork::Open(OpenWork {
+            shared: Arc::clone(&self.shared),
+            segment: Arc::clone(&active.segment),
+        }))
+    }
+
+    /// Whether less than half of the last step is left.
+    fn is_growth_due(&self) -> bool {
+        let Some(active) = self.active.as_ref().filter(|active| active.file.is_some()) else {
+            return false;
+        };
+        let last_step = (active.writable / 2).clamp(FIRST_STEP_BYTES, self.step_max());
+        let left = active.writable.saturating_sub(active.segment.position());
+        !self.upkeep.is_refused_ahead && active.writable < active.segment.size_limit() && left < last_step / 2
+    }
+
+    /// The next step of the active segment, at least up to `needed` (bytes).
+    fn grow_work(&self, needed: u64) -> Option<UpkeepWork> {
+        let active = self.active.as_ref().filter(|active| active.writable < needed || needed == 0)?;
+        let step = active.writable.clamp(FIRST_STEP_BYTES, self.step_max());
+        let end = (active.writable + step).min(active.segment.size_limit()).max(needed);
+        Some(UpkeepWork::Grow(GrowWork {
+            file_name: active.segment.file_name(),
+            from: active.writable,
+            needed,
+            end,
+            is_zeroed: self.is_syncing_little(),
+        }))
+    }
+
+    fn roll_work(&mut self, bytes: u64) -> UpkeepWork {
+        self.upkeep.is_rolling = true;
+        let size_limit = self.options.segment_bytes;
+        // A log that filled a segment will fill the next; one that is sealed by age stays small.
+        let filled = self.active.as_ref().map_or(0, |active| active.segment.position());
+        let first = (filled / 8).clamp(FIRST_STEP_BYTES, self.step_max()).min(size_limit).max(bytes);
+        UpkeepWork::Roll(RollWork {
+            shared: Arc::clone(&self.shared),
+            manifest: self.manifest.clone(),
+            is_new: self.upkeep.is_new,
+            active: self.active.as_ref().map(|active| Arc::clone(&active.segment)),
+            base_offset: self.tail.next_offset,
+            needed: bytes,
+            end: first,
+            is_zeroed: self.is_syncing_little(),
+        })
+    }
+
+    fn retain_work(&self, from: Offset) -> Option<UpkeepWork> {
+        let mut manifest = self.manifest.clone();
+        let is_gone = |sealed: Option<Sealed>| sealed.is_some_and(|sealed| sealed.end_offset <= from);
+        let gone = manifest.segments.iter().take_while(|entry| is_gone(entry.sealed)).count();
+        let removed: Vec<SegmentName> = manifest.segments.drain(..gone).map(|entry| entry.name).collect();
+        if removed.is_empty() {
+            return None;
+        }
+        manifest.log_start = manifest.log_start.max(from);
+        Some(UpkeepWork::Retain(RetainWork { old: self.manifest.clone(), manifest, removed }))
+    }
+
+    fn checkpoint_work(&self) -> CheckpointWork {
+        let checkpoint = Checkpoint {
+            high_watermark: self.high_watermark(),
+            is_synced: self.options.is_synced,
+            ..self.durable
+        };
+        CheckpointWork { checkpoint, epochs: self.epochs.clone(), indexes: self.unstored_indexes() }
+    }
+
+    /// The indexes, up to the durable end, that are not in their files.
+    fn unstored_indexes(&self) -> Vec<IndexToStore> {
+        let mut indexes = Vec::new();
+        for segment in self.shared.segments().iter() {
+            let is_active = self.active.as_ref().is_some_and(|active| Arc::ptr_eq(&active.segment, segment));
+            let mut sealed = segment.sealed();
+            if self.durable.segment_serial == segment.name().serial {
+                (sealed.end_offset, sealed.len) = (self.durable.next_offset, self.durable.position);
+            } else if segment.end() > self.durable.next_offset || segment.position() == 0 {
+                continue;
+            }
+            if let Some(index) = segment.unstored_index(sealed.len) {
+                let is_final = !is_active && sealed.len == segment.position();
+                indexes.push(IndexToStore { segment: Arc::clone(segment), sealed, index, is_final });
+            }
+        }
+        indexes
+    }
+
+    fn synced(&mut self, point: Checkpoint, bytes: u64, result: io::Result<()>) -> Completed {
+        self.flush.is_under_way = false;
+        if let Err(error) = result {
+            let reason = self.poison("sync", &error);
+            return Completed { poisoned: Some((*reason).clone()), ..Completed::default() };
+        }
+        assert!(point.next_offset > self.durable.next_offset, "a sync covers what was unsynced");
+        self.durable = point;
+        self.flush.unsynced_bytes -= bytes;
+        self.flush.average_bytes = match self.flush.average_bytes {
+            0 => bytes,
+            average => (average * 7 + bytes) / 8,
+        };
+        self.flush.sealed.retain(|unsynced| unsynced.end > point.next_offset);
+        self.upkeep.synced_bytes += bytes;
+        if self.upkeep.synced_bytes >= self.options.checkpoint_interval_bytes {
+            self.upkeep.is_checkpoint_due = true;
+        }
+        Completed { durable_end: Some(point.next_offset), ..Completed::default() }
+    }
+
+    fn kept_up(&mut self, result: Result<UpkeepDone, Failure>) -> Completed {
+        self.upkeep.is_under_way = false;
+        match result {
+            Ok(done) => {
+                self.upkeep.is_marked_clean = false;
+                self.upkeep_done(done)
+            }
+            Err(failure) => self.upkeep_failed(failure),
+        }
+    }
+
+    fn upkeep_done(&mut self, done: UpkeepDone) -> Completed {
+        let mut completed = Completed::default();
+        match done {
+            UpkeepDone::Opened { file, writable } => {
+                let active = self.active.as_mut().expect("the job opened it");
+                active.segment.set_file(&file);
+                active.writable = writable;
+                active.file = Some(file);
+                completed.space = true;
+            }
+            UpkeepDone::Grown { end } => {
+                self.active.as_mut().expect("the job let it grow").writable = end;
+                self.has_space();
+                completed.space = true;
+            }
+            UpkeepDone::Rolled { manifest, name, file, writable } => {
+                self.manifest = manifest;
+                self.upkeep.is_new = false;
+                self.upkeep.is_rolling = false;
+                self.rolled(name, file, writable);
+                self.has_space();
+                completed.space = true;
+            }
+            UpkeepDone::Retained { manifest } => {
+                self.shared.drop_segments_before(manifest.log_start);
+                self.epochs.forget_before(manifest.log_start);
+                completed.log_start = Some(manifest.log_start);
+                self.manifest = manifest;
+            }
+            UpkeepDone::Checkpointed { checkpoint, stored } => {
+                stored.iter().for_each(|segment| segment.index_was_stored());
+                self.upkeep.checkpoint = checkpoint.next_offset;
+                self.upkeep.synced_bytes = 0;
+            }
+        }
+        completed
+    }
+
+    fn has_space(&mut self) {
+        self.upkeep.is_disk_full = false;
+        self.upkeep.is_refused_ahead = false;
+    }
+
+    /// Appends go on in a new segment.
+    fn rolled(&mut self, name: SegmentName, file: Arc<dyn DiskFile>, writable: u64) {
+        if let Some(Active { segment, file: Some(file), .. }) = self.active.take()
+            && segment.end() > self.durable.next_offset
+        {
+            self.flush.sealed.push(Unsynced { file, end: segment.end() });
+        }
+        let options = &self.options;
+        let written = self.shared.written();
+        let segment =
+            Segment::new(name, options.segment_bytes.max(writable), options.index_interval_bytes, written);
+        let segment = Arc::new(segment);
+        segment.set_file(&file);
+        self.shared.push_segment(Arc::clone(&segment));
+        self.active = Some(Active { segment, file: Some(file), writable, first_append_time: None });
+    }
+
+    fn upkeep_failed(&mut self, failure: Failure) -> Completed {
+        let Failure { operation, error, is_disk_full } = failure;
+        if !is_disk_full {
+            let reason = self.poison(operation, &error);
+            return Completed { poisoned: Some((*reason).clone()), space: true, ..Completed::default() };
+        }
+        tracing::warn!(log = %self.shared.dir.display(), operation, %error, "the disk is full");
+        self.upkeep.is_rolling = false;
+        self.upkeep.is_disk_full = true;
+        self.upkeep.is_refused_ahead = true;
+        // Not at once again: the next interval is soon enough.
+        self.upkeep.synced_bytes = 0;
+        Completed { space: true, ..Completed::default() }
+    }
+
+    fn is_syncing_little(&self) -> bool {
+        self.flush.average_bytes < SMALL_SYNC_BYTES
+    }
+
+    fn step_max(&self) -> u64 {
+        if self.is_syncing_little() { ZERO_STEP_BYTES_MAX } else { STEP_BYTES_MAX }
+    }
+}

@@ -1,0 +1,230 @@
+//! The bytes of one segment as one read sees them, and what can be found in them.
+
+use std::fmt::Display;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quire_protocol::batch::{BatchHeader, Records};
+use quire_protocol::frame::{self, FrameError, FrameHeader};
+use quire_protocol::ids::{Offset, Timestamp};
+
+use super::{Residency, Slice};
+use crate::error::ReadError;
+use crate::frames::{self, FrameBytes, Walk, WalkError};
+use crate::mmap::Mapping;
+use crate::recovery;
+use crate::segment::Segment;
+use crate::shared::{RECENT_BYTES, Shared};
+
+/// Bytes of older data read at once to find a frame (bytes): about one index interval.
+const HEAP_WINDOW_BYTES: u64 = 16 * 1024;
+
+/// One segment, as one read sees it.
+pub(super) struct Source<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) segment: &'a Arc<Segment>,
+    pub(super) residency: Residency,
+    /// Bytes of whole frames in it when the read began.
+    pub(super) end: u64,
+    /// Bytes from here on are taken to be in the page cache.
+    pub(super) recent_from: u64,
+    /// What serves them, where files are mapped.
+    pub(super) map: Option<Mapping>,
+}
+
+impl FrameBytes for Source<'_> {
+    type Error = ReadError;
+
+    fn bytes(&self, range: Range<u64>) -> Result<Bytes, ReadError> {
+        if range.start < self.recent_from && self.residency == Residency::Resident {
+            return Err(ReadError::NotResident);
+        }
+        if range.start >= self.recent_from
+            && let Some(bytes) = self.map.as_ref().and_then(|map| map.slice(range.clone()))
+        {
+            return Ok(bytes);
+        }
+        self.read(range).map_err(|error| self.io(error))
+    }
+}
+
+impl<'a> Source<'a> {
+    pub(super) fn new(
+        shared: &'a Shared,
+        segment: &'a Arc<Segment>,
+        residency: Residency,
+    ) -> Result<Source<'a>, ReadError> {
+        let end = segment.position();
+        let recent_from = segment.recent_from(shared.written(), RECENT_BYTES);
+        let mut source = Source { shared, segment, residency, end, recent_from, map: None };
+        if recent_from < end {
+            let map = segment.map(&*shared.disk, &shared.dir, end);
+            source.map = map.map_err(|error| source.io(error))?;
+        }
+        if !segment.has_index() {
+            if residency == Residency::Resident {
+                return Err(ReadError::NotResident);
+            }
+            recovery::load_index(shared, segment).map_err(|error| source.io(error))?;
+        }
+        Ok(source)
+    }
+
+    /// Where the frame that holds `from` begins. The index must be loaded.
+    pub(super) fn find(&self, from: Offset) -> Result<u64, ReadError> {
+        let Some(start) = self.segment.find_offset(from) else {
+            // Released between the look and now.
+            return Err(ReadError::NotResident);
+        };
+        let mut walk = self.walk(start);
+        loop {
+            match walk.next_header() {
+                Ok(Some((position, header))) if header.last_offset() >= from => return Ok(position),
+                Ok(Some(_)) => {}
+                Ok(None) => return Err(self.corrupt(from, self.end, "the segment ends before this offset")),
+                Err(WalkError::Read(error)) => return Err(error),
+                Err(WalkError::Frame { position, error }) => {
+                    // The frame asked for may lie behind the damaged one.
+                    match frames::search(self, self.shared.seed, position + 1..self.end)? {
+                        Some((intact, header)) if header.base_offset <= from => walk.seek(intact),
+                        _ => return Err(self.corrupt(from, position, error)),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whole frames from `start` on, where the frame that holds `from` begins.
+    pub(super) fn take(
+        &self,
+        start: u64,
+        from: Offset,
+        max_bytes: usize,
+        below: Offset,
+    ) -> Result<Slice, ReadError> {
+        let want = max_bytes.max(frame::HEADER_LEN + frame::BATCH_PREFIX_LEN) as u64;
+        let mut bytes = self.bytes(start..(start + want).min(self.end))?;
+        if let Err(FrameError::Short { need, .. }) = FrameHeader::check(self.shared.seed, &bytes)
+            && start + need as u64 <= self.end
+        {
+            bytes = self.bytes(start..start + need as u64)?;
+        }
+        let (taken, next_offset) = self.check(&bytes, start, from, below)?;
+        bytes.truncate(taken);
+        let frames = if taken == 0 { Vec::new() } else { vec![bytes] };
+        Ok(Slice { frames, bytes: taken, next_offset })
+    }
+
+    /// The first record from `log_start` on and below `below` with this timestamp or a later one.
+    pub(super) fn first_at(
+        &self,
+        timestamp: Timestamp,
+        log_start: Offset,
+        below: Offset,
+    ) -> Result<Option<(Offset, Timestamp)>, ReadError> {
+        let Some(start) = self.segment.find_timestamp(timestamp) else {
+            return Err(ReadError::NotResident);
+        };
+        let mut walk = self.walk(start);
+        let mut next = self.segment.base_offset();
+        loop {
+            let (position, header, bytes) = match walk.next_frame(self.shared.seed) {
+                Ok(Some(found)) => found,
+                Ok(None) => return Ok(None),
+                Err(WalkError::Read(error)) => return Err(error),
+                Err(WalkError::Frame { position, error }) => return Err(self.corrupt(next, position, error)),
+            };
+            if header.next_offset() > below {
+                return Ok(None);
+            }
+            next = header.next_offset();
+            if header.max_timestamp < timestamp || next <= log_start {
+                continue;
+            }
+            let corrupt = |what: &dyn Display| self.corrupt(header.base_offset, position, what);
+            let batch = bytes.slice(frame::HEADER_LEN..);
+            let batch_header = BatchHeader::parse(&batch).map_err(|error| corrupt(&error))?;
+            for record in Records::open(&batch_header, &batch).map_err(|error| corrupt(&error))? {
+                let record = record.map_err(|error| corrupt(&error))?;
+                if record.timestamp >= timestamp && record.offset >= log_start {
+                    return Ok(Some((record.offset, record.timestamp)));
+                }
+            }
+        }
+    }
+
+    fn io(&self, source: io::Error) -> ReadError {
+        let log_start = self.shared.log_start();
+        match source.kind() {
+            // Retention was faster.
+            _ if self.segment.end() <= log_start => {
+                ReadError::OutOfRange { log_start, end: self.shared.end() }
+            }
+            io::ErrorKind::NotFound => self.corrupt(self.segment.base_offset(), 0, "the file is missing"),
+            io::ErrorKind::UnexpectedEof => {
+                self.corrupt(self.segment.base_offset(), 0, "the file is too short")
+            }
+            _ => ReadError::Io { segment: self.segment.file_name(), source },
+        }
+    }
+
+    /// How many of these bytes are whole, intact frames below `below`, and the offset after them.
+    fn check(
+        &self,
+        bytes: &[u8],
+        start: u64,
+        from: Offset,
+        below: Offset,
+    ) -> Result<(usize, Offset), ReadError> {
+        let (mut taken, mut next) = (0, from);
+        while taken < bytes.len() {
+            let position = start + taken as u64;
+            let header = match FrameHeader::check(self.shared.seed, &bytes[taken..]) {
+                Ok(header) => header,
+                // The rest of it was not asked for.
+                Err(FrameError::Short { .. }) if taken > 0 => break,
+                Err(error) if taken == 0 => return Err(self.corrupt(next, position, error)),
+                // What is intact is served first; who reads on learns of the damage.
+                Err(_) => break,
+            };
+            let follows = if taken == 0 {
+                header.base_offset <= from && header.last_offset() >= from
+            } else {
+                header.base_offset == next
+            };
+            if !follows && taken == 0 {
+                return Err(self.corrupt(next, position, "the frame there holds other offsets"));
+            }
+            if !follows || header.next_offset() > below {
+                break;
+            }
+            taken += header.frame_len();
+            next = header.next_offset();
+        }
+        Ok((taken, next))
+    }
+
+    fn walk(&self, start: u64) -> Walk<'_, Self> {
+        // Of a map any length costs the same.
+        let is_mapped = start >= self.recent_from && self.map.is_some();
+        let window_len = if is_mapped { u64::MAX } else { HEAP_WINDOW_BYTES };
+        Walk::new(self, start..self.end, window_len)
+    }
+
+    fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
+        if !self.segment.is_open() {
+            self.segment.open(&*self.shared.disk, &self.shared.dir)?;
+            self.shared.was_opened(self.segment);
+        }
+        let file = self.segment.open(&*self.shared.disk, &self.shared.dir)?;
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        file.read_exact_at(range.start, &mut bytes)?;
+        Ok(bytes.into())
+    }
+
+    fn corrupt(&self, offset: Offset, position: u64, what: impl Display) -> ReadError {
+        ReadError::Corrupt { offset, segment: self.segment.file_name(), position, what: what.to_string() }
+    }
+}

@@ -1,0 +1,238 @@
+//! What a start trusts: opening a log, and finding its end after a stop that was not in order.
+//!
+//! A clean marker that fits the manifest says where the log ends; nothing is scanned. Otherwise every frame from the
+//! last checkpoint on is checked (`scan.rs`). A bad frame is *corruption* if a later intact frame was appended when the
+//! bad one was already committed; then nothing is changed, so that the next open finds the same. Otherwise it is a
+//! *torn tail*: the log is cut there, by a change of the manifest and not of the file.
+//!
+//! What is kept above the checkpoint is written again and synced before anything trusts it: the last process may have
+//! died before a sync, or after one that failed. Every step can be interrupted and repeated.
+
+mod clean;
+mod derived;
+mod scan;
+mod unclean;
+
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quire_protocol::frame::{Chain, FrameSeed};
+use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp, TopicPartition};
+
+use crate::checkpoint::{self, Checkpoint};
+use crate::disk::{Disk, DiskFile};
+use crate::epochs::{self, EpochCache};
+use crate::error::OpenError;
+use crate::frames::FrameBytes;
+use crate::index::SegmentIndex;
+use crate::log::{Active, LogOptions};
+use crate::manifest::{self, Manifest, SegmentName};
+use crate::segment::{Extent, Segment};
+use crate::shared::{Bounds, Shared};
+use crate::small_file::LoadError;
+
+pub(crate) use derived::{load_active_index, load_index};
+pub(crate) use unclean::remove_segment;
+
+/// What opening a log found and did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RecoveryReport {
+    /// Whether the log was closed in order, or is new: nothing was scanned.
+    pub was_clean: bool,
+    /// Whether records that were acknowledged may be missing from the end: an unclean stop of a log that acknowledges
+    /// before it syncs.
+    pub is_suspect: bool,
+    /// Frames checked.
+    pub frames_scanned: u64,
+    /// Bytes of frames checked.
+    pub bytes_scanned: u64,
+    /// What was cut off the end.
+    pub torn_tail: Option<TornTail>,
+    /// Damage to records that were committed.
+    pub corruption: Option<Corruption>,
+    /// Names of the derived files that were missing or damaged.
+    pub rebuilt: Vec<String>,
+    /// Names of the files removed because the manifest does not list them.
+    pub removed: Vec<String>,
+}
+
+/// An end of a log that was being written when the last process or machine stopped. Nothing of it was acknowledged as
+/// being on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TornTail {
+    /// The log was cut here: the first offset that is no longer in it.
+    pub offset: Offset,
+    /// File name of the segment.
+    pub segment: String,
+    /// Where the cut is in it (bytes).
+    pub position: u64,
+    /// Bytes behind the cut up to the last that was written.
+    pub bytes: u64,
+    /// What is wrong with the first frame that was cut off.
+    pub why: String,
+}
+
+/// Damage to records that were on disk and committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Corruption {
+    /// The first offset that is damaged.
+    pub offset: Offset,
+    /// The first intact offset behind the damage.
+    pub intact_from: Offset,
+    /// File name of the segment that the damage begins in.
+    pub segment: String,
+    /// Where it begins (bytes).
+    pub position: u64,
+    /// What is wrong with the first bad frame.
+    pub why: String,
+}
+
+/// What a log is opened from.
+pub(crate) struct Recovered {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) manifest: Manifest,
+    pub(crate) active: Option<Active>,
+    pub(crate) tail: Checkpoint,
+    pub(crate) epochs: EpochCache,
+    /// The clean marker is still there.
+    pub(crate) is_marked_clean: bool,
+    /// There is no manifest yet.
+    pub(crate) is_new: bool,
+    pub(crate) report: RecoveryReport,
+}
+
+/// What every step of an open needs.
+struct Opening<'a> {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    partition: TopicPartition,
+    options: &'a LogOptions,
+    /// Names of all files in the directory.
+    names: Vec<String>,
+}
+
+pub(crate) fn recover(
+    disk: Arc<dyn Disk>,
+    dir: &Path,
+    partition: TopicPartition,
+    options: &LogOptions,
+) -> Result<Recovered, OpenError> {
+    let names = match disk.list(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        listed => listed.map_err(OpenError::io("listing", dir))?,
+    };
+    let opening = Opening { disk, dir: dir.to_owned(), partition, options, names };
+    let Some(manifest) = opening.load_manifest()? else {
+        return Ok(opening.new_log());
+    };
+    let clean = Checkpoint::peek_clean(&*opening.disk, dir)
+        .map_err(OpenError::io("reading", dir.join(checkpoint::CLEAN_FILE_NAME)))?;
+    match clean.filter(|clean| opening.is_marker_of(&manifest, clean)) {
+        Some(clean) => clean::open(&opening, manifest, clean),
+        None => unclean::open(&opening, manifest),
+    }
+}
+
+impl Opening<'_> {
+    fn load_manifest(&self) -> Result<Option<Manifest>, OpenError> {
+        let path = || self.dir.join(manifest::FILE_NAME);
+        let damaged = |what: String| OpenError::ManifestDamaged { manifest: path(), what };
+        match Manifest::load(&*self.disk, &self.dir) {
+            Ok(manifest) if manifest.partition == self.partition => Ok(Some(manifest)),
+            Ok(manifest) => Err(OpenError::WrongPartition {
+                directory: self.dir.clone(),
+                expected: self.partition.to_string(),
+                found: manifest.partition.to_string(),
+            }),
+            Err(LoadError::Missing) => match self.names.iter().find(|name| is_log_file(name)) {
+                Some(name) => Err(OpenError::ManifestMissing { manifest: path(), segment: name.clone() }),
+                None => Ok(None),
+            },
+            Err(LoadError::Io(source)) => Err(OpenError::io("reading", path())(source)),
+            Err(error @ (LoadError::Damaged(_) | LoadError::Version { .. })) => {
+                Err(damaged(error.to_string()))
+            }
+        }
+    }
+
+    fn new_log(&self) -> Recovered {
+        let tail = Checkpoint {
+            segment_serial: 0,
+            position: 0,
+            next_offset: Offset::ZERO,
+            chain: Chain::START,
+            last_append_time: Timestamp(i64::MIN),
+            leader_epoch: LeaderEpoch(0),
+            high_watermark: Offset::ZERO,
+            is_synced: self.options.is_synced,
+        };
+        Recovered {
+            shared: self.share(Vec::new(), Offset::ZERO, &tail),
+            manifest: Manifest::new(self.partition, Offset::ZERO),
+            active: None,
+            tail,
+            epochs: EpochCache::new(),
+            is_marked_clean: false,
+            is_new: true,
+            report: RecoveryReport { was_clean: true, ..RecoveryReport::default() },
+        }
+    }
+
+    /// Whether the marker was written for the log that the manifest lists.
+    fn is_marker_of(&self, manifest: &Manifest, clean: &Checkpoint) -> bool {
+        let ends_there = match manifest.segments.last() {
+            None => clean.next_offset == manifest.log_start,
+            Some(last) => match last.sealed {
+                Some(sealed) => clean.next_offset == sealed.end_offset,
+                None => {
+                    clean.segment_serial == last.name.serial || clean.next_offset == last.name.base_offset
+                }
+            },
+        };
+        ends_there && manifest.segments.iter().all(|segment| self.has(&log_file(segment.name)))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.names.binary_search_by(|other| other.as_str().cmp(name)).is_ok()
+    }
+
+    fn segment(&self, name: SegmentName, extent: Extent, index: Option<SegmentIndex>) -> Segment {
+        let LogOptions { segment_bytes, index_interval_bytes, .. } = *self.options;
+        Segment::found(name, segment_bytes.max(extent.position), index_interval_bytes, extent, index)
+    }
+
+    fn share(&self, segments: Vec<Arc<Segment>>, log_start: Offset, tail: &Checkpoint) -> Arc<Shared> {
+        let end = tail.next_offset;
+        let high_watermark = tail.high_watermark.clamp(log_start.min(end), end);
+        let bounds = Bounds { log_start, high_watermark, end };
+        let (disk, dir) = (Arc::clone(&self.disk), self.dir.clone());
+        Arc::new(Shared::new(disk, dir, FrameSeed::new(self.partition), segments, bounds))
+    }
+}
+
+/// A segment's file, read into the heap.
+#[derive(Debug, Clone)]
+pub(crate) struct FileBytes(pub(crate) Arc<dyn DiskFile>);
+
+impl FrameBytes for FileBytes {
+    type Error = io::Error;
+
+    fn bytes(&self, range: Range<u64>) -> io::Result<Bytes> {
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        self.0.read_exact_at(range.start, &mut bytes)?;
+        Ok(bytes.into())
+    }
+}
+
+fn log_file(name: SegmentName) -> String {
+    name.file(manifest::SegmentFile::Log)
+}
+
+/// Whether a file of this name exists only where a manifest does.
+fn is_log_file(name: &str) -> bool {
+    SegmentName::parse(name).is_some()
+        || [checkpoint::FILE_NAME, checkpoint::CLEAN_FILE_NAME, epochs::FILE_NAME].contains(&name)
+}

@@ -1,0 +1,83 @@
+//! Opening a log that was closed in order: nothing is scanned, nothing is written.
+
+use std::sync::Arc;
+
+use quire_protocol::frame::{self, FrameHeader};
+use quire_protocol::ids::Timestamp;
+
+use super::{Opening, Recovered, RecoveryReport, derived, log_file};
+use crate::checkpoint::Checkpoint;
+use crate::disk::OpenMode;
+use crate::error::OpenError;
+use crate::log::Active;
+use crate::manifest::{Manifest, SegmentFile, SegmentName};
+use crate::segment::{Extent, Segment};
+
+pub(super) fn open(
+    opening: &Opening<'_>,
+    manifest: Manifest,
+    clean: Checkpoint,
+) -> Result<Recovered, OpenError> {
+    let mut report = RecoveryReport { was_clean: true, ..RecoveryReport::default() };
+    let mut segments = Vec::with_capacity(manifest.segments.len());
+    let mut active = None;
+    for entry in &manifest.segments {
+        let name = entry.name;
+        let extent = match entry.sealed {
+            Some(sealed) => Extent::of(&sealed),
+            None => active_extent(name, &clean),
+        };
+        if extent.position > 0 {
+            report.rebuilt.extend(missing_indexes(opening, name));
+        }
+        let segment = Arc::new(opening.segment(name, extent, None));
+        if entry.sealed.is_none() {
+            let first_append_time = first_append_time(opening, &segment);
+            active =
+                Some(Active { segment: Arc::clone(&segment), file: None, writable: 0, first_append_time });
+        }
+        segments.push(segment);
+    }
+    let epochs = derived::load_epochs(opening, &manifest, &clean, &mut report)?;
+    Ok(Recovered {
+        shared: opening.share(segments, manifest.log_start, &clean),
+        manifest,
+        active,
+        tail: clean,
+        epochs,
+        is_marked_clean: true,
+        is_new: false,
+        report,
+    })
+}
+
+fn active_extent(name: SegmentName, clean: &Checkpoint) -> Extent {
+    let is_empty = name.serial != clean.segment_serial;
+    Extent {
+        position: if is_empty { 0 } else { clean.position },
+        end: clean.next_offset,
+        // Learned when the segment is opened for writing.
+        max_timestamp: if is_empty { Timestamp(i64::MIN) } else { Segment::TIMESTAMP_UNKNOWN },
+        last_append_time: clean.last_append_time,
+    }
+}
+
+/// They are rebuilt when a read needs them.
+fn missing_indexes(opening: &Opening<'_>, name: SegmentName) -> impl Iterator<Item = String> {
+    [SegmentFile::OffsetIndex, SegmentFile::TimeIndex]
+        .map(|file| name.file(file))
+        .into_iter()
+        .filter(|file| !opening.has(file))
+}
+
+/// Retention seals the segment by it. A damaged first frame is found by whoever reads it.
+pub(super) fn first_append_time(opening: &Opening<'_>, segment: &Segment) -> Option<Timestamp> {
+    if segment.position() == 0 {
+        return None;
+    }
+    let path = opening.dir.join(log_file(segment.name()));
+    let file = opening.disk.open(&path, OpenMode::Read).ok()?;
+    let mut header = [0; frame::HEADER_LEN];
+    file.read_exact_at(0, &mut header).ok()?;
+    FrameHeader::parse(&header).ok().map(|header| header.append_time)
+}

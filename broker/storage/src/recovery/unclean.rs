@@ -1,0 +1,448 @@
+//! Opening a log that was not closed in order.
+
+use std::io::{self, IoSlice};
+use std::path::Path;
+use std::sync::Arc;
+
+use quire_protocol::frame::{Chain, FrameSeed};
+use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp};
+
+use super::clean::first_append_time;
+use super::derived::{self, Covered};
+use super::scan::{Bad, Piece, Scan};
+use super::{Corruption, FileBytes, Opening, Recovered, RecoveryReport, TornTail, log_file};
+use crate::checkpoint::{self, Checkpoint};
+use crate::disk::{Disk, OpenMode};
+use crate::epochs::EpochCache;
+use crate::error::OpenError;
+use crate::frames::FrameBytes;
+use crate::index::SegmentIndex;
+use crate::log::Active;
+use crate::manifest::{Manifest, SegmentEntry, SegmentFile, SegmentName};
+use crate::segment::{Extent, Segment};
+use crate::small_file::{self, LoadError};
+
+/// Bytes read and written again at once.
+const REWRITE_BYTES: u64 = 1024 * 1024;
+
+/// Where the scan begins.
+struct Start {
+    /// Which of the manifest's segments.
+    segment: usize,
+    /// The point that it continues from; its position is in that segment, or it is at the segment's front.
+    point: Checkpoint,
+    position: u64,
+    /// `None` if the frame before is not known.
+    chain: Option<Chain>,
+}
+
+/// Where the log ends before its last listed byte.
+struct Cut {
+    /// Which piece ends there; later ones are dropped.
+    piece: usize,
+    bad: Bad,
+}
+
+pub(super) fn open(opening: &Opening<'_>, manifest: Manifest) -> Result<Recovered, OpenError> {
+    let (disk, dir) = (&*opening.disk, opening.dir.as_path());
+    Checkpoint::take_clean(disk, dir)
+        .map_err(OpenError::io("removing", dir.join(checkpoint::CLEAN_FILE_NAME)))?;
+    let mut report = RecoveryReport::default();
+    let loaded = load_checkpoint(opening, &mut report)?;
+    report.is_suspect = !(opening.options.is_synced && loaded.is_none_or(|point| point.is_synced));
+    let start = loaded.and_then(|point| start_at(&manifest, point));
+    let start = start.unwrap_or_else(|| start_of_log(&manifest, opening.options.is_synced));
+    let mut pieces = open_pieces(opening, &manifest, &start, &mut report)?;
+    let mut scan = start.scan(opening);
+    let failed = |error| OpenError::io("scanning", dir)(error);
+    let cut = run(&mut scan, &mut pieces, &mut report).map_err(failed)?;
+    report.frames_scanned = scan.frames;
+    report.bytes_scanned = scan.bytes;
+    let ending = Ending { opening, manifest, start, pieces, scan, report };
+    if ending.report.corruption.is_some() { ending.keep() } else { ending.settle(cut) }
+}
+
+/// Removes a segment's files; they are garbage, so that a failure only costs space.
+pub(crate) fn remove_segment(disk: &dyn Disk, dir: &Path, name: SegmentName) {
+    for file in SegmentFile::ALL {
+        remove_garbage(disk, dir, &name.file(file));
+    }
+}
+
+fn remove_garbage(disk: &dyn Disk, dir: &Path, name: &str) -> bool {
+    match disk.remove(&dir.join(name)) {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => {
+            tracing::warn!(file = %dir.join(name).display(), %error, "can not remove a file no longer needed");
+            false
+        }
+    }
+}
+
+fn load_checkpoint(
+    opening: &Opening<'_>,
+    report: &mut RecoveryReport,
+) -> Result<Option<Checkpoint>, OpenError> {
+    match Checkpoint::load(&*opening.disk, &opening.dir) {
+        Ok(point) => Ok(Some(point)),
+        // None was due yet.
+        Err(LoadError::Missing) => Ok(None),
+        Err(LoadError::Io(error)) => {
+            Err(OpenError::io("reading", opening.dir.join(checkpoint::FILE_NAME))(error))
+        }
+        Err(LoadError::Damaged(_) | LoadError::Version { .. }) => {
+            report.rebuilt.push(checkpoint::FILE_NAME.to_owned());
+            Ok(None)
+        }
+    }
+}
+
+/// The checkpoint's place in the manifest; `None` if it has none.
+fn start_at(manifest: &Manifest, point: Checkpoint) -> Option<Start> {
+    let segments = &manifest.segments;
+    let reaches = |entry: &SegmentEntry| entry.sealed.is_none_or(|sealed| sealed.len > point.position);
+    let start = |segment, position, chain| Some(Start { segment, point, position, chain });
+    if let Some(at) = segments.iter().position(|entry| entry.name.serial == point.segment_serial)
+        && reaches(&segments[at])
+    {
+        return start(at, point.position, Some(point.chain));
+    }
+    // It was the end of a segment: go on with the next, which is there unless none was needed yet.
+    let next = segments.partition_point(|entry| entry.name.base_offset < point.next_offset);
+    let end = match segments.get(next) {
+        Some(entry) => entry.name.base_offset,
+        None => match segments.last() {
+            Some(last) => last.sealed?.end_offset,
+            None => manifest.log_start,
+        },
+    };
+    if end == point.next_offset { start(next, 0, Some(point.chain)) } else { None }
+}
+
+fn start_of_log(manifest: &Manifest, is_synced: bool) -> Start {
+    let offset = manifest.segments.first().map_or(manifest.log_start, |first| first.name.base_offset);
+    let point = Checkpoint {
+        segment_serial: manifest.segments.first().map_or(0, |first| first.name.serial),
+        position: 0,
+        next_offset: offset,
+        chain: Chain::START,
+        last_append_time: Timestamp(i64::MIN),
+        leader_epoch: LeaderEpoch(0),
+        high_watermark: manifest.log_start,
+        is_synced,
+    };
+    let chain = (offset == Offset::ZERO).then_some(Chain::START);
+    Start { segment: 0, point, position: 0, chain }
+}
+
+impl Start {
+    fn scan(&self, opening: &Opening<'_>) -> Scan {
+        Scan {
+            seed: FrameSeed::new(opening.partition),
+            index_interval: opening.options.index_interval_bytes,
+            expected: self.point.next_offset,
+            chain: self.chain,
+            last_append_time: self.point.last_append_time,
+            leader_epoch: self.point.leader_epoch,
+            floor: self.point.high_watermark,
+            epoch_starts: Vec::new(),
+            frames: 0,
+            bytes: 0,
+        }
+    }
+}
+
+fn open_pieces(
+    opening: &Opening<'_>,
+    manifest: &Manifest,
+    start: &Start,
+    report: &mut RecoveryReport,
+) -> Result<Vec<Piece>, OpenError> {
+    let mut pieces = Vec::new();
+    for (at, entry) in manifest.segments.iter().enumerate().skip(start.segment) {
+        let position = if at == start.segment { start.position } else { 0 };
+        let path = opening.dir.join(log_file(entry.name));
+        let piece = open_piece(opening, *entry, position, start, report);
+        pieces.push(piece.map_err(OpenError::io("opening", path))?);
+    }
+    Ok(pieces)
+}
+
+fn open_piece(
+    opening: &Opening<'_>,
+    entry: SegmentEntry,
+    position: u64,
+    start: &Start,
+    report: &mut RecoveryReport,
+) -> io::Result<Piece> {
+    let path = opening.dir.join(log_file(entry.name));
+    let file = match opening.disk.open(&path, OpenMode::ReadWrite) {
+        Ok(file) => Some(FileBytes(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    let len = file.as_ref().map_or(Ok(0), |file| file.0.len())?;
+    let limit = entry.sealed.map_or(len, |sealed| sealed.len.min(len));
+    let mut index = SegmentIndex::new(entry.name.base_offset);
+    if let Some(bytes) = file.as_ref().filter(|_| position > 0 && position <= limit) {
+        let interval = opening.options.index_interval_bytes;
+        let covered = Covered { name: entry.name, end: start.point.next_offset, len: position, interval };
+        let seed = FrameSeed::new(opening.partition);
+        let is_good;
+        (index, is_good) = derived::load_or_rebuild(&*opening.disk, &opening.dir, seed, bytes, covered)?;
+        if !is_good {
+            report.rebuilt.push(entry.name.file(SegmentFile::OffsetIndex));
+        }
+    }
+    Ok(Piece {
+        entry,
+        file,
+        start: position,
+        limit,
+        position,
+        end: if position > 0 { start.point.next_offset } else { entry.name.base_offset },
+        last_append_time: start.point.last_append_time,
+        index,
+    })
+}
+
+/// Scans all pieces; where the log ends, unless at the end of the last one. Damage goes into the report.
+fn run(scan: &mut Scan, pieces: &mut [Piece], report: &mut RecoveryReport) -> io::Result<Option<Cut>> {
+    let mut at = 0;
+    while at < pieces.len() {
+        let Some(bad) = scan.check(&mut pieces[at])? else {
+            at += 1;
+            continue;
+        };
+        let is_proven = bad.was_synced || is_loss_proven(scan, &pieces[at..], bad.position + 1)?;
+        if !is_proven {
+            return Ok(Some(Cut { piece: at, bad }));
+        }
+        let intact = next_intact(scan, &pieces[at..], bad.position + 1)?;
+        let corruption = Corruption {
+            offset: scan.expected,
+            intact_from: intact.map_or(scan.expected, |(.., offset)| offset),
+            segment: log_file(pieces[at].entry.name),
+            position: bad.position,
+            why: bad.why,
+        };
+        report.corruption.get_or_insert(corruption);
+        let Some((skipped, position, offset)) = intact else {
+            break;
+        };
+        at += skipped;
+        pieces[at].position = position;
+        scan.skip_to(offset);
+    }
+    Ok(None)
+}
+
+fn is_loss_proven(scan: &Scan, pieces: &[Piece], position: u64) -> io::Result<bool> {
+    for (at, piece) in pieces.iter().enumerate() {
+        if scan.is_loss_proven(piece, if at == 0 { position } else { 0 })? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// How many pieces further on the next intact frame is, its position and its offset.
+fn next_intact(scan: &Scan, pieces: &[Piece], position: u64) -> io::Result<Option<(usize, u64, Offset)>> {
+    for (at, piece) in pieces.iter().enumerate() {
+        if let Some((position, header)) = scan.next_intact(piece, if at == 0 { position } else { 0 })? {
+            return Ok(Some((at, position, header.base_offset)));
+        }
+    }
+    Ok(None)
+}
+
+/// A log that was scanned to its end.
+struct Ending<'a> {
+    opening: &'a Opening<'a>,
+    manifest: Manifest,
+    start: Start,
+    pieces: Vec<Piece>,
+    scan: Scan,
+    report: RecoveryReport,
+}
+
+impl Ending<'_> {
+    /// Leaves a corrupt log exactly as it is, so that the next open finds the same.
+    fn keep(mut self) -> Result<Recovered, OpenError> {
+        let tail = self.tail();
+        let epochs = self.epochs(&tail)?;
+        let segments = self.segments();
+        Ok(Recovered {
+            shared: self.opening.share(segments, self.manifest.log_start, &tail),
+            manifest: self.manifest,
+            active: None,
+            tail,
+            epochs,
+            is_marked_clean: false,
+            is_new: false,
+            report: self.report,
+        })
+    }
+
+    /// Makes what was found good durable, and forgets what was not.
+    fn settle(mut self, cut: Option<Cut>) -> Result<Recovered, OpenError> {
+        let (disk, dir) = (&*self.opening.disk, self.opening.dir.as_path());
+        let kept = cut.as_ref().map_or(self.pieces.len(), |cut| cut.piece + 1);
+        for piece in &self.pieces[..kept] {
+            rewrite(piece).map_err(OpenError::io("rewriting", dir.join(log_file(piece.entry.name))))?;
+        }
+        if let Some(cut) = cut {
+            self.cut(cut)?;
+        }
+        // What the last process changed may not have been made durable.
+        disk.sync_dir(dir).map_err(OpenError::io("syncing", dir))?;
+        self.remove_unlisted();
+        let tail = self.tail();
+        let epochs = self.epochs(&tail)?;
+        self.store_derived(&tail, &epochs)?;
+        let segments = self.segments();
+        let last = self.manifest.segments.last().filter(|last| last.sealed.is_none());
+        let active = last.and(segments.last()).map(|segment| Active {
+            segment: Arc::clone(segment),
+            file: None,
+            writable: 0,
+            first_append_time: first_append_time(self.opening, segment),
+        });
+        Ok(Recovered {
+            shared: self.opening.share(segments, self.manifest.log_start, &tail),
+            manifest: self.manifest,
+            active,
+            tail,
+            epochs,
+            is_marked_clean: false,
+            is_new: false,
+            report: self.report,
+        })
+    }
+
+    /// Ends the log at a bad frame, unless there was never more than that.
+    fn cut(&mut self, Cut { piece: at, bad }: Cut) -> Result<(), OpenError> {
+        let (disk, dir) = (&*self.opening.disk, self.opening.dir.as_path());
+        let piece = &self.pieces[at];
+        let content_end = piece.content_end(bad.position).map_err(OpenError::io("reading", dir))?;
+        let is_end = content_end.is_none() && piece.entry.sealed.is_none() && at + 1 == self.pieces.len();
+        if is_end {
+            return Ok(());
+        }
+        self.report.torn_tail = Some(TornTail {
+            offset: self.scan.expected,
+            segment: log_file(piece.entry.name),
+            position: bad.position,
+            bytes: content_end.map_or(0, |end| end - bad.position),
+            why: bad.why,
+        });
+        let entries = &mut self.manifest.segments;
+        entries.truncate(self.start.segment + at);
+        self.pieces.truncate(at + 1);
+        let piece = &mut self.pieces[at];
+        if piece.position > 0 {
+            piece.entry.sealed = Some(piece.sealed());
+            entries.push(piece.entry);
+        } else {
+            self.pieces.truncate(at);
+        }
+        self.manifest.store(disk, dir).map_err(OpenError::io("replacing the manifest in", dir))
+    }
+
+    fn tail(&self) -> Checkpoint {
+        let point = self.start.point;
+        let last = self.pieces.last().filter(|piece| piece.position > 0).or_else(|| {
+            // An empty segment at the end: the log ends with the one before.
+            self.pieces.iter().rev().nth(1)
+        });
+        let (segment_serial, position) = last.map_or((point.segment_serial, point.position), |piece| {
+            (piece.entry.name.serial, piece.position)
+        });
+        Checkpoint {
+            segment_serial,
+            position,
+            next_offset: self.scan.expected,
+            chain: self.scan.chain.unwrap_or(point.chain),
+            last_append_time: self.scan.last_append_time,
+            leader_epoch: self.scan.leader_epoch,
+            high_watermark: self.scan.floor.min(self.scan.expected),
+            is_synced: self.opening.options.is_synced,
+        }
+    }
+
+    /// The leadership starts: those before the scan, those it saw, and one that had not written yet.
+    fn epochs(&mut self, tail: &Checkpoint) -> Result<EpochCache, OpenError> {
+        let loaded = derived::load_epochs(self.opening, &self.manifest, tail, &mut self.report)?;
+        let mut cache = loaded.clone();
+        cache.recover(self.start.point.next_offset);
+        let seen =
+            self.scan.epoch_starts.iter().all(|start| cache.assign(start.epoch, start.start_offset).is_ok());
+        if !seen {
+            self.report.rebuilt.push(crate::epochs::FILE_NAME.to_owned());
+            return derived::rebuild_epochs(self.opening, &self.manifest, tail);
+        }
+        for start in loaded.entries() {
+            // Those already entered are refused as older.
+            let _ = cache.assign(start.epoch, start.start_offset);
+        }
+        Ok(cache)
+    }
+
+    fn remove_unlisted(&mut self) {
+        let (disk, dir) = (&*self.opening.disk, self.opening.dir.as_path());
+        for name in &self.opening.names {
+            let is_unlisted =
+                SegmentName::parse(name).is_some_and(|(segment, _)| !self.manifest.lists(segment));
+            if (is_unlisted || small_file::is_temporary(name)) && remove_garbage(disk, dir, name) {
+                self.report.removed.push(name.clone());
+            }
+        }
+    }
+
+    /// So that the next recovery need not do this again. Without room it has to.
+    fn store_derived(&self, tail: &Checkpoint, epochs: &EpochCache) -> Result<(), OpenError> {
+        let (disk, dir) = (&*self.opening.disk, self.opening.dir.as_path());
+        let stored = self
+            .pieces
+            .iter()
+            .filter(|piece| piece.position > 0)
+            .try_for_each(|piece| piece.index.store(disk, dir, piece.entry.name, &piece.sealed()));
+        match stored.and_then(|()| epochs.store(disk, dir)).and_then(|()| tail.store(disk, dir)) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                tracing::warn!(log = %dir.display(), %error, "no room for a checkpoint");
+                Ok(())
+            }
+            stored => stored.map_err(OpenError::io("writing the checkpoint of", dir)),
+        }
+    }
+
+    fn segments(&mut self) -> Vec<Arc<Segment>> {
+        let mut segments = Vec::with_capacity(self.manifest.segments.len());
+        let before = &self.manifest.segments[..self.start.segment.min(self.manifest.segments.len())];
+        for entry in before {
+            if let Some(sealed) = &entry.sealed {
+                segments.push(Arc::new(self.opening.segment(entry.name, Extent::of(sealed), None)));
+            }
+        }
+        for piece in self.pieces.drain(..) {
+            let extent = Extent::of(&piece.sealed());
+            segments.push(Arc::new(self.opening.segment(piece.entry.name, extent, Some(piece.index))));
+        }
+        segments
+    }
+}
+
+/// Writes what the scan found good once more, and syncs it.
+fn rewrite(piece: &Piece) -> io::Result<()> {
+    let Some(bytes) = piece.file.as_ref().filter(|_| piece.start < piece.position) else {
+        return Ok(());
+    };
+    let mut position = piece.start;
+    while position < piece.position {
+        let end = (position + REWRITE_BYTES).min(piece.position);
+        bytes.0.write_at(position, &[IoSlice::new(&bytes.bytes(position..end)?)])?;
+        position = end;
+    }
+    bytes.0.sync_data()
+}

@@ -1,0 +1,74 @@
+//! Which segments are old or many enough to go, and how a whole log goes.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use quire_protocol::ids::Timestamp;
+
+use crate::disk::Disk;
+use crate::log::Log;
+use crate::manifest;
+use crate::segment::Segment;
+
+impl Log {
+    /// Marks whole sealed segments for deletion: those whose newest record was appended longer ago than `retention`,
+    /// and the oldest while the log is larger than `retention_bytes`. Nothing at or beyond the high watermark goes. An
+    /// active segment that has become too old is sealed, so that its turn comes. The next jobs do both.
+    pub fn retain(&mut self, now: Timestamp, retention: Option<Duration>, retention_bytes: Option<u64>) {
+        if self.is_active_old(now) {
+            self.seal_active();
+        }
+        let high_watermark = self.high_watermark();
+        let mut excess = retention_bytes.map_or(0, |most| self.size_bytes().saturating_sub(most));
+        let mut keep_from = None;
+        let segments = self.segments();
+        // The last one stays: the log goes on from it.
+        for segment in segments.iter().take(segments.len().saturating_sub(1)) {
+            let len = segment.position();
+            let is_over_size = excess >= len && len > 0;
+            if segment.end() > high_watermark || !(is_over_size || is_older(segment, now, retention)) {
+                break;
+            }
+            excess = excess.saturating_sub(len);
+            keep_from = Some(segment.end());
+        }
+        if let Some(offset) = keep_from {
+            self.retain_from(offset);
+        }
+    }
+
+    fn is_active_old(&self, now: Timestamp) -> bool {
+        let age_ms = i64::try_from(self.segment_age_ms()).unwrap_or(i64::MAX);
+        self.oldest_active_append_time().is_some_and(|oldest| now.0.saturating_sub(oldest.0) > age_ms)
+    }
+}
+
+fn is_older(segment: &Segment, now: Timestamp, retention: Option<Duration>) -> bool {
+    let age_ms = now.0.saturating_sub(segment.last_append_time().0);
+    retention.is_some_and(|retention| u128::try_from(age_ms).is_ok_and(|age| age > retention.as_millis()))
+}
+
+/// Deletes the log in `dir` and the directory. A crash in between leaves a directory that no log opens from; call it
+/// again.
+///
+/// # Errors
+/// If a file can not be removed. A directory that is not there is none.
+pub fn remove_log(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    let names = match disk.list(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        listed => listed?,
+    };
+    // The manifest last: what is half deleted is refused at open, and not taken for an empty log.
+    for name in names.iter().filter(|name| *name != manifest::FILE_NAME) {
+        disk.remove(&dir.join(name))?;
+    }
+    if names.iter().any(|name| name == manifest::FILE_NAME) {
+        disk.remove(&dir.join(manifest::FILE_NAME))?;
+    }
+    disk.remove_dir(dir)?;
+    match dir.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => disk.sync_dir(parent),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,163 @@
+//! What a log shows to its readers: the list of segments, swapped whole, and the offsets that bound reads.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use quire_protocol::frame::FrameSeed;
+use quire_protocol::ids::Offset;
+
+use crate::disk::Disk;
+use crate::segment::Segment;
+
+/// Bytes at the end of a log, written since it was opened, that are taken to be in the page cache still.
+pub(crate) const RECENT_BYTES: u64 = 64 * 1024 * 1024;
+/// Older segments of one log that are kept open for readers.
+const OPEN_SEGMENTS_MAX: usize = 2;
+
+/// Shared by a log and its readers. The owner writes, readers look; nobody waits.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) dir: PathBuf,
+    pub(crate) seed: FrameSeed,
+    /// In offset order; those but the last are sealed.
+    segments: ArcSwap<Vec<Arc<Segment>>>,
+    log_start: AtomicU64,
+    high_watermark: AtomicU64,
+    end: AtomicU64,
+    size_bytes: AtomicU64,
+    /// Bytes written since the log was opened.
+    written: AtomicU64,
+    /// Sealed segments that a reader opened, oldest first.
+    opened: Mutex<VecDeque<Arc<Segment>>>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        seed: FrameSeed,
+        segments: Vec<Arc<Segment>>,
+        bounds: Bounds,
+    ) -> Shared {
+        let size_bytes = segments.iter().map(|segment| segment.position()).sum();
+        Shared {
+            disk,
+            dir,
+            seed,
+            segments: ArcSwap::from_pointee(segments),
+            log_start: AtomicU64::new(bounds.log_start.0),
+            high_watermark: AtomicU64::new(bounds.high_watermark.0),
+            end: AtomicU64::new(bounds.end.0),
+            size_bytes: AtomicU64::new(size_bytes),
+            written: AtomicU64::new(0),
+            opened: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn segments(&self) -> Arc<Vec<Arc<Segment>>> {
+        self.segments.load_full()
+    }
+
+    pub(crate) fn log_start(&self) -> Offset {
+        Offset(self.log_start.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn high_watermark(&self) -> Offset {
+        Offset(self.high_watermark.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn end(&self) -> Offset {
+        Offset(self.end.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.size_bytes.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn written(&self) -> u64 {
+        self.written.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn raise_high_watermark(&self, high_watermark: Offset) {
+        self.high_watermark.fetch_max(high_watermark.0, Ordering::AcqRel);
+    }
+
+    /// So many bytes of frames were written and published in their segment; the log now ends at `end`.
+    pub(crate) fn published(&self, end: Offset, bytes: u64) {
+        self.written.fetch_add(bytes, Ordering::AcqRel);
+        self.size_bytes.fetch_add(bytes, Ordering::AcqRel);
+        self.end.store(end.0, Ordering::Release);
+    }
+
+    /// A new segment follows the last.
+    pub(crate) fn push_segment(&self, segment: Arc<Segment>) {
+        let mut segments = self.segments().to_vec();
+        segments.push(segment);
+        self.segments.store(Arc::new(segments));
+        self.release_old();
+    }
+
+    /// Segments before `log_start` are gone.
+    pub(crate) fn drop_segments_before(&self, log_start: Offset) {
+        // First the bound, so that a reader that misses its segment learns why.
+        self.log_start.fetch_max(log_start.0, Ordering::AcqRel);
+        let segments = self.segments();
+        let dropped = segments.iter().take_while(|segment| segment.end() <= log_start && !segment.is_empty());
+        let (count, bytes) =
+            dropped.fold((0, 0), |(count, bytes), segment| (count + 1, bytes + segment.position()));
+        self.segments.store(Arc::new(segments[count..].to_vec()));
+        self.size_bytes.fetch_sub(bytes, Ordering::AcqRel);
+        self.lock_opened().retain(|segment| segment.base_offset() >= log_start);
+    }
+
+    /// A reader opened this sealed segment: the one opened longest ago is closed if there are too many.
+    pub(crate) fn was_opened(&self, segment: &Arc<Segment>) {
+        let mut opened = self.lock_opened();
+        opened.retain(|other| !Arc::ptr_eq(other, segment));
+        opened.push_back(Arc::clone(segment));
+        if opened.len() > OPEN_SEGMENTS_MAX
+            && let Some(oldest) = opened.pop_front()
+        {
+            oldest.release();
+        }
+    }
+
+    /// Gives back every descriptor and map.
+    pub(crate) fn release_files(&self) {
+        self.lock_opened().clear();
+        for segment in self.segments().iter() {
+            segment.release();
+        }
+    }
+
+    /// Gives back what belongs to segments that are no longer recent.
+    fn release_old(&self) {
+        let written = self.written();
+        let segments = self.segments();
+        let opened = self.lock_opened();
+        for segment in segments.iter().rev().skip(1) {
+            let is_in_use = segment.recent_from(written, RECENT_BYTES) < segment.position()
+                || opened.iter().any(|other| Arc::ptr_eq(other, segment));
+            if !is_in_use && !segment.release() {
+                // It was released before, and so were all before it.
+                break;
+            }
+        }
+    }
+
+    fn lock_opened(&self) -> std::sync::MutexGuard<'_, VecDeque<Arc<Segment>>> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The offsets that bound a log.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    pub(crate) log_start: Offset,
+    pub(crate) high_watermark: Offset,
+    pub(crate) end: Offset,
+}
