@@ -242,4 +242,17 @@ mod tests {
             "environment variable QUIRE_BROKER_SHARDS: expected a whole number"
         );
     }
+
+    /// Holds `config/quire.toml` to the code: every option is there, explained, and with its default.
+    #[test]
+    fn the_sample_lists_every_option_with_its_default() {
+        let text = include_str!("../../../config/quire.toml");
+        let sample: Table = text.parse().expect("the sample is TOML");
+        assert_eq!(sample, known(), "config/quire.toml and the options differ");
+        let lines: Vec<&str> = text.lines().collect();
+        for (number, pair) in lines.windows(2).enumerate() {
+            let is_option = !pair[1].starts_with(['#', '[']) && pair[1].contains('=');
+            assert!(!is_option || pair[0].starts_with('#'), "line {} explains nothing before it", number + 2);
+        }
+    }
 }

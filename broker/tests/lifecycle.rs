@@ -1,0 +1,96 @@
+//! Starting, stopping, starting again, and several brokers in one process.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use quire_broker::{Broker, DataDirectoryError, StartError};
+use quire_protocol::Offset;
+use quire_protocol::stream::{Answer, Start};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use support::{PATIENCE, RawClient, batch, start};
+
+#[tokio::test]
+async fn what_was_acknowledged_is_there_after_a_restart() -> Result<()> {
+    let started = start().await?;
+    let client = RawClient::connect(&started.broker).await?;
+    let partition = client.create_topic("flights", &[]).await?;
+    let (mut producer, _) = client.produce(partition).await?;
+    producer.send.write_all(&batch(&["kept"])?).await?;
+    producer.ack().await?;
+    let (cluster_id, credentials) = (started.broker.cluster_id().to_owned(), started.broker.credentials());
+    ensure!(started.broker.shutdown().await.clean, "a clean shutdown");
+
+    let broker = Broker::builder().data_dir(started.dir.path()).start().await?;
+    assert_eq!(broker.cluster_id(), cluster_id);
+    assert_eq!(broker.credentials(), credentials, "clients need no new certificate");
+    let client = RawClient::connect(&broker).await?;
+    let (mut consumer, opened) = client.consume(partition, Start::Beginning, 1 << 20).await?;
+    let Answer::Opened(opened) = opened else { bail!("answered {opened:?}") };
+    assert_eq!(opened.high_watermark, Offset(1));
+    let Answer::Frames(announced) = consumer.answer().await? else { bail!("no frames") };
+    assert_eq!(consumer.frames(partition, announced).await?.len(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_data_directory_serves_one_broker_and_is_free_again_after_a_drop() -> Result<()> {
+    let started = start().await?;
+    let second = Broker::builder().data_dir(started.dir.path()).start().await;
+    match second {
+        Err(StartError::DataDirectory(DataDirectoryError::InUse { path })) => {
+            assert_eq!(path, started.dir.path())
+        }
+        other => bail!("started: {other:?}"),
+    }
+    drop(started.broker);
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = Broker::builder().data_dir(started.dir.path()).start().await {
+        ensure!(Instant::now() < deadline, "still not free: {error}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_brokers_in_one_process_do_not_touch_each_other() -> Result<()> {
+    let (first, second) = (start().await?, start().await?);
+    ensure!(first.broker.cluster_id() != second.broker.cluster_id(), "two clusters");
+    let client = RawClient::connect(&first.broker).await?;
+    client.create_topic("flights", &[]).await?;
+    RawClient::connect(&second.broker).await?.create_topic("flights", &[]).await?;
+    ensure!(first.broker.shutdown().await.clean, "a clean shutdown");
+    RawClient::connect(&second.broker).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_admin_server_tells_health_metrics_and_topics() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let admin = Some("127.0.0.1:0".parse()?);
+    let broker = Broker::builder().data_dir(dir.path()).shards(1).admin(admin).start().await?;
+    let address = broker.admin_address().expect("it was asked for");
+    let client = RawClient::connect(&broker).await?;
+    client.create_topic("flights", &[]).await?;
+    let get = |path: &'static str| async move {
+        let mut stream = TcpStream::connect(address).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        anyhow::Ok(answer)
+    };
+    for path in ["/healthz", "/readyz"] {
+        ensure!(get(path).await?.starts_with("HTTP/1.1 200"), "{path}");
+    }
+    let metrics = get("/metrics").await?;
+    ensure!(metrics.contains("\nquire_partitions 1\n"), "{metrics}");
+    ensure!(metrics.contains("\nquire_connections 1\n"), "{metrics}");
+    let topics = get("/topics").await?;
+    ensure!(topics.contains("\"name\":\"flights\"") && topics.contains("\"high_watermark\":0"), "{topics}");
+    ensure!(get("/nothing").await?.starts_with("HTTP/1.1 404"), "an unknown path");
+    Ok(())
+}

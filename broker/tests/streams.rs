@@ -1,0 +1,287 @@
+//! Produce, consume and control streams, spoken by hand: what is promised, and what is refused.
+
+mod support;
+
+use anyhow::{Result, bail, ensure};
+use quire_protocol::rpc::control::{
+    DescribeTopicsRequest, ListOffsetsRequest, PartitionPosition, Position, position::At, request, response,
+};
+use quire_protocol::stream::{Acks, Answer, ProduceHeader, Start, StreamKind};
+use quire_protocol::{ErrorCode, LeaderEpoch, Offset, PartitionIndex, TopicId, TopicPartition, limits};
+
+use support::{PATIENCE, RawClient, batch, code, failure, start};
+
+#[tokio::test]
+async fn what_is_acknowledged_is_consumed_with_its_offsets() -> Result<()> {
+    let started = start().await?;
+    let client = RawClient::connect(&started.broker).await?;
+    let partition = client.create_topic("flights", &[]).await?;
+    let (mut consumer, opened) = client.consume(partition, Start::Beginning, 1 << 20).await?;
+    ensure!(matches!(opened, Answer::Opened(_)), "answered {opened:?}");
+
+    let (mut producer, opened) = client.produce(partition).await?;
+    let Answer::Opened(opened) = opened else { bail!("answered {opened:?}") };
+    assert_eq!(opened.window, limits::PRODUCE_WINDOW_BATCHES);
+    // A whole window at once, and answered in order.
+    for _ in 0..limits::PRODUCE_WINDOW_BATCHES {
+        producer.send.write_all(&batch(&["a", "b"])?).await?;
+    }
+    for expected in 0..limits::PRODUCE_WINDOW_BATCHES {
+        assert_eq!(producer.ack().await?, Offset(u64::from(expected) * 2));
+    }
+
+    let mut next = Offset::ZERO;
+    while next < Offset(u64::from(limits::PRODUCE_WINDOW_BATCHES) * 2) {
+        let Answer::Frames(announced) = consumer.answer().await? else { bail!("no frames") };
+        for header in consumer.frames(partition, announced).await? {
+            assert_eq!(header.base_offset, next);
+            next = header.next_offset();
+        }
+        assert!(next <= announced.high_watermark, "nothing beyond the high watermark is sent");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn more_than_the_window_is_read_only_as_it_is_answered() -> Result<()> {
+    let started = start().await?;
+    let client = RawClient::connect(&started.broker).await?;
+    let partition = client.create_topic("flights", &[]).await?;
+    let (mut producer, _) = client.produce(partition).await?;
+    let sent = batch(&["x"])?.repeat(4 * limits::PRODUCE_WINDOW_BATCHES as usize);
+    producer.send.write_all(&sent).await?;
+    producer.send.finish()?;
+    for expected in 0..4 * u64::from(limits::PRODUCE_WINDOW_BATCHES) {
+        assert_eq!(producer.ack().await?, Offset(expected));
+    }
+    assert!(producer.answer().await.is_err(), "the stream ends when all is answered");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_batch_too_large_is_refused_by_its_length_alone() -> Result<()> {
+    let started = start().await?;
+    let client = RawClient::connect(&started.broker).await?;
+    let partition = client.create_topic("small", &[("max.message.bytes", "1024")]).await?;
+    let (mut producer, _) = client.produce(partition).await?;
+    let good = batch(&["fits"])?;
+    let mut prefix = good.clone();
+    prefix.truncate(12);
+    prefix[8..12].copy_from_slice(&5000i32.to_be_bytes());
+    producer.send.write_all(&good).await?;
+    producer.send.write_all(&prefix).await?;
+    assert_eq!(producer.ack().await?, Offset::ZERO, "what came before is answered first");
+    let failure = producer.failure().await?;
+    assert_eq!(failure.code, ErrorCode::RecordTooLarge);
+    assert!(failure.message.contains("1024"), "{}", failure.message);
+    Ok(())
+}
+
+#[tokio::test]
+async fn damaged_and_impossible_batches_end_their_stream_with_their_code() -> Result<()> {
+    let started = start().await?;
+    let client = RawClient::connect(&started.broker).await?;
+    let partition = client.create_topic("flights", &[]).await?;
+    let good = batch(&["value"])?;
+    let mut damaged = good.clone();
+    *damaged.last_mut().expect("not empty") ^= 1;
+    let mut old_format = good.clone();
+    old_format[16] = 1;
+    let mut negative = good;
+    negative[8] = 0xff;
+    let cases = [
+        (damaged, ErrorCode::CorruptBatch),
+        (old_format, ErrorCode::InvalidBatch),
+        (negative, ErrorCode::InvalidBatch),
+    ];
+    for (bytes, expected) in cases {
+        let (mut producer, _) = client.produce(partition).await?;
+        producer.send.write_all(&bytes).await?;
+        assert_eq!(producer.failure().await?.code, expected);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn garbage_ends_its_stream_and_never_the_connection() -> Result<()> {
+    let started = start().await?;
+    let client = RawClient::connect(&started.broker).await?;
+    let partition = client.create_topic("flights", &[]).await?;
+    for (bytes, expected) in [
+        (vec![99, 1], ErrorCode::InvalidRequest),
+        (vec![StreamKind::Produce as u8, 77], ErrorCode::UnsupportedVersion),
+        (
+            [&StreamKind::Produce.prefix()[..], &[0xff; ProduceHeader::LEN]].concat(),
+            ErrorCode::InvalidRequest,
+        ),
+        ([&StreamKind::Consume.prefix()[..], &[0xff; 37]].concat(), ErrorCode::InvalidRequest),
+    ] {
+        let (_, answer) = client.open(&bytes).await?;
+        assert_eq!(failure(answer)?.code, expected, "{bytes:?}");
+    }
+    let too_long = [&StreamKind::Rpc.prefix()[..], &u32::MAX.to_le_bytes()].concat();
+    assert_eq!(code(client.rpc_bytes(&too_long).await?)?, ErrorCode::InvalidRequest);
+    let no_protobuf = [&StreamKind::Rpc.prefix()[..], &4u32.to_le_bytes(), &[0xff; 4]].concat();
+    assert_eq!(code(client.rpc_bytes(&no_protobuf).await?)?, ErrorCode::InvalidRequest);
+
+    let (mut producer, _) = client.produce(partition).await?;
+    producer.send.write_all(&batch(&["still served"])?).await?;
+    assert_eq!(producer.ack().await?, Offset::ZERO);
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_is_served_before_hello() -> Result<()> {
+    let started = start().await?;
+    let credentials = started.broker.credentials();
+    let client = RawClient::connect_unannounced(started.broker.address(), &credentials).await?;
+    let partition = TopicPartition { topic: TopicId([1; 16]), partition: PartitionIndex(0) };
+    let (_, answer) = client.consume(partition, Start::Beginning, 0).await?;
+    assert_eq!(failure(answer)?.code, ErrorCode::InvalidRequest);
+    let describe = request::Body::DescribeTopics(DescribeTopicsRequest::default());
+    assert_eq!(code(client.rpc(describe).await?)?, ErrorCode::InvalidRequest);
+    Ok(())
+}
+
+#[tokio::test]
+async fn unknown_partitions_and_old_leaderships_are_told_apart() -> Result<()> {
+    let started = start().await?;
+    let client = RawClient::connect(&started.broker).await?;
+    let partition = client.create_topic("flights", &[]).await?;
+    let elsewhere = TopicPartition { topic: TopicId([7; 16]), partition: PartitionIndex(0) };
+    let beyond = TopicPartition { partition: PartitionIndex(1), ..partition };
+    let (_, answer) = client.consume(elsewhere, Start::Beginning, 0).await?;
+    assert_eq!(failure(answer)?.code, ErrorCode::UnknownTopic);
+    let (_, answer) = client.consume(beyond, Start::Beginning, 0).await?;
+    assert_eq!(failure(answer)?.code, ErrorCode::UnknownPartition);
+
+    let mut bytes = StreamKind::Produce.prefix().to_vec();
+    let header = ProduceHeader { partition, leader_epoch: LeaderEpoch(i32::MAX as u32), acks: Acks::All };
+    header.encode(&mut bytes);
+    let (_, answer) = client.open(&bytes).await?;
+    assert_eq!(failure(answer)?.code, ErrorCode::NotLeader, "the broker has not heard of that leadership");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_offset_out_of_range_names_the_range() -> Result<()> {
+    let started = start().await?;
+    let client = RawClient::connect(&started.broker).await?;
+    let partition = client.create_topic("flights", &[]).await?;
+    let (mut producer, _) = client.produce(partition).await?;
+    producer.send.write_all(&batch(&["a", "b", "c"])?).await?;
+    producer.ack().await?;
+    let (_, answer) = client.consume(partition, Start::Offset(Offset(4)), 0).await?;
+    let failure = failure(answer)?;
+    assert_eq!(failure.code, ErrorCode::OffsetOutOfRange);
+    assert_eq!((failure.log_start, failure.high_watermark), (Offset(0), Offset(3)));
+    let (_, answer) = client.consume(partition, Start::Offset(Offset(3)), 0).await?;
+    assert!(matches!(answer, Answer::Opened(_)), "the end can be waited at: {answer:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn frames_stop_where_credit_does() -> Result<()> {
+    let started = start().await?;
+    let client = RawClient::connect(&started.broker).await?;
+    let partition = client.create_topic("flights", &[]).await?;
+    let (mut producer, _) = client.produce(partition).await?;
+    for _ in 0..3 {
+        producer.send.write_all(&batch(&["a"])?).await?;
+        producer.ack().await?;
+    }
+    // Credit for one byte is overdrawn by one whole frame, and by no more.
+    let (mut consumer, _) = client.consume(partition, Start::Beginning, 1).await?;
+    for expected in 0..3 {
+        let Answer::Frames(announced) = consumer.answer().await? else { bail!("no frames") };
+        let headers = consumer.frames(partition, announced).await?;
+        assert_eq!(headers.len(), 1);
+        assert_eq!(headers[0].base_offset, Offset(expected));
+        consumer.send.write_all(&u64::from(announced.length).to_le_bytes()).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn too_much_credit_is_refused() -> Result<()> {
+    let started = start().await?;
+    let client = RawClient::connect(&started.broker).await?;
+    let partition = client.create_topic("flights", &[]).await?;
+    let (_, answer) = client.consume(partition, Start::Beginning, u64::MAX).await?;
+    assert_eq!(failure(answer)?.code, ErrorCode::InvalidRequest);
+    let (mut consumer, _) = client.consume(partition, Start::End, limits::CONSUME_CREDIT_BYTES_MAX).await?;
+    consumer.send.write_all(&1u64.to_le_bytes()).await?;
+    assert_eq!(consumer.failure().await?.code, ErrorCode::InvalidRequest);
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_kind_of_position_is_found() -> Result<()> {
+    let started = start().await?;
+    let client = RawClient::connect(&started.broker).await?;
+    let partition = client.create_topic("flights", &[]).await?;
+    let (mut producer, _) = client.produce(partition).await?;
+    producer.send.write_all(&batch(&["a", "b", "c", "d"])?).await?;
+    producer.ack().await?;
+    let asked = [
+        At::Beginning(true),
+        At::End(true),
+        At::Offset(2),
+        At::BeforeEnd(1),
+        At::BeforeEnd(100),
+        At::Timestamp(0),
+        At::Timestamp(5),
+        At::Offset(9),
+    ];
+    let position = |at| PartitionPosition { partition: 0, position: Some(Position { at: Some(at) }) };
+    let list = ListOffsetsRequest {
+        topic_id: partition.topic.as_bytes().to_vec(),
+        partitions: asked.into_iter().map(position).collect(),
+    };
+    let response = client.rpc(request::Body::ListOffsets(list)).await?;
+    let response::Body::ListOffsets(listed) = response else { bail!("answered {response:?}") };
+    let offsets: Vec<_> = listed.partitions.iter().map(|found| (found.offset, found.timestamp)).collect();
+    assert_eq!(offsets, [(0, -1), (4, -1), (2, -1), (3, -1), (0, -1), (0, 1), (4, -1), (0, -1)]);
+    let errors: Vec<_> = listed.partitions.iter().map(|found| found.error.is_some()).collect();
+    assert_eq!(errors, [false, false, false, false, false, false, false, true]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_unknown_topic_is_answered_with_a_suggestion_beside_the_known_one() -> Result<()> {
+    let started = start().await?;
+    let client = RawClient::connect(&started.broker).await?;
+    client.create_topic("flights", &[]).await?;
+    let names = vec!["flihgts".to_owned(), "flights".to_owned()];
+    let describe = request::Body::DescribeTopics(DescribeTopicsRequest { names, with_log_state: true });
+    let response = client.rpc(describe).await?;
+    let response::Body::DescribeTopics(described) = response else { bail!("answered {response:?}") };
+    let [unknown, known] = described.topics.as_slice() else { bail!("one answer for each name") };
+    assert_eq!(unknown.suggestion, "flights");
+    assert_eq!(unknown.error.as_ref().map(|error| error.error_code()), Some(ErrorCode::UnknownTopic));
+    assert_eq!((known.error.is_none(), known.partitions.len()), (true, 1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_shutdown_answers_what_was_taken_and_tells_every_stream() -> Result<()> {
+    let started = start().await?;
+    let client = RawClient::connect(&started.broker).await?;
+    let partition = client.create_topic("flights", &[]).await?;
+    let (mut producer, _) = client.produce(partition).await?;
+    let (mut consumer, _) = client.consume(partition, Start::End, 1 << 20).await?;
+    producer.send.write_all(&batch(&["last"])?).await?;
+    assert_eq!(producer.ack().await?, Offset::ZERO);
+    let Answer::Frames(announced) = consumer.answer().await? else { bail!("no frames") };
+    consumer.frames(partition, announced).await?;
+
+    let shutdown = tokio::spawn(started.broker.shutdown());
+    assert_eq!(producer.failure().await?.code, ErrorCode::ShuttingDown);
+    assert_eq!(consumer.failure().await?.code, ErrorCode::ShuttingDown);
+    let closed = tokio::time::timeout(PATIENCE, client.connection.closed()).await?;
+    let quinn::ConnectionError::ApplicationClosed(close) = closed else { bail!("closed by {closed}") };
+    assert_eq!(close.error_code.into_inner(), u64::from(ErrorCode::ShuttingDown.number()));
+    let report = shutdown.await?;
+    assert_eq!((report.connections, report.partitions, report.clean), (1, 1, true));
+    Ok(())
+}
