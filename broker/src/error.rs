@@ -4,7 +4,7 @@ use quire_engine::controller::Refusal;
 use quire_protocol::rpc::control;
 use quire_protocol::stream::Failure;
 use quire_protocol::{ErrorCode, Offset, limits};
-use quire_storage::{AppendErrorKind, ReadError};
+use quire_storage::{AppendErrorKind, Corruption, ReadError};
 
 use crate::controller::ProposeError;
 
@@ -56,6 +56,12 @@ impl RequestError {
     pub fn corrupt_log(what: &str) -> RequestError {
         RequestError::new(ErrorCode::CorruptLog, format!("the partition's log is damaged: {what}"))
     }
+}
+
+/// Which part of a log is damaged, as users and operators are told.
+pub(crate) fn describe_damage(damage: &Corruption) -> String {
+    let Corruption { offset, intact_from, segment, position, why } = damage;
+    format!("offsets {offset} to {intact_from} (exclusive) can not be read; {segment}, byte {position}: {why}")
 }
 
 impl From<RequestError> for Failure {

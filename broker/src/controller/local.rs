@@ -23,6 +23,7 @@ use quire_storage::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Metadata, ProposeError};
+use crate::error::describe_damage;
 use crate::shard::Clock;
 
 /// The partition that the metadata log is.
@@ -189,8 +190,8 @@ impl Journal {
     fn open(options: LocalMetadataOptions) -> Result<Journal, MetadataOpenError> {
         let dir = options.dir;
         let (mut log, report) = Log::open(options.disk, &dir, METADATA, LogOptions::default())?;
-        if let Some(corruption) = report.corruption {
-            return Err(MetadataOpenError::Damaged { dir, what: corruption.to_string() });
+        if let Some(damage) = report.corruption {
+            return Err(MetadataOpenError::Damaged { dir, what: describe_damage(&damage) });
         }
         log.set_high_watermark(log.end_offset());
         let controller = replay(&log).map_err(|error| match error {

@@ -31,7 +31,7 @@ use quire_storage::disk::Disk;
 use quire_storage::{CloseError, Log, OpenError, RecoveryReport};
 use tokio::sync::oneshot;
 
-use crate::error::RequestError;
+use crate::error::{RequestError, describe_damage};
 use partition::Partition;
 
 pub use clock::{Clock, Now, SystemClock};
@@ -384,13 +384,21 @@ fn confirm_unheld(end: End) {
 }
 
 fn report_recovery(id: TopicPartition, report: &RecoveryReport) {
-    if let Some(corruption) = &report.corruption {
-        tracing::error!(partition = %id, %corruption, "the log is damaged: what is intact can be read, nothing is appended");
+    if let Some(damage) = &report.corruption {
+        let damage = describe_damage(damage);
+        tracing::error!(partition = %id, damage, "the log is damaged: what is intact can be read, nothing is appended");
     }
     if let Some(torn) = &report.torn_tail {
-        tracing::warn!(partition = %id, %torn, "the log's end was torn by an unclean stop and is cut");
+        tracing::warn!(
+            partition = %id, offset = %torn.offset, bytes = torn.bytes, why = torn.why,
+            "the log's end was torn by an unclean stop and is cut"
+        );
+    }
+    if report.is_suspect {
+        tracing::warn!(partition = %id, "the topic has sync = interval and the broker did not stop cleanly: its last records may be lost");
     }
     if !report.was_clean {
-        tracing::info!(partition = %id, frames = report.frames_scanned, bytes = report.bytes_scanned, "the log was recovered");
+        let (frames, bytes) = (report.frames_scanned, report.bytes_scanned);
+        tracing::info!(partition = %id, frames, bytes, "the log was recovered");
     }
 }

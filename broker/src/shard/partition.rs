@@ -28,7 +28,7 @@ use super::event::{ProduceReply, ProduceRequest};
 use super::flush::Task;
 use super::handle::{PartitionState, Shared};
 use super::waiters::{Answer, Safe, Waiters};
-use crate::error::RequestError;
+use crate::error::{RequestError, describe_damage};
 
 /// Most bytes handed to the log at once, unless a single batch has more.
 const APPEND_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -92,7 +92,7 @@ impl Partition {
             },
             &mut actions,
         );
-        let refusal = log.corruption().map(|corruption| RequestError::corrupt_log(&corruption.to_string()));
+        let damage = log.corruption().map(describe_damage);
         let mut partition = Partition {
             shared,
             config,
@@ -103,7 +103,7 @@ impl Partition {
             awaits_space: false,
             waiters: Waiters::default(),
             broken: Vec::new(),
-            refusal,
+            refusal: damage.as_deref().map(RequestError::corrupt_log),
             jobs_under_way: 0,
             sync_due: None,
             has_moved: true,
@@ -113,9 +113,9 @@ impl Partition {
         partition.act();
         partition.publish_moves();
         partition.shared.publish_reader(partition.log.reader());
-        partition.shared.publish_state(match partition.log.corruption() {
+        partition.shared.publish_state(match damage {
             None => PartitionState::Online,
-            Some(corruption) => PartitionState::Corrupt { what: corruption.to_string() },
+            Some(what) => PartitionState::Corrupt { what },
         });
         partition
     }
@@ -154,9 +154,6 @@ impl Partition {
         self.jobs_under_way -= 1;
         self.awaits_space = false;
         let completed = self.log.complete(done);
-        if completed.space && *self.shared.state() == PartitionState::DiskFull {
-            self.shared.publish_state(PartitionState::Online);
-        }
         if let Some(end) = completed.durable_end {
             self.lead(now, Input::LocalDurable { end });
         }
