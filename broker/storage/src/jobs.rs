@@ -295,6 +295,8 @@ impl Place {
             // Not listed anywhere yet; if it stays, recovery removes it.
             let _ = self.disk.remove(&self.dir.join(name.file(SegmentFile::Log)));
         })?;
+        // A manifest that lists a segment must not be durable before the segment's name is.
+        self.disk.sync_dir(&self.dir).map_err(Failure::fatal("syncing the log's directory"))?;
         self.replace_manifest(&work.manifest, &manifest)?;
         Ok(UpkeepDone::Rolled { manifest, name, file, writable })
     }
