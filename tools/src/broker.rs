@@ -69,8 +69,7 @@ pub async fn run(args: &BrokerArgs) -> Result<Exit, Failure> {
     }
     let mut stop = StopSignals::listen()?;
     signals::ignore_hangup()?;
-    let broker =
-        Broker::from_config(config).start().await.map_err(|error| embedded::explain_start(&error))?;
+    let broker = Broker::from_config(config).await.map_err(|error| embedded::explain_start(&error))?;
     tell_service_manager(NotifyState::Ready);
     stop.stop().await;
     tell_service_manager(NotifyState::Stopping);

@@ -58,13 +58,10 @@ pub async fn run(args: &DevArgs) -> Result<Exit, Failure> {
     let broker = Broker::builder()
         .data_dir(data.path())
         .listen(args.listen.map_or_else(|| next_free(DEFAULT_PORT, is_free_udp), Ok)?)
-        .admin(args.admin.map_or_else(|| next_free(ADMIN_PORT, is_free_tcp), Ok)?)
+        .admin(Some(args.admin.map_or_else(|| next_free(ADMIN_PORT, is_free_tcp), Ok)?))
         .start()
         .await
-        .map_err(|error| {
-            embedded::explain_start(&error)
-                .hint("or run it elsewhere: quire dev --data DIR, or quire dev --ephemeral")
-        })?;
+        .map_err(|error| embedded::explain_start(&error))?;
     let profile = embedded::profile(&broker).save_as(NAME)?;
     Profile::make_default(NAME)?;
     announce(args, &broker, data.path(), &profile)?;

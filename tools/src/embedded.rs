@@ -1,16 +1,18 @@
 //! A broker inside this process, as `dev`, `demo` and `broker` run one.
 
-use quire_broker::{Broker, StartError};
+use std::io;
+
+use quire_broker::{Broker, DataDirectoryError, StartError};
 use quire_client::Profile;
 
-use crate::failure::{Exit, Failure, describe_io};
+use crate::failure::{Failure, describe_io};
 
 /// A profile that reaches `broker` with the certificates it made.
 pub fn profile(broker: &Broker) -> Profile {
     let credentials = broker.credentials();
     Profile::new(format!("quire://{}", broker.address()))
-        .authority_pem(&credentials.authority_pem)
-        .identity_pem(&credentials.certificate_pem, &credentials.key_pem)
+        .authority_pem(credentials.authority_pem)
+        .identity_pem(credentials.certificate_pem, credentials.key_pem)
 }
 
 /// A folder that is removed when dropped.
@@ -26,9 +28,36 @@ pub fn temporary_folder() -> Result<tempfile::TempDir, Failure> {
 
 /// Why a broker did not start.
 pub fn explain_start(error: &StartError) -> Failure {
-    Failure::Told {
-        exit: Exit::Failed,
-        what: format!("the broker did not start: {error}"),
-        hints: Vec::new(),
+    let what = match error {
+        StartError::Listen { address, source } => {
+            format!("the broker can not listen on {address}: {}", describe_io(source))
+        }
+        other => format!("the broker did not start: {other}"),
+    };
+    let next = match error {
+        StartError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+            "another process has that port: stop it, or choose another with --listen or --admin"
+        }
+        StartError::Listen { .. } => "choose an address of this machine with --listen or --admin",
+        StartError::DataDirectory(DataDirectoryError::InUse { .. }) => "choose another with --data DIR",
+        _ => "correct what it names and start again; -v says more",
+    };
+    Failure::failed(what).hint(next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_port_is_named_with_a_way_out() {
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], 9440));
+        let source = io::Error::from_raw_os_error(98);
+        let failure = explain_start(&StartError::Listen { address, source });
+        assert_eq!(
+            failure.to_string(),
+            "error: the broker can not listen on 127.0.0.1:9440: address already in use\n  \
+             another process has that port: stop it, or choose another with --listen or --admin"
+        );
     }
 }

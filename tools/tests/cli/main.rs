@@ -1,0 +1,13 @@
+//! The `quire` binary as users run it, against real brokers on ports that the system picks, each with a home of its own.
+#![cfg(unix)]
+
+mod broker;
+mod demo;
+mod errors;
+mod help;
+mod logs;
+mod records;
+mod signals;
+mod support;
+mod topics;
+mod year;

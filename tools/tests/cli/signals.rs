@@ -1,0 +1,66 @@
+//! Ctrl-C, SIGTERM and what stays afterwards.
+
+use rustix::process::Signal;
+
+use crate::support::{Dev, Home, path, text};
+
+#[test]
+fn ctrl_c_stops_dev_cleanly_and_its_data_stays() {
+    let data = Home::new();
+    let dev = Dev::start_in(Home::new(), &["--data", path(data.path())]);
+    assert_eq!(dev.ready["ephemeral"], false);
+    dev.home.stdout(&["topic", "create", "t", "--partitions", "2"]);
+    dev.home.pipe(&["produce", "t"], "kept\n");
+    let (home, last) = dev.stop();
+    assert!(last.starts_with("stopping: 0 clients told, 2 partitions synced, clean ("), "{last}");
+
+    let again = Dev::start_in(home, &["--data", path(data.path())]);
+    assert_eq!(again.home.stdout(&["consume", "t"]), "kept\n");
+}
+
+#[test]
+fn sigterm_stops_dev_as_well_and_hangup_does_not() {
+    let dev = Dev::start();
+    dev.broker.signal(Signal::HUP);
+    assert_eq!(dev.home.stdout(&["topic", "list"]), "");
+    dev.broker.signal(Signal::TERM);
+    let ended = dev.broker.end();
+    assert!(ended.status.success() && text(&ended.stderr).contains("clean ("), "{}", text(&ended.stderr));
+}
+
+#[test]
+fn a_data_folder_belongs_to_one_broker() {
+    let data = Home::new();
+    let dev = Dev::start_in(Home::new(), &["--data", path(data.path())]);
+    let args = ["dev", "--data", path(data.path()), "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    let failure = dev.home.failure(&args, 1);
+    assert!(failure.contains("is in use by another broker"), "{failure}");
+    assert!(failure.contains("--data DIR"), "{failure}");
+}
+
+#[test]
+fn ctrl_c_ends_a_following_consume_with_its_count() {
+    let dev = Dev::start();
+    dev.home.stdout(&["topic", "create", "t"]);
+    dev.home.pipe(&["produce", "t"], "one\ntwo\n");
+    let mut consume = dev.home.spawn(&["consume", "t", "--follow"]);
+    assert_eq!((consume.line(), consume.line()), ("one".to_owned(), "two".to_owned()));
+    consume.signal(Signal::INT);
+    let ended = consume.end();
+    assert_eq!(ended.status.code(), Some(130));
+    assert_eq!(text(&ended.stderr), "2 records, interrupted\n");
+}
+
+#[test]
+fn ctrl_c_ends_a_produce_with_what_was_acknowledged() {
+    let dev = Dev::start();
+    dev.home.stdout(&["topic", "create", "t"]);
+    let mut produce = dev.home.spawn(&["produce", "t"]);
+    produce.write(b"one\n");
+    let mut consume = dev.home.spawn(&["consume", "t", "--follow"]);
+    assert_eq!(consume.line(), "one");
+    produce.signal(Signal::INT);
+    let ended = produce.end();
+    assert_eq!(ended.status.code(), Some(130));
+    assert!(text(&ended.stdout).contains("1 record acknowledged"), "{}", text(&ended.stdout));
+}
