@@ -116,19 +116,22 @@ impl Running {
         tokio::spawn(admin::upkeep(Arc::clone(&context)));
         tokio::spawn(connection::accept_all(endpoint.clone(), Arc::clone(&context)));
 
-        context.partitions.all_opened().await;
-        let ready_in = began.elapsed();
-        ready.store(true, Ordering::Release);
-        context.metrics.ready_seconds.set(ready_in.as_secs_f64());
-        let partitions = context.partitions.all().len();
-        tracing::info!(%address, partitions, ?ready_in, cluster = context.identity.cluster_id, "broker ready");
-        Ok(Running {
-            parts: Some(Parts { context, endpoint, stop, logs }),
+        // From here on dropping it closes the logs, also if the caller stops waiting.
+        let mut running = Running {
+            parts: Some(Parts { context: Arc::clone(&context), endpoint, stop, logs }),
             address,
             admin_address,
             credentials: credentials(certificates),
-            ready_in,
-        })
+            ready_in: Duration::ZERO,
+        };
+        context.partitions.all_opened().await;
+        running.ready_in = began.elapsed();
+        ready.store(true, Ordering::Release);
+        context.metrics.ready_seconds.set(running.ready_in.as_secs_f64());
+        let partitions = context.partitions.all().len();
+        let cluster = &context.identity.cluster_id;
+        tracing::info!(%address, partitions, ready_in = ?running.ready_in, cluster, "broker ready");
+        Ok(running)
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

@@ -60,6 +60,9 @@ pub const HELLO_TIME_MAX: Duration = Duration::from_secs(10);
 pub const MESSAGE_TIME_MAX: Duration = Duration::from_secs(30);
 /// How long a produce stream waits for memory before it is refused.
 pub const PRODUCE_MEMORY_WAIT_MAX: Duration = Duration::from_millis(500);
+/// Reads from the disk that one connection's consumers may have in hand at once, so that a client that takes nothing
+/// holds a small part of the memory for them.
+pub const COLD_READS_PER_CONNECTION: usize = 4;
 /// How long a consumer may leave frames that it gave credit for in the broker's hands.
 pub const CONSUME_STALL_MAX: Duration = Duration::from_secs(60);
 

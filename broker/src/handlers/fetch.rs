@@ -13,7 +13,7 @@ use quire_protocol::frame;
 use quire_protocol::stream::{Answer, ConsumeHeader, Frames, Opened, Start};
 use quire_protocol::{ErrorCode, Offset, limits};
 use quire_storage::{LogReader, ReadError, Residency, Slice};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 use tokio::time::timeout;
 
 use super::offsets;
@@ -56,6 +56,7 @@ pub(crate) async fn serve(
     let next = resolve(context, &partition, header.start).await?;
     let mut consumption = Consumption {
         context,
+        cold_reads: &session.cold_reads,
         changes: partition.changes(),
         stopping: context.stopping.clone(),
         partition,
@@ -136,6 +137,8 @@ impl Credit {
 /// A consumer being served.
 struct Consumption<'a> {
     context: &'a Context,
+    /// See [`Session::cold_reads`].
+    cold_reads: &'a Semaphore,
     partition: PartitionHandle,
     changes: watch::Receiver<Watermarks>,
     stopping: Stopping,
@@ -147,13 +150,20 @@ struct Consumption<'a> {
     send: &'a mut SendStream,
 }
 
-/// Frames read for a consumer; the permit is held until they are on their way.
-struct Read {
+/// Frames read for a consumer.
+struct Read<'a> {
     slice: Slice,
-    _memory: Option<OwnedSemaphorePermit>,
+    /// Held until the frames are on their way.
+    _memory: Option<ColdRead<'a>>,
 }
 
-impl Consumption<'_> {
+/// A read from the disk: its connection's permit, then the broker's memory, taken in this order.
+struct ColdRead<'a> {
+    _turn: SemaphorePermit<'a>,
+    _memory: OwnedSemaphorePermit,
+}
+
+impl<'a> Consumption<'a> {
     async fn run(&mut self, recv: &mut RecvStream) -> End {
         let outcome = match self.open().await {
             Ok(()) => self.push_all(recv).await,
@@ -186,6 +196,8 @@ impl Consumption<'_> {
             }
             if self.next < high_watermark && self.credit.available() > 0 {
                 self.push(high_watermark).await?;
+                // A consumer that keeps up never waits, and must still let others run.
+                tokio::task::coop::consume_budget().await;
                 continue;
             }
             if self.next >= high_watermark && self.told != (log_start, high_watermark) {
@@ -238,12 +250,13 @@ impl Consumption<'_> {
     }
 
     /// Reads on a thread that may wait for the disk.
-    async fn read_cold(&self, bytes_max: usize, high_watermark: Offset) -> Result<Read, End> {
+    async fn read_cold(&self, bytes_max: usize, high_watermark: Offset) -> Result<Read<'a>, End> {
         let message_bytes_max = self.partition.config().message_bytes_max;
         let (reader, next) = (self.partition.reader().clone(), self.next);
         // One frame may exceed what was asked for.
         let needed = bytes_max.max(frame::HEADER_LEN + message_bytes_max);
-        let memory = cold_read_memory(self.context, needed).await?;
+        let turn = self.cold_reads.acquire().await.map_err(|_| RequestError::shutting_down())?;
+        let memory = ColdRead { _turn: turn, _memory: cold_read_memory(self.context, needed).await? };
         self.context.metrics.consume_cold_reads.increment(1);
         let read = move || reader.read(next, bytes_max, high_watermark, Residency::Any);
         match tokio::task::spawn_blocking(read).await {

@@ -27,6 +27,8 @@ pub(crate) struct Session {
     pub(crate) context: Arc<Context>,
     /// Who is at the other end.
     pub(crate) principal: String,
+    /// One permit for each read from the disk that its consumers have in hand.
+    pub(crate) cold_reads: Semaphore,
     connection: Connection,
     greeted: AtomicBool,
 }
@@ -92,6 +94,7 @@ async fn serve(incoming: Incoming, context: Arc<Context>, slots: Slots) {
     let session = Arc::new(Session {
         context,
         principal,
+        cold_reads: Semaphore::new(limits::COLD_READS_PER_CONNECTION),
         connection: connection.clone(),
         greeted: AtomicBool::new(false),
     });
