@@ -37,8 +37,9 @@ impl RequestError {
 
     /// An offset that can not be read.
     pub fn out_of_range(asked: Offset, log_start: Offset, high_watermark: Offset) -> RequestError {
-        let message =
-            format!("offset {asked} is out of range: offsets {log_start} to {high_watermark} can be asked for");
+        let message = format!(
+            "offset {asked} is out of range: offsets {log_start} to {high_watermark} can be asked for"
+        );
         RequestError::new(ErrorCode::OffsetOutOfRange, message).with_range(log_start, high_watermark)
     }
 
@@ -61,7 +62,9 @@ impl RequestError {
 /// Which part of a log is damaged, as users and operators are told.
 pub(crate) fn describe_damage(damage: &Corruption) -> String {
     let Corruption { offset, intact_from, segment, position, why } = damage;
-    format!("offsets {offset} to {intact_from} (exclusive) can not be read; {segment}, byte {position}: {why}")
+    format!(
+        "offsets {offset} to {intact_from} (exclusive) can not be read; {segment}, byte {position}: {why}"
+    )
 }
 
 impl From<RequestError> for Failure {

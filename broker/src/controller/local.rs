@@ -9,16 +9,19 @@ use std::thread;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use quire_engine::SplitMix64;
 use quire_engine::controller::records::DecodeError;
 use quire_engine::controller::{Conflict, Controller, Image, Record, RegisterBroker, Request, Response};
 use quire_engine::machine::Replicated;
-use quire_engine::SplitMix64;
-use quire_protocol::batch::{self, BatchBuilder, BatchHeader, Compression, Records, RecordsError, TimestampType};
+use quire_protocol::batch::{
+    self, BatchBuilder, BatchHeader, Compression, Records, RecordsError, TimestampType,
+};
 use quire_protocol::frame::{self, FrameHeader};
 use quire_protocol::{LeaderEpoch, Offset, PartitionIndex, TopicId, TopicPartition, limits};
 use quire_storage::disk::Disk;
 use quire_storage::{
-    AppendContext, AppendErrorKind, CloseError, Log, LogOptions, NewBatch, OpenError, ReadError, Residency, Want,
+    AppendContext, AppendErrorKind, CloseError, Log, LogOptions, NewBatch, OpenError, ReadError, Residency,
+    Want,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -58,7 +61,7 @@ pub enum MetadataOpenError {
     #[error("the metadata log can not be opened: {0}")]
     Open(#[from] OpenError),
     /// Its log is damaged.
-    #[error("the metadata log in {dir} is damaged: {what}. Restore the directory from a backup; nothing was changed")]
+    #[error("the metadata log in {dir} is damaged: {what}; restore the directory from a backup")]
     Damaged {
         /// Where it is.
         dir: PathBuf,
@@ -249,7 +252,8 @@ impl Journal {
         self.append(batches)?;
         self.run_jobs();
         if self.log.durable_end() < self.log.end_offset() {
-            let what = self.log.poisoned().map_or_else(|| "it was not synced".to_owned(), ToString::to_string);
+            let what =
+                self.log.poisoned().map_or_else(|| "it was not synced".to_owned(), ToString::to_string);
             return Err(self.fail(what));
         }
         self.log.set_high_watermark(self.log.end_offset());
@@ -276,7 +280,9 @@ impl Journal {
                     batches = error.batches;
                     self.run_jobs();
                 }
-                AppendErrorKind::NoSpaceYet | AppendErrorKind::DiskFull => return Err(ProposeError::DiskFull),
+                AppendErrorKind::NoSpaceYet | AppendErrorKind::DiskFull => {
+                    return Err(ProposeError::DiskFull);
+                }
                 kind => return Err(self.fail(kind.to_string())),
             }
         }
@@ -359,3 +365,7 @@ fn replay_frames(frames: &Bytes, controller: &mut Controller) -> Result<(), Repl
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "local_tests.rs"]
+mod tests;

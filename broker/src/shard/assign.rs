@@ -15,11 +15,11 @@ use quire_protocol::{BrokerId, PartitionIndex, TopicId, TopicPartition};
 use quire_storage::remove_log;
 use tokio::sync::oneshot;
 
+use super::Store;
 use super::clock::Clock;
 use super::event::Event;
 use super::handle::{Held, Partitions, Shared};
 use super::pool::{WayIn, shard_of};
-use super::Store;
 use crate::controller::Metadata;
 
 /// Brings what the shards own in line with the metadata.
@@ -108,7 +108,9 @@ impl Assigner {
     /// Removes all that this broker holds of a deleted topic, and confirms it.
     async fn remove(self: Arc<Self>, topic: DeletedTopic) {
         self.let_go(&topic).await;
-        let age = Duration::from_millis(self.clock.now().timestamp.0.saturating_sub(topic.deleted_at.0).max(0) as u64);
+        let age = Duration::from_millis(
+            self.clock.now().timestamp.0.saturating_sub(topic.deleted_at.0).max(0) as u64,
+        );
         tokio::time::sleep(self.deletion_grace.saturating_sub(age)).await;
         let store = self.store.clone();
         let id = topic.id;
@@ -123,7 +125,9 @@ impl Assigner {
         let confirmation = Request::ConfirmTopicDeletion { id, broker: self.broker };
         match self.metadata.propose(confirmation).await {
             Ok(_) => tracing::info!(topic = %topic.name, "the deleted topic's files are removed"),
-            Err(error) => tracing::warn!(topic = %topic.name, %error, "the removal of a deleted topic is not confirmed; the next start does it"),
+            Err(error) => {
+                tracing::warn!(topic = %topic.name, %error, "the removal of a deleted topic is not confirmed; the next start does it")
+            }
         }
     }
 

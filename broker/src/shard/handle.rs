@@ -91,6 +91,11 @@ pub(crate) struct Shared {
 pub struct ProduceRefused(#[from] pub RequestError);
 
 impl PartitionHandle {
+    #[cfg(test)]
+    pub(super) fn of(shared: Arc<Shared>) -> PartitionHandle {
+        PartitionHandle(shared)
+    }
+
     /// Which partition this is.
     pub fn id(&self) -> TopicPartition {
         self.0.id

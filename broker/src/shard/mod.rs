@@ -76,12 +76,22 @@ pub(crate) struct Shard {
 
 #[derive(Debug)]
 enum Slot {
-    Opening { shared: Arc<handle::Shared>, end: Option<End> },
-    Open { partition: Box<Partition>, end: Option<End> },
+    Opening {
+        shared: Arc<handle::Shared>,
+        end: Option<End>,
+    },
+    Open {
+        partition: Box<Partition>,
+        end: Option<End>,
+    },
     /// Its log is with a flusher, to be closed.
-    Closing { shared: Arc<handle::Shared> },
+    Closing {
+        shared: Arc<handle::Shared>,
+    },
     /// Its log could not be opened.
-    Failed { shared: Arc<handle::Shared> },
+    Failed {
+        shared: Arc<handle::Shared>,
+    },
 }
 
 /// Why a partition is to be let go of.

@@ -257,7 +257,8 @@ impl Partition {
 
     /// As many queued batches as go into the log at once.
     fn take_group(&mut self) -> (Vec<NewBatch>, Vec<Answer>) {
-        let bytes_max = APPEND_BYTES_MAX.min(usize::try_from(self.config.segment_bytes).unwrap_or(usize::MAX));
+        let bytes_max =
+            APPEND_BYTES_MAX.min(usize::try_from(self.config.segment_bytes).unwrap_or(usize::MAX));
         let (mut bytes, mut count) = (0, 0);
         for queued in &self.queued {
             bytes += queued.batch.bytes.len();

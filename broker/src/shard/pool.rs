@@ -137,7 +137,8 @@ impl Shards {
 
 /// Which shard owns a partition: neighbours go to different ones.
 pub(super) fn shard_of(id: TopicPartition, shards: usize) -> usize {
-    let topic = id.topic.0.iter().fold(0usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(*byte)));
+    let topic =
+        id.topic.0.iter().fold(0usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(*byte)));
     topic.wrapping_add(id.partition.0 as usize) % shards
 }
 

@@ -26,7 +26,9 @@ impl Answer {
     /// Answers. The stream may be gone: then nobody wants to know.
     fn send(self, reply: ProduceReply) {
         if let Err(mpsc::error::TrySendError::Full(_)) = self.reply.try_send(reply) {
-            tracing::error!("a produce stream has more batches unanswered than its window; its answer is lost");
+            tracing::error!(
+                "a produce stream has more batches unanswered than its window; its answer is lost"
+            );
         }
     }
 }

@@ -1,0 +1,172 @@
+//! Full disks, failed syncs, damaged logs: who is told what, and what is never done again.
+
+use quire_storage::disk::{Fault, Operation};
+
+use super::*;
+
+/// Produces on one stream until it is refused for lack of space; the number of batches that were acknowledged.
+fn fill(rig: &mut Rig, stream: &mut Stream) -> u64 {
+    let text = "x".repeat(60_000);
+    for written in 0..1_000 {
+        rig.produce(stream, &text);
+        rig.run_all();
+        match stream.outcomes()[..] {
+            [Ok(_)] => {}
+            [Err(ErrorCode::DiskFull)] => return written,
+            ref other => panic!("neither written nor refused: {other:?}"),
+        }
+    }
+    panic!("the disk never fills");
+}
+
+fn small_disk() -> Rig {
+    let rig = Rig::warm(TopicConfig::default());
+    rig.disk.set_capacity(Some(1024 * 1024));
+    rig
+}
+
+#[test]
+fn a_full_disk_refuses_and_reads_go_on_and_space_ends_it() {
+    let mut rig = small_disk();
+    let written = fill(&mut rig, &mut Stream::new(Acks::All));
+    assert_eq!(*rig.handle().state(), PartitionState::DiskFull);
+    assert_eq!(rig.read().len() as u64, written + 1);
+    assert_eq!(rig.memory_in_use(), 0);
+
+    rig.disk.set_capacity(None);
+    let mut refused = Stream::new(Acks::All);
+    rig.produce(&refused, "looks for space");
+    rig.run_all();
+    assert_eq!(refused.answers().len(), 1);
+    let mut retry = Stream::new(Acks::All);
+    rig.produce(&retry, "finds it");
+    rig.run_all();
+    assert!(retry.outcomes()[0].is_ok());
+    assert_eq!(*rig.handle().state(), PartitionState::Online);
+}
+
+#[test]
+fn a_stream_that_was_refused_gets_nothing_appended_any_more() {
+    let (mut rig, mut stream) = (small_disk(), Stream::new(Acks::All));
+    fill(&mut rig, &mut stream);
+    rig.disk.set_capacity(None);
+    let end = rig.handle().reader().end_offset();
+    for text in ["sent before the client heard of the refusal", "and another"] {
+        rig.produce(&stream, text);
+        rig.run_all();
+    }
+    assert_eq!(stream.outcomes(), [], "one failure answered them all");
+    assert_eq!((rig.handle().reader().end_offset(), rig.memory_in_use()), (end, 0));
+
+    let mut other = Stream::new(Acks::All);
+    rig.produce(&other, "looks for space");
+    rig.run_all();
+    other.answers();
+    let mut fresh = Stream::new(Acks::All);
+    rig.produce(&fresh, "a new stream");
+    rig.run_all();
+    assert!(fresh.outcomes()[0].is_ok(), "a stream that was not refused goes on");
+}
+
+#[test]
+fn a_refusal_waits_behind_the_acknowledgements_before_it() {
+    let mut rig = Rig::warm(TopicConfig::default());
+    let mut stream = Stream::new(Acks::All);
+    rig.disk.set_capacity(Some(300_000));
+    rig.produce(&stream, "fits");
+    assert_eq!(rig.job_kinds(), [JobKind::Sync]);
+    rig.produce(&stream, &"x".repeat(400_000));
+    while rig.job_kinds().len() > 1 {
+        let upkeep = rig.job_kinds().iter().position(|kind| *kind != JobKind::Sync).expect("two jobs differ");
+        rig.run(upkeep);
+    }
+    assert_eq!(stream.outcomes(), [], "the first is not on disk yet");
+    rig.run_all();
+    assert_eq!(stream.outcomes(), [Ok(1), Err(ErrorCode::DiskFull)]);
+}
+
+#[test]
+fn after_a_failed_sync_nothing_is_written_and_nobody_is_acknowledged() {
+    let mut rig = Rig::warm(TopicConfig::default());
+    let (mut stream, mut other) = (Stream::new(Acks::All), Stream::new(Acks::Leader));
+    rig.produce(&stream, "one");
+    rig.produce(&other, "two");
+    rig.disk.inject(Fault::SyncFails { nth: 1 });
+    rig.run_all();
+    let failed = [Err(ErrorCode::StorageFailed)];
+    assert_eq!((stream.outcomes(), other.outcomes()), (failed.to_vec(), failed.to_vec()));
+    assert!(matches!(*rig.handle().state(), PartitionState::Failed { .. }));
+
+    rig.disk.take_trace();
+    let mut late = Stream::new(Acks::All);
+    rig.produce(&late, "three");
+    rig.advance(RETENTION_INTERVAL);
+    rig.round([]);
+    rig.run_all();
+    assert_eq!(late.outcomes(), failed);
+    assert_eq!(rig.disk.take_trace(), [], "the log is not touched again");
+    assert_eq!(rig.read(), [0], "what was committed before can be read");
+    assert_eq!(rig.memory_in_use(), 0);
+}
+
+#[test]
+fn a_failed_write_fails_its_batches() {
+    let mut rig = Rig::warm(TopicConfig::default());
+    rig.disk.inject(Fault::WriteFails { nth: 1 });
+    let mut stream = Stream::new(Acks::All);
+    rig.produce(&stream, "one");
+    rig.run_all();
+    assert_eq!(stream.outcomes(), [Err(ErrorCode::StorageFailed)]);
+    assert!(matches!(*rig.handle().state(), PartitionState::Failed { .. }));
+}
+
+#[test]
+fn a_failed_partition_closes_but_not_cleanly() {
+    let mut rig = Rig::warm(TopicConfig::default());
+    rig.disk.inject(Fault::SyncFails { nth: 1 });
+    rig.produce(&Stream::new(Acks::All), "one");
+    rig.run_all();
+    let (done, mut closed) = oneshot::channel();
+    rig.apply(Event::Close { done });
+    rig.run_all();
+    assert_eq!(closed.try_recv(), Ok(Closed { partitions: 1, clean: 0 }));
+}
+
+#[test]
+fn a_damaged_log_reads_what_is_intact_and_takes_nothing() {
+    let mut rig = Rig::warm(TopicConfig::default());
+    let stream = Stream::new(Acks::All);
+    for _ in 0..8 {
+        rig.produce(&stream, &"x".repeat(3_000));
+        rig.run_all();
+    }
+    let path = segment(&rig);
+    rig.disk.kill();
+    rig.disk.heal();
+    rig.disk.flip_bit(&path, 14_000, 3);
+
+    let mut rig = Rig::on(rig.disk.fork(2), TopicConfig::default());
+    let PartitionState::Corrupt { what } = (*rig.handle().state()).clone() else {
+        panic!("the damage lies below what was known to be on disk")
+    };
+    assert!(what.contains("offsets 5 to"), "{what}");
+    let mut refused = Stream::new(Acks::All);
+    rig.produce(&refused, "one more");
+    assert_eq!(refused.outcomes(), [Err(ErrorCode::CorruptLog)]);
+    let handle = rig.handle();
+    let reader = handle.reader();
+    let read = |offset| reader.read(Offset(offset), 1, reader.high_watermark(), Residency::Any);
+    assert!(read(0).is_ok() && read(4).is_ok());
+    assert_eq!(read(5).map_err(|error| RequestError::from(error).code).err(), Some(ErrorCode::CorruptLog));
+}
+
+/// The partition's only segment.
+fn segment(rig: &Rig) -> PathBuf {
+    let is_log = |operation: &Operation| match operation {
+        Operation::Write(path, _) if path.extension().is_some_and(|extension| extension == "log") => {
+            Some(path.clone())
+        }
+        _ => None,
+    };
+    rig.disk.take_trace().iter().find_map(|event| is_log(&event.operation)).expect("the segment was written")
+}

@@ -1,0 +1,157 @@
+//! Opening, retention, deletion, closing.
+
+use super::*;
+
+fn removal() -> (Event, oneshot::Receiver<()>) {
+    let (done, removed) = oneshot::channel();
+    (Event::Remove { partition: PARTITION, done }, removed)
+}
+
+#[test]
+fn closing_answers_what_was_taken_and_the_next_start_has_nothing_to_recover() {
+    let mut rig = Rig::warm(TopicConfig::default());
+    let mut stream = Stream::new(Acks::All);
+    rig.produce(&stream, "one");
+    let (done, mut closed) = oneshot::channel();
+    rig.apply(Event::Close { done });
+    rig.produce(&stream, "too late");
+    assert_eq!(stream.outcomes(), [], "the first is still to be answered");
+    rig.run_all();
+    assert_eq!(stream.outcomes(), [Ok(1), Err(ErrorCode::ShuttingDown)]);
+    assert_eq!(closed.try_recv(), Ok(Closed { partitions: 1, clean: 1 }));
+    assert!(rig.shard.is_closed());
+    assert_eq!(*rig.shared.state(), PartitionState::Closed);
+
+    let dir = rig.shard.store.partition_dir(PARTITION);
+    let options = quire_storage::LogOptions::default();
+    let opened = Log::open(Arc::new(rig.disk.clone()), &dir, PARTITION, options);
+    let (log, report) = opened.expect("closed in order");
+    assert!(report.was_clean);
+    assert_eq!(log.end_offset(), Offset(2));
+}
+
+#[test]
+fn a_shard_without_partitions_closes_at_once() {
+    let now = Now { time: Time::ZERO, timestamp: Timestamp(0) };
+    let mut shard = Shard::new(now, BrokerId(0), store(&SimDisk::new(1)), RETENTION_INTERVAL);
+    let (done, mut closed) = oneshot::channel();
+    shard.apply(now, Event::Close { done }, &mut Vec::new());
+    shard.write(now, &mut Vec::new());
+    shard.answer(&mut Vec::new());
+    assert_eq!(closed.try_recv(), Ok(Closed::default()));
+}
+
+#[test]
+fn a_deleted_partition_is_let_go_of_when_its_jobs_are_back() {
+    let mut rig = Rig::warm(TopicConfig::default());
+    let mut stream = Stream::new(Acks::All);
+    rig.produce(&stream, "one");
+    let (event, mut removed) = removal();
+    rig.apply(event);
+    assert_eq!(stream.outcomes(), [Err(ErrorCode::UnknownTopic)]);
+    assert!(rig.handle().changes().borrow().is_closed, "readers are told");
+    assert!(removed.try_recv().is_err(), "a sync still uses its files");
+    rig.run_all();
+    assert_eq!(removed.try_recv(), Ok(()));
+
+    let mut late = Stream::new(Acks::All);
+    rig.produce(&late, "two");
+    assert_eq!(late.outcomes(), [Err(ErrorCode::UnknownTopic)]);
+}
+
+#[test]
+fn a_partition_deleted_while_it_is_opened_is_let_go_of() {
+    let now = Now { time: Time::ZERO, timestamp: Timestamp(0) };
+    let disk = SimDisk::new(1);
+    let mut shard = Shard::new(now, BrokerId(0), store(&disk), RETENTION_INTERVAL);
+    let (queue, _events) = mpsc::channel(1);
+    let shared = Arc::new(Shared::new(PARTITION, queue, LeaderEpoch(1), Arc::default()));
+    let mut tasks = Vec::new();
+    shard.apply(now, Event::Open(shared), &mut tasks);
+    let (event, mut removed) = removal();
+    shard.apply(now, event, &mut tasks);
+    assert!(removed.try_recv().is_err(), "its log is being opened");
+    let (id, task) = tasks.pop().expect("the log is being opened");
+    shard.apply(now, Event::Done(id, task.run()), &mut tasks);
+    shard.write(now, &mut tasks);
+    shard.answer(&mut tasks);
+    assert_eq!((removed.try_recv(), tasks.len()), (Ok(()), 0));
+}
+
+#[test]
+fn removing_what_is_not_held_is_done_at_once() {
+    let mut rig = Rig::new(TopicConfig::default());
+    let (event, mut removed) = removal();
+    rig.apply(event);
+    rig.run_all();
+    assert_eq!(removed.try_recv(), Ok(()));
+    let (event, mut removed) = removal();
+    rig.apply(event);
+    assert_eq!(removed.try_recv(), Ok(()));
+}
+
+#[test]
+fn retention_moves_the_start_while_a_reader_keeps_what_it_holds() {
+    let config = TopicConfig {
+        segment_bytes: 64 * 1024,
+        retention: Some(Duration::from_secs(60)),
+        ..TopicConfig::default()
+    };
+    let mut rig = Rig::new(config);
+    let stream = Stream::new(Acks::All);
+    for _ in 0..9 {
+        rig.produce(&stream, &"x".repeat(20_000));
+        rig.run_all();
+    }
+    let handle = rig.handle();
+    let mut changes = handle.changes();
+    let held = handle.reader().read(Offset::ZERO, 1, Offset(9), Residency::Any).expect("all is there");
+    changes.mark_unchanged();
+
+    rig.advance(Duration::from_secs(30));
+    rig.round([]);
+    rig.run_all();
+    assert_eq!(handle.reader().log_start(), Offset::ZERO, "nothing is old enough");
+    // Deleting needs a checkpoint first: the tick after that does it.
+    for _ in 0..4 {
+        rig.advance(Duration::from_secs(31));
+        rig.round([]);
+        rig.run_all();
+    }
+    let log_start = handle.reader().log_start();
+    assert!(log_start > Offset::ZERO, "old segments are gone");
+    assert!(changes.has_changed().expect("the partition is open"));
+    assert_eq!(changes.borrow_and_update().log_start, log_start);
+    assert_eq!(rig.read(), (log_start.0..9).collect::<Vec<_>>(), "the rest is there");
+    let gone = handle.reader().read(Offset::ZERO, 1, Offset(9), Residency::Any);
+    let code = gone.map_err(|error| RequestError::from(error).code).err();
+    assert_eq!(code, Some(ErrorCode::OffsetOutOfRange));
+    let header = FrameHeader::parse(&held.frames[0]).expect("what a reader holds stays intact");
+    assert_eq!(header.base_offset, Offset::ZERO);
+}
+
+#[test]
+fn an_idle_log_goes_on_where_it_was() {
+    let mut rig = Rig::warm(TopicConfig::default());
+    for _ in 0..3 {
+        rig.advance(RETENTION_INTERVAL);
+        rig.round([]);
+        rig.run_all();
+    }
+    let mut stream = Stream::new(Acks::All);
+    rig.produce(&stream, "after a rest");
+    rig.run_all();
+    assert_eq!((stream.outcomes(), rig.read()), (vec![Ok(1)], vec![0, 1]));
+}
+
+#[test]
+fn readers_are_woken_by_the_high_watermark() {
+    let mut rig = Rig::warm(TopicConfig::default());
+    let mut changes = rig.handle().changes();
+    rig.produce(&Stream::new(Acks::All), "one");
+    assert!(!changes.has_changed().expect("open"), "nothing can be read yet");
+    rig.run_all();
+    let watermarks = *changes.borrow_and_update();
+    assert_eq!(watermarks.high_watermark, Offset(2));
+    assert_eq!(rig.handle().reader().high_watermark(), Offset(2));
+}

@@ -1,0 +1,185 @@
+//! The whole pool, with its threads, on the metadata it follows.
+
+use std::collections::BTreeMap;
+
+use quire_engine::controller::{AlterTopic, CreateTopic, RegisterBroker, Request, Response};
+use quire_storage::disk::Disk;
+
+use super::*;
+use crate::controller::{LocalMetadata, LocalMetadataOptions, Metadata};
+
+struct Broker {
+    metadata: Arc<LocalMetadata>,
+    shards: Shards,
+}
+
+impl Broker {
+    async fn start(disk: &SimDisk) -> Broker {
+        let clock = Arc::new(SystemClock::new());
+        let options = LocalMetadataOptions {
+            disk: Arc::new(disk.clone()),
+            dir: PathBuf::from("/data/metadata"),
+            clock: clock.clone(),
+            seed: 3,
+            registration: RegisterBroker {
+                cluster_id: "c-1".into(),
+                broker: BrokerId(0),
+                host: "127.0.0.1".into(),
+                port: 9440,
+                rack: String::new(),
+            },
+        };
+        let metadata = Arc::new(LocalMetadata::open(options).expect("a sound log"));
+        let options = ShardsOptions {
+            broker: BrokerId(0),
+            disk: Arc::new(disk.clone()),
+            dir: PathBuf::from("/data/topics"),
+            shards: 2,
+            clock,
+            retention_interval: RETENTION_INTERVAL,
+            deletion_grace: Duration::ZERO,
+        };
+        let shards = Shards::start(options, metadata.clone()).expect("threads can be had");
+        shards.partitions().all_opened().await;
+        Broker { metadata, shards }
+    }
+
+    async fn stop(self) -> Closed {
+        let closed = self.shards.close().await;
+        self.metadata.close().await.expect("a sound log");
+        closed
+    }
+
+    async fn create(&self, name: &str, partitions: u32) -> TopicId {
+        let request = CreateTopic { name: name.into(), partitions, ..CreateTopic::default() };
+        let response = self.metadata.propose(Request::CreateTopic(request)).await;
+        let Ok(Response::Topic(topic)) = response else { panic!("the topic is made: {response:?}") };
+        self.shards.partitions().opened(topic.id).await;
+        topic.id
+    }
+
+    fn find(&self, topic: TopicId, partition: u32) -> Result<PartitionHandle, ErrorCode> {
+        let id = TopicPartition { topic, partition: PartitionIndex(partition) };
+        self.shards.partitions().find(id).map_err(|error| error.code)
+    }
+}
+
+/// Produces so many batches, one after another; the offsets they got.
+async fn produce(handle: &PartitionHandle, count: usize) -> Vec<u64> {
+    let budget = Arc::new(Semaphore::new(1 << 20));
+    let (reply, mut replies) = mpsc::channel(WINDOW + 1);
+    let mut offsets = Vec::new();
+    for _ in 0..count {
+        let batch = batch("one");
+        let request = ProduceRequest {
+            header: BatchHeader::check(&batch).expect("just built"),
+            permit: budget.clone().acquire_many_owned(batch.len() as u32).await.expect("never closed"),
+            batch,
+            acks: Acks::All,
+            reply: reply.clone(),
+        };
+        handle.produce(request).await.expect("the shard runs");
+        let answer = replies.recv().await.expect("the sender is here");
+        offsets.push(answer.expect("nothing fails here").base_offset.0);
+    }
+    offsets
+}
+
+#[tokio::test]
+async fn topics_live_through_restarts_and_each_start_leads_anew() {
+    let disk = SimDisk::new(5);
+    let broker = Broker::start(&disk).await;
+    let topic = broker.create("flights", 3).await;
+    let handles: Vec<_> =
+        (0..3).map(|partition| broker.find(topic, partition).expect("it is open")).collect();
+    let producers: Vec<_> = (0..12)
+        .map(|number| {
+            let handle = handles[number % 3].clone();
+            tokio::spawn(async move { produce(&handle, 20).await })
+        })
+        .collect();
+    let mut offsets: Vec<u64> = Vec::new();
+    for producer in producers {
+        let own = producer.await.expect("no producer panics");
+        assert!(own.is_sorted(), "a producer's batches are in its order");
+        offsets.extend(own);
+    }
+    offsets.sort_unstable();
+    let expected: Vec<u64> = (0..80).flat_map(|offset| [offset; 3]).collect();
+    assert_eq!(offsets, expected, "every offset is given once in each partition");
+    assert_eq!(handles[0].leader_epoch(), LeaderEpoch(1));
+    assert_eq!(broker.stop().await, Closed { partitions: 3, clean: 3 });
+
+    let broker = Broker::start(&disk).await;
+    let handle = broker.find(topic, 1).expect("it is open again");
+    assert_eq!(handle.leader_epoch(), LeaderEpoch(2), "no broker leads twice in one epoch");
+    assert_eq!(handle.reader().high_watermark(), Offset(80));
+    assert_eq!(produce(&handle, 1).await, [80]);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn a_topic_can_grow_and_change_while_it_is_used() {
+    let broker = Broker::start(&SimDisk::new(5)).await;
+    let topic = broker.create("flights", 1).await;
+    let handle = broker.find(topic, 0).expect("it is open");
+    assert_eq!(broker.find(topic, 1).map(|_| ()), Err(ErrorCode::UnknownPartition));
+    let request = AlterTopic {
+        name: "flights".into(),
+        partitions: Some(2),
+        set_config: BTreeMap::from([("max.message.bytes".to_owned(), "2048".to_owned())]),
+        unset_config: Vec::new(),
+    };
+    broker.metadata.propose(Request::AlterTopic(request)).await.expect("it can be changed");
+    broker.shards.partitions().opened(topic).await;
+    assert_eq!(produce(&broker.find(topic, 1).expect("it is open"), 1).await, [0]);
+    // The shard takes the change before the batch that was sent after it was seen.
+    while handle.config().message_bytes_max != 2048 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(produce(&handle, 1).await, [0]);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn a_deleted_topic_is_removed_from_the_disk_and_its_name_is_free() {
+    let disk = SimDisk::new(5);
+    let broker = Broker::start(&disk).await;
+    let topic = broker.create("flights", 2).await;
+    produce(&broker.find(topic, 0).expect("it is open"), 3).await;
+    let topics = PathBuf::from("/data/topics");
+    assert_eq!(disk.list(&topics).expect("it is there"), [topic.to_string()]);
+
+    let request = Request::DeleteTopic { name: "flights".into() };
+    broker.metadata.propose(request).await.expect("it exists");
+    let mut images = broker.metadata.changes();
+    images.wait_for(|image| image.deleted_topics().len() == 0).await.expect("the removal is confirmed");
+    assert_eq!(disk.list(&topics).expect("it is there"), Vec::<String>::new());
+    assert_eq!(broker.find(topic, 0).map(|_| ()), Err(ErrorCode::UnknownTopic));
+
+    let again = broker.create("flights", 1).await;
+    assert_ne!(again, topic);
+    assert_eq!(produce(&broker.find(again, 0).expect("it is open"), 1).await, [0]);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn what_comes_after_the_end_is_told_so() {
+    let broker = Broker::start(&SimDisk::new(5)).await;
+    let topic = broker.create("flights", 1).await;
+    let handle = broker.find(topic, 0).expect("it is open");
+    let mut changes = handle.changes();
+    broker.stop().await;
+    assert!(changes.borrow_and_update().is_closed);
+    let budget = Arc::new(Semaphore::new(1 << 20));
+    let batch = batch("late");
+    let request = ProduceRequest {
+        header: BatchHeader::check(&batch).expect("just built"),
+        permit: budget.try_acquire_many_owned(1).expect("free"),
+        batch,
+        acks: Acks::All,
+        reply: mpsc::channel(1).0,
+    };
+    let refused = handle.produce(request).await.expect_err("the shard has ended");
+    assert_eq!(refused.0.code, ErrorCode::ShuttingDown);
+}
