@@ -8,7 +8,7 @@ use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp};
 use quire_storage::disk::{CrashOptions, Fault, SimDisk, Survival};
 use std::time::Duration;
 
-use harness::{Harness, NO_SYNC, SYNC, cases, new_batch, open, options, read_all};
+use harness::{Harness, NO_SYNC, SYNC, config, new_batch, open, options, read_all};
 
 /// Something that happens to a log.
 #[derive(Debug, Clone)]
@@ -95,7 +95,7 @@ fn close(harness: &mut Harness) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(200), ..ProptestConfig::default() })]
+    #![proptest_config(config(200))]
 
     #[test]
     fn a_log_is_its_model(seed in any::<u64>(), steps in steps()) {

@@ -9,6 +9,7 @@ use super::{Opening, Recovered, RecoveryReport, derived, log_file};
 use crate::checkpoint::Checkpoint;
 use crate::disk::OpenMode;
 use crate::error::OpenError;
+use crate::index::SegmentIndex;
 use crate::log::Active;
 use crate::manifest::{Manifest, SegmentFile, SegmentName};
 use crate::segment::{Extent, Segment};
@@ -30,7 +31,9 @@ pub(super) fn open(
         if extent.position > 0 {
             report.rebuilt.extend(missing_indexes(opening, name));
         }
-        let segment = Arc::new(opening.segment(name, extent, None));
+        // An empty segment has nothing to load an index from.
+        let index = (extent.position == 0).then(|| SegmentIndex::new(name.base_offset));
+        let segment = Arc::new(opening.segment(name, extent, index));
         if entry.sealed.is_none() {
             let first_append_time = first_append_time(opening, &segment);
             active =

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use proptest::prelude::ProptestConfig;
 use quire_protocol::batch::{self, BatchBuilder, BatchHeader, Compression, Record, TimestampType};
 use quire_protocol::frame::{self, FrameHeader};
 use quire_protocol::ids::{LeaderEpoch, Offset, PartitionIndex, Timestamp, TopicId, TopicPartition};
@@ -23,8 +24,9 @@ pub fn partition() -> TopicPartition {
 }
 
 /// How many cases a property test runs: `QUIRE_CASES` overrides.
-pub fn cases(default: u32) -> u32 {
-    std::env::var("QUIRE_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(default)
+pub fn config(default: u32) -> ProptestConfig {
+    let cases = std::env::var("QUIRE_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(default);
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 
 /// Small, so that a few records fill segments and need checkpoints.
@@ -70,6 +72,8 @@ pub struct Harness {
     pub log: Log,
     /// Every frame appended and not known to be lost, from the log start on.
     pub frames: Vec<ModelFrame>,
+    /// Batches, stamped, whose write a stop interrupted: they may turn out to be in the log, in order.
+    pub in_doubt: Vec<Vec<u8>>,
     pub durable_end: Offset,
     pub log_start: Offset,
     pub epoch: LeaderEpoch,
@@ -91,6 +95,7 @@ impl Harness {
             options,
             log,
             frames: Vec::new(),
+            in_doubt: Vec::new(),
             durable_end: Offset::ZERO,
             log_start: Offset::ZERO,
             epoch: LeaderEpoch(0),
@@ -124,6 +129,9 @@ impl Harness {
             }
             Err(error) => {
                 assert_eq!(self.log.end_offset(), end, "all or nothing");
+                if self.disk.is_stopped() && self.in_doubt.is_empty() {
+                    self.in_doubt = error.batches.iter().map(|batch| batch.bytes.clone()).collect();
+                }
                 Err(error)
             }
         }
@@ -185,6 +193,7 @@ impl Harness {
         self.log = log;
         let (start, end) = (self.log.start_offset(), self.log.end_offset());
         assert!(end >= self.durable_end, "durable to {}, found {end}: {report:?}", self.durable_end);
+        self.resolve_doubt(end);
         assert!(end <= self.end(), "written to {}, found {end}", self.end());
         assert_eq!(self.log.durable_end(), end, "what is kept was made durable");
         assert!(start >= self.log_start, "the log start never moves back");
@@ -198,6 +207,21 @@ impl Harness {
         }
         self.durable_end = end;
         self.check();
+    }
+
+    /// Takes into the model what an interrupted write left in the log, if it is what was to be written.
+    fn resolve_doubt(&mut self, end: Offset) {
+        let in_doubt = std::mem::take(&mut self.in_doubt);
+        if end <= self.end() {
+            return;
+        }
+        let found = read_all(&self.log.reader(), self.end(), end).expect("intact");
+        let found = frames(&found);
+        assert!(found.len() <= in_doubt.len(), "nothing is invented");
+        for (frame, batch) in found.into_iter().zip(in_doubt) {
+            assert_eq!(frame.bytes[frame::HEADER_LEN..], batch, "what was to be written");
+            self.frames.push(frame);
+        }
     }
 
     /// Everything in the log reads as it was written, from wherever one starts.
@@ -261,13 +285,14 @@ pub fn read_all(reader: &LogReader, mut from: Offset, end: Offset) -> Result<Vec
     Ok(bytes)
 }
 
-/// The headers of frames that follow one another in `bytes`.
-pub fn headers(mut bytes: &[u8]) -> Vec<FrameHeader> {
-    let mut headers = Vec::new();
+/// The frames that follow one another in `bytes`.
+pub fn frames(mut bytes: &[u8]) -> Vec<ModelFrame> {
+    let mut frames = Vec::new();
     while !bytes.is_empty() {
         let header = FrameHeader::parse(bytes).expect("a frame");
-        bytes = &bytes[frame::HEADER_LEN + header.batch_len as usize..];
-        headers.push(header);
+        let (frame, rest) = bytes.split_at(header.frame_len());
+        frames.push(ModelFrame { header, bytes: frame.to_vec() });
+        bytes = rest;
     }
-    headers
+    frames
 }
