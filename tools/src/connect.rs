@@ -79,7 +79,8 @@ pub fn about_topic(topic: &str, error: Error) -> Failure {
         Some(nearest) => format!("did you mean \"{nearest}\"?   or: {create}"),
         None => format!("create it: {create}   or see what there is: quire topic list"),
     };
-    Failure::failed(error.to_string()).hint(next)
+    // The broker's sentence may carry the suggestion too, which is said once.
+    Failure::failed(with_code(format!("no topic \"{topic}\""), error.code())).hint(next)
 }
 
 #[cfg(test)]
@@ -87,7 +88,7 @@ mod tests {
     use super::*;
 
     fn refused(code: ErrorCode, suggestion: Option<&str>) -> Error {
-        let message = "no topic \"fligths\"".to_owned();
+        let message = "no topic \"fligths\"; did you mean \"flights\"?".to_owned();
         Error::Broker { code, message, suggestion: suggestion.map(Into::into) }
     }
 

@@ -102,10 +102,8 @@ async fn tell(args: &DemoArgs, broker: &Broker) -> Result<Exit, Failure> {
         .hint("this is a defect in quire; please report it with the lines above"));
     }
     if !args.output.json {
-        output::note("\nNext:  quire dev                                  a broker that stays");
-        output::note(
-            "       quire topic create flights --partitions 8  in a second terminal; then quire produce, quire consume",
-        );
+        output::note("\nNext:  quire dev                                    a broker that stays");
+        output::note("       quire topic create flights --partitions 8    in a second terminal");
     }
     Ok(Exit::Done)
 }

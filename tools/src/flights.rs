@@ -79,11 +79,13 @@ impl Totals {
 
 /// Fewer departures than this say little about a carrier.
 const FEW_DEPARTURES: u64 = 20;
+/// A delay that is worth a word (minutes).
+const VERY_LATE_MIN: i64 = 180;
 
 /// What a reader should know before believing a mean: few departures, of which one decides.
 pub fn remark(tally: Tally) -> Option<String> {
     let few = tally.departures < FEW_DEPARTURES;
-    let one_decides = tally.delay_min_max > 60 && tally.delay_min_max * 2 > tally.delay_min;
+    let one_decides = tally.delay_min_max >= VERY_LATE_MIN && tally.delay_min_max * 2 > tally.delay_min;
     (few && one_decides)
         .then(|| format!("{} flights, one of them {} hours late", tally.departures, tally.delay_min_max / 60))
 }
@@ -139,7 +141,7 @@ mod tests {
         let late = Tally { departures: 13, delay_min: 1492, delay_min_max: 1301 };
         assert_eq!(remark(late).as_deref(), Some("13 flights, one of them 21 hours late"));
         assert_eq!(remark(Tally { departures: 500, ..late }), None);
-        assert_eq!(remark(Tally { departures: 14, delay_min: 28, delay_min_max: 50 }), None);
+        assert_eq!(remark(Tally { departures: 14, delay_min: 28, delay_min_max: 102 }), None);
     }
 
     #[test]

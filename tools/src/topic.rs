@@ -56,6 +56,9 @@ pub struct DescribeArgs {
     /// Their names
     #[arg(required = true)]
     topics: Vec<String>,
+    /// Also show every setting with its effective value (--json always has them)
+    #[arg(long)]
+    settings: bool,
     #[command(flatten)]
     output: JsonArg,
 }
@@ -104,14 +107,15 @@ fn setting(text: &str) -> Result<(String, String), String> {
 /// If the broker can not be reached or refuses, or the answer can not be written.
 pub async fn run(profile: Option<&str>, command: &TopicCommand) -> Result<Exit, Failure> {
     let client = connect::client(profile).await?;
-    match command {
-        TopicCommand::Create(args) => create(&client, args).await?,
-        TopicCommand::List(args) => list(&client, args.json).await?,
-        TopicCommand::Describe(args) => describe(&client, args).await?,
-        TopicCommand::Alter(args) => alter(&client, args).await?,
-        TopicCommand::Delete(args) => return delete(&client, args).await,
-    }
-    Ok(Exit::Done)
+    let outcome = match command {
+        TopicCommand::Create(args) => create(&client, args).await,
+        TopicCommand::List(args) => list(&client, args.json).await,
+        TopicCommand::Describe(args) => describe(&client, args).await,
+        TopicCommand::Alter(args) => alter(&client, args).await,
+        TopicCommand::Delete(args) => delete(&client, args).await,
+    };
+    client.close().await;
+    outcome.map(|()| Exit::Done)
 }
 
 async fn create(client: &Client, args: &CreateArgs) -> Result<(), Failure> {
@@ -157,6 +161,9 @@ async fn describe(client: &Client, args: &DescribeArgs) -> Result<(), Failure> {
         }
         let gap = if index == 0 { "" } else { "\n" };
         output::print(&format!("{gap}{}", page(&topic, Palette::stdout())))?;
+        if args.settings {
+            output::print(&format!("\n{}", settings(&topic, Palette::stdout())))?;
+        }
     }
     Ok(())
 }
@@ -180,23 +187,20 @@ async fn alter(client: &Client, args: &AlterArgs) -> Result<(), Failure> {
     output::print(&format!("altered {}\n", headline(&altered, Palette::stdout())))
 }
 
-async fn delete(client: &Client, args: &DeleteArgs) -> Result<Exit, Failure> {
+async fn delete(client: &Client, args: &DeleteArgs) -> Result<(), Failure> {
     if !args.yes && io::stdin().is_terminal() && io::stderr().is_terminal() {
         let described = client.admin().describe_topic(&args.topic).await;
         let topic = described.map_err(|error| connect::about_topic(&args.topic, error))?;
         if !confirmed(&format!("delete {} and its {}?", topic.name, counted(records(&topic), "record"))) {
-            output::note("nothing deleted");
-            return Ok(Exit::Failed);
+            return Err(Failure::failed("nothing deleted: not confirmed"));
         }
     }
     let deleted = client.admin().delete_topic(&args.topic).await;
     deleted.map_err(|error| connect::about_topic(&args.topic, error))?;
     if args.output.json {
-        output::print_json(&DeletedJson { name: &args.topic, deleted: true })?;
-    } else {
-        output::print(&format!("deleted {}\n", args.topic))?;
+        return output::print_json(&DeletedJson { name: &args.topic, deleted: true });
     }
-    Ok(Exit::Done)
+    output::print(&format!("deleted {}\n", args.topic))
 }
 
 fn confirmed(question: &str) -> bool {
@@ -260,6 +264,15 @@ fn page(topic: &TopicDescription, palette: Palette) -> String {
         thousands(under_replicated),
         thousands(offline),
     )
+}
+
+fn settings(topic: &TopicDescription, palette: Palette) -> String {
+    let mut table = Table::new(&[("SETTING", Align::Left), ("VALUE", Align::Left), ("", Align::Left)]);
+    for (key, value) in &topic.config {
+        let origin = if topic.overrides.contains_key(key) { "set for this topic" } else { "" };
+        table.row(vec![key.clone(), value.clone(), origin.to_owned()]);
+    }
+    table.render(palette)
 }
 
 fn row(partition: &PartitionDescription, palette: Palette) -> Vec<String> {
@@ -417,6 +430,13 @@ mod tests {
              1       -  -      -        4         10          39,262  8.1 MiB  ! no leader\n \
              78,504 records   1 under-replicated   1 offline\n"
         );
+    }
+
+    #[test]
+    fn settings_tell_what_was_set_from_defaults() {
+        let shown = settings(&topic(), Palette::PLAIN);
+        assert!(shown.contains(" segment.ms              604800000\n"), "{shown}");
+        assert!(shown.contains(" segment.bytes           134217728   set for this topic\n"), "{shown}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ fn ctrl_c_stops_dev_cleanly_and_its_data_stays() {
     dev.home.stdout(&["topic", "create", "t", "--partitions", "2"]);
     dev.home.pipe(&["produce", "t"], "kept\n");
     let (home, last) = dev.stop();
-    assert!(last.starts_with("stopping: 0 clients told, 2 partitions synced, clean ("), "{last}");
+    assert!(last.starts_with("stopping: ") && last.contains("2 partitions synced, clean ("), "{last}");
 
     let again = Dev::start_in(home, &["--data", path(data.path())]);
     assert_eq!(again.home.stdout(&["consume", "t"]), "kept\n");

@@ -27,6 +27,8 @@ fn a_topic_lives_from_create_to_delete() {
     );
     assert!(described.contains("LEADER") && described.contains("HIGH WATERMARK"), "{described}");
     assert!(described.ends_with(" 2 records   0 under-replicated   0 offline\n"), "{described}");
+    let settings = home.stdout(&["topic", "describe", "flights", "--settings"]);
+    assert!(settings.contains("3600000") && settings.contains("set for this topic"), "{settings}");
     let described = &home.json(&["topic", "describe", "flights", "--json"])[0];
     assert_eq!(described["partitions"][1]["high_watermark"], 2);
     assert_eq!(described["partitions"][1]["log_start"], 0);
