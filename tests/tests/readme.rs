@@ -1,6 +1,6 @@
 //! README.md is true: its commands are run in the order they stand, in a home of their own, and print what it says.
 //!
-//! Each `sh` block is one script; a `text` block right behind it is its standard output. A block that is one command of
+//! Each `sh` block is one script; a `text` block right behind it is what its standard output ends with. A block that is one command of
 //! `quire dev` or `quire broker` runs in the background until the next such block, or `<!-- test: stop -->`. `cargo` is a
 //! stand-in that knows the README's commands and runs the binary that this test run built.
 
@@ -121,7 +121,7 @@ impl Scratch {
             (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         ensure!(output.status.success(), "README.md:{line}: {}\n{stdout}{stderr}", output.status);
         if let Some(expected) = prints {
-            ensure!(stdout == expected, "README.md:{line} prints\n{stdout}instead of\n{expected}");
+            ensure!(stdout.ends_with(expected), "README.md:{line} prints\n{stdout}and not\n{expected}");
         }
         Ok(())
     }
