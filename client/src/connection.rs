@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::config::{Address, ClientConfig};
 use crate::error::Error;
-use crate::retry::{Retry, Rng};
+use crate::retry::{Jitter, Retry};
 use crate::transport::{ConnectError, Transport};
 
 /// An established connection whose hello exchange is done.
@@ -85,7 +85,7 @@ struct Circuit {
 
 impl Link {
     fn new(address: Address, transport: Arc<Transport>, config: Arc<ClientConfig>) -> Link {
-        let retry = Retry::new(config.backoff, Rng::from_entropy());
+        let retry = Retry::new(config.backoff, Jitter::from_entropy());
         let circuit = tokio::sync::Mutex::new(Circuit { retry, last_failure: None });
         Link { address, transport, config, current: Mutex::new(None), circuit }
     }

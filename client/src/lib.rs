@@ -1,4 +1,66 @@
-//! The client of the Quire event log.
+//! The client of the Quire event log: produces records, consumes them from any offset or time, and manages topics.
+//!
+//! Connections are QUIC with TLS 1.3, authenticated on both sides. Where a cluster is, whom to trust there and who the
+//! client is stand in a [`Profile`]; `quire dev` writes one.
+//!
+//! # Produce
+//! ```no_run
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! use quire_client::{Client, Record};
+//!
+//! let client = Client::connect("quire://127.0.0.1:9440").await?;
+//! let producer = client.producer().build();
+//! let record = Record { key: Some("N14228".into()), value: Some("departed".into()), ..Record::default() };
+//! let sent = producer.send("flights", record).await?;
+//! println!("partition {} offset {}, on {} disks", sent.partition, sent.offset, sent.replicas_on_disk);
+//! # Ok(())
+//! # }
+//! ```
+//! [`Producer::send`] waits for the acknowledgement: by default, that the record is on disk. [`Producer::enqueue`]
+//! waits only for room in the producer's memory, which is how to send many:
+//! ```no_run
+//! # async fn run(producer: quire_client::Producer) -> Result<(), Box<dyn std::error::Error>> {
+//! # use quire_client::Record;
+//! for number in 0..1_000_000 {
+//!     let record = Record { value: Some(format!("event {number}").into()), ..Record::default() };
+//!     let _delivery = producer.enqueue("flights", record).await?;
+//! }
+//! // Tells the first failure, if there was any.
+//! producer.flush().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Consume
+//! A [`Consumer`] is a [`Stream`](futures_core::Stream) of records:
+//! ```no_run
+//! # async fn run(client: quire_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+//! use quire_client::{Position, Timestamp};
+//!
+//! let mut consumer = client
+//!     .consumer()
+//!     .topic("flights")
+//!     .from(Position::Timestamp(Timestamp(1_371_081_600_000)))
+//!     .until(Position::Timestamp(Timestamp(1_371_168_000_000)))
+//!     .merge_by_time(true)
+//!     .build()
+//!     .await?;
+//! while let Some(record) = consumer.next().await {
+//!     let record = record?;
+//!     println!("{}:{} {:?}", record.partition, record.offset, record.value);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//! Every frame is verified before a record of it is handed out: its checksums, that it is the next one of its
+//! partition, and the chain that links it to the frame before.
+//!
+//! # Errors
+//! Every error says whether a retry can help ([`Error::is_retriable`]) and what to do ([`Error::advice`]). The client
+//! itself retries what can be retried: a producer until its delivery timeout, a consumer until its retry timeout.
+//!
+//! # Metadata
+//! Topics are created and changed with [`Client::admin`].
 #![forbid(unsafe_code)]
 
 mod admin;
@@ -23,7 +85,9 @@ pub use config::{Address, ClientConfig, DEFAULT_PORT};
 pub use consumer::{ConsumeError, ConsumedRecord, Consumer, ConsumerBuilder, PartitionLag};
 pub use error::Error;
 pub use position::{InvalidPosition, Position};
-pub use producer::{Delivery, Partitioner, Producer, ProducerBuilder, RecordMetadata, SendError};
+pub use producer::{
+    Delivery, PartitionFunction, Partitioner, Producer, ProducerBuilder, RecordMetadata, SendError,
+};
 pub use profile::{PROFILE_VARIABLE, Profile, ProfileError};
 pub use retry::Backoff;
 

@@ -24,7 +24,7 @@ impl Default for Backoff {
 impl Backoff {
     /// The pause after this many failures in a row (1 is the first): doubled each time up to the longest, and from
     /// that a random part between a half and the whole, so that clients do not come back in step.
-    pub(crate) fn pause(&self, failures: u32, rng: &mut Rng) -> Duration {
+    pub(crate) fn pause(&self, failures: u32, rng: &mut Jitter) -> Duration {
         let doublings = failures.saturating_sub(1).min(31);
         let full = self.first.saturating_mul(1 << doublings).min(self.longest);
         full.mul_f64(0.5 + 0.5 * rng.fraction())
@@ -33,18 +33,18 @@ impl Backoff {
 
 /// Random numbers for jitter and spreading; not for secrets. SplitMix64.
 #[derive(Debug, Clone)]
-pub(crate) struct Rng(u64);
+pub(crate) struct Jitter(u64);
 
-impl Rng {
+impl Jitter {
     /// The sequence of this seed.
     #[cfg(test)]
-    pub(crate) fn from_seed(seed: u64) -> Rng {
-        Rng(seed)
+    pub(crate) fn from_seed(seed: u64) -> Jitter {
+        Jitter(seed)
     }
 
     /// A sequence that differs between processes and calls.
-    pub(crate) fn from_entropy() -> Rng {
-        Rng(std::hash::RandomState::new().build_hasher().finish())
+    pub(crate) fn from_entropy() -> Jitter {
+        Jitter(std::hash::RandomState::new().build_hasher().finish())
     }
 
     /// The next 64 bits.
@@ -66,13 +66,13 @@ impl Rng {
 #[derive(Debug)]
 pub(crate) struct Retry {
     backoff: Backoff,
-    rng: Rng,
+    rng: Jitter,
     failures: u32,
     due: Option<Instant>,
 }
 
 impl Retry {
-    pub(crate) fn new(backoff: Backoff, rng: Rng) -> Retry {
+    pub(crate) fn new(backoff: Backoff, rng: Jitter) -> Retry {
         Retry { backoff, rng, failures: 0, due: None }
     }
 
@@ -106,7 +106,7 @@ mod tests {
         #[test]
         fn a_pause_lies_between_half_and_all_of_its_doubling(failures in 1u32..1000, seed: u64) {
             let full = Duration::from_millis(50).saturating_mul(1 << (failures - 1).min(20)).min(BACKOFF.longest);
-            let pause = BACKOFF.pause(failures, &mut Rng::from_seed(seed));
+            let pause = BACKOFF.pause(failures, &mut Jitter::from_seed(seed));
             prop_assert!(pause >= full / 2 && pause <= full, "{pause:?} for {full:?}");
         }
     }
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn one_seed_gives_one_schedule_and_another_seed_another() {
         let schedule = |seed| {
-            let mut rng = Rng::from_seed(seed);
+            let mut rng = Jitter::from_seed(seed);
             (1..10).map(|failures| BACKOFF.pause(failures, &mut rng)).collect::<Vec<_>>()
         };
         assert_eq!(schedule(7), schedule(7));
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn a_circuit_is_open_for_its_pause_and_closes_with_success() {
         let start = Instant::now();
-        let mut retry = Retry::new(BACKOFF, Rng::from_seed(1));
+        let mut retry = Retry::new(BACKOFF, Jitter::from_seed(1));
         assert_eq!(retry.pause_until(start), None);
         let due = retry.failed(start);
         assert_eq!(retry.pause_until(start), Some(due));

@@ -89,6 +89,11 @@ impl Cursor {
         self.bound.end.is_some_and(|end| offset >= end)
     }
 
+    /// What the slice in use takes of the memory.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.slice_len
+    }
+
     /// Nothing more is wanted of it.
     pub(super) fn finish(&mut self, generation: Generation) {
         self.restart(self.position, generation);

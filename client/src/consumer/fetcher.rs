@@ -15,7 +15,7 @@ use crate::answers::{self, AnswerStream};
 use crate::connection::Connection;
 use crate::error::Error;
 use crate::metadata::TopicMetadata;
-use crate::retry::{Retry, Rng};
+use crate::retry::{Jitter, Retry};
 
 use super::ConsumeError;
 use super::credit::Credit;
@@ -97,7 +97,7 @@ impl Fetcher {
             high_watermark: Offset::ZERO,
             is_caught_up: false,
         };
-        let mut retry = Retry::new(self.client.brokers().config().backoff, Rng::from_entropy());
+        let mut retry = Retry::new(self.client.brokers().config().backoff, Jitter::from_entropy());
         let mut lost_since: Option<Instant> = None;
         loop {
             let before = progress.position();

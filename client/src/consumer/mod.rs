@@ -156,6 +156,11 @@ impl Consumer {
         self.positions().into_iter().enumerate().map(lag).collect()
     }
 
+    /// Bytes of frames that were read and not yet handed out.
+    pub fn buffered_bytes(&self) -> usize {
+        self.shelves.bytes() + self.cursors.iter().map(Cursor::held_bytes).sum::<usize>()
+    }
+
     fn jump(&mut self, place: usize, offset: Offset) {
         let cursor = &mut self.cursors[place];
         let was_finished = cursor.is_finished();

@@ -204,8 +204,7 @@ impl Shelves {
     }
 
     /// Bytes on all shelves.
-    #[cfg(test)]
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         let state = lock(&self.state);
         state.shelves.iter().flat_map(|shelf| &shelf.slices).map(|slice| slice.frames.len()).sum()
     }

@@ -15,7 +15,7 @@ mod worker;
 
 pub use delivery::{Delivery, RecordMetadata};
 pub use error::SendError;
-pub use partitioner::Partitioner;
+pub use partitioner::{PartitionFunction, Partitioner};
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -30,7 +30,7 @@ use tokio::sync::{Notify, Semaphore};
 use crate::Client;
 use crate::connection::lock;
 use crate::metadata::TopicMetadata;
-use crate::retry::{Retry, Rng};
+use crate::retry::{Jitter, Retry};
 
 use accumulator::{Accumulator, BatchPolicy};
 use partitioner::Choice;
@@ -285,7 +285,7 @@ impl Shared {
     async fn look_up(&self, name: &str) -> Result<Arc<TopicMetadata>, SendError> {
         let after = self.options.delivery_timeout;
         let deadline = Instant::now() + after;
-        let mut retry = Retry::new(self.client.brokers().config().backoff, Rng::from_entropy());
+        let mut retry = Retry::new(self.client.brokers().config().backoff, Jitter::from_entropy());
         loop {
             let error = match self.client.metadata().topic(name).await {
                 Ok(metadata) => return Ok(metadata),
@@ -312,7 +312,7 @@ impl Shared {
             queues.push(self.start_partition(&metadata, PartitionIndex(partition), policy));
         }
         // Producers that start together do not all begin with partition 0.
-        let sticky = (Rng::from_entropy().next_u64() % u64::from(metadata.partitions())) as u32;
+        let sticky = (Jitter::from_entropy().next_u64() % u64::from(metadata.partitions())) as u32;
         let known_since = Instant::now();
         let name = Arc::clone(&metadata.name);
         let topic = Arc::new(TopicQueues { metadata, queues, known_since, sticky: AtomicU32::new(sticky) });
@@ -342,7 +342,7 @@ impl Shared {
             aborted: Notify::new(),
         });
         let (acks, delivery_timeout) = (self.options.acks, self.options.delivery_timeout);
-        let retry = Retry::new(self.client.brokers().config().backoff, Rng::from_entropy());
+        let retry = Retry::new(self.client.brokers().config().backoff, Jitter::from_entropy());
         let worker = Worker {
             client: self.client.clone(),
             topic: Arc::clone(&metadata.name),

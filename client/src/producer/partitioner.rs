@@ -16,8 +16,11 @@ pub enum Partitioner {
     /// One partition after the other, whatever the key.
     RoundRobin,
     /// By a function of the record and the partition count, whose result is taken modulo that count.
-    Custom(Arc<dyn Fn(&Record, u32) -> u32 + Send + Sync>),
+    Custom(Arc<PartitionFunction>),
 }
+
+/// Gives a number for a record of a topic with so many partitions.
+pub type PartitionFunction = dyn Fn(&Record, u32) -> u32 + Send + Sync;
 
 impl fmt::Debug for Partitioner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -323,7 +323,7 @@ fn complete(batch: ReadyBatch, outcome: Outcome) -> Action {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::retry::{Backoff, Rng};
+    use crate::retry::{Backoff, Jitter};
     use proptest::prelude::*;
     use quire_protocol::topic_config::MessageTimestampType;
     use quire_protocol::{LeaderEpoch, Offset, PartitionIndex};
@@ -339,7 +339,7 @@ mod tests {
     impl Script {
         fn new(acks: Acks) -> Script {
             let policy = DeliveryPolicy { acks, timeout: TIMEOUT };
-            let retry = Retry::new(Backoff::default(), Rng::from_seed(1));
+            let retry = Retry::new(Backoff::default(), Jitter::from_seed(1));
             Script { pipeline: Pipeline::new(policy, retry), now: Instant::now() }
         }
 

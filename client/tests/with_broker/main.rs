@@ -1,0 +1,7 @@
+//! The client against a real broker, over UDP and TLS.
+
+mod consuming;
+mod failures;
+mod managing;
+mod producing;
+mod support;

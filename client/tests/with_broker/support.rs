@@ -1,0 +1,86 @@
+//! A broker in a temporary folder, and a client of it.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use quire_broker::Broker;
+use quire_client::{
+    Backoff, Client, ClientConfig, ConsumedRecord, Consumer, NewTopic, PartitionIndex, Profile, Record,
+    Timestamp,
+};
+use tempfile::TempDir;
+
+pub struct Rig {
+    pub broker: Broker,
+    pub client: Client,
+    pub dir: TempDir,
+}
+
+impl Rig {
+    pub async fn start() -> Rig {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let broker = start_broker(dir.path(), "127.0.0.1:0".parse().expect("an address")).await;
+        let client = connect(&broker).await;
+        Rig { broker, client, dir }
+    }
+
+    /// With a topic `t` of so many partitions.
+    pub async fn with_topic(partitions: u32) -> Rig {
+        let rig = Rig::start().await;
+        rig.client.admin().create_topic(NewTopic::new("t").partitions(partitions)).await.expect("created");
+        rig
+    }
+}
+
+pub async fn start_broker(dir: &Path, listen: SocketAddr) -> Broker {
+    Broker::builder().data_dir(dir).listen(listen).start().await.expect("the broker starts")
+}
+
+pub fn profile(broker: &Broker) -> Profile {
+    let credentials = broker.credentials();
+    Profile::new(format!("quire://{}", broker.address()))
+        .authority_pem(credentials.authority_pem)
+        .identity_pem(credentials.certificate_pem, credentials.key_pem)
+}
+
+/// Short pauses, so that tests of failures are quick.
+pub fn quick() -> ClientConfig {
+    ClientConfig {
+        connect_timeout: Duration::from_secs(2),
+        backoff: Backoff { first: Duration::from_millis(10), longest: Duration::from_millis(100) },
+        ..ClientConfig::default()
+    }
+}
+
+pub async fn connect(broker: &Broker) -> Client {
+    Client::connect_configured(profile(broker), quick()).await.expect("the broker is there")
+}
+
+pub fn record(value: impl Into<bytes::Bytes>) -> Record {
+    Record { value: Some(value.into()), ..Record::default() }
+}
+
+pub fn timed(value: impl Into<bytes::Bytes>, timestamp: i64) -> Record {
+    Record { timestamp: Some(Timestamp(timestamp)), ..record(value) }
+}
+
+pub fn partition(number: u32) -> PartitionIndex {
+    PartitionIndex(number)
+}
+
+/// Everything up to the consumer's end.
+pub async fn all(mut consumer: Consumer) -> Vec<ConsumedRecord> {
+    let mut records = Vec::new();
+    while let Some(record) = consumer.next().await {
+        records.push(record.expect("a record"));
+    }
+    records
+}
+
+pub fn values(records: &[ConsumedRecord]) -> Vec<String> {
+    let value = |record: &ConsumedRecord| {
+        String::from_utf8_lossy(record.value.as_deref().unwrap_or_default()).into_owned()
+    };
+    records.iter().map(value).collect()
+}
