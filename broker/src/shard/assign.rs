@@ -107,7 +107,9 @@ impl Assigner {
 
     /// Removes all that this broker holds of a deleted topic, and confirms it.
     async fn remove(self: Arc<Self>, topic: DeletedTopic) {
-        self.let_go(&topic).await;
+        if !self.let_go(&topic).await {
+            return;
+        }
         let age = Duration::from_millis(
             self.clock.now().timestamp.0.saturating_sub(topic.deleted_at.0).max(0) as u64,
         );
@@ -131,8 +133,8 @@ impl Assigner {
         }
     }
 
-    /// Waits until no shard uses a file of the topic.
-    async fn let_go(&self, topic: &DeletedTopic) {
+    /// Waits until no shard uses a file of the topic. Whether that came: a shard that is closing does not tell.
+    async fn let_go(&self, topic: &DeletedTopic) -> bool {
         let mut let_go = Vec::new();
         for index in 0..topic.partitions {
             let partition = TopicPartition { topic: topic.id, partition: PartitionIndex(index) };
@@ -141,9 +143,11 @@ impl Assigner {
             let_go.push(is_done);
         }
         for is_done in let_go {
-            // A shard that ended holds no file either.
-            let _ = is_done.await;
+            if is_done.await.is_err() {
+                return false;
+            }
         }
+        true
     }
 }
 

@@ -245,11 +245,6 @@ impl Partitions {
         }
     }
 
-    /// The state of a partition that this broker holds.
-    pub fn state(&self, id: TopicPartition) -> Option<Arc<PartitionState>> {
-        self.held.load().get(&id).map(|shared| shared.state())
-    }
-
     /// Every partition whose log is open.
     pub fn all(&self) -> Vec<PartitionHandle> {
         let held = self.held.load();

@@ -38,7 +38,7 @@ pub use clock::{Clock, Now, SystemClock};
 pub(crate) use event::Event;
 pub use event::{Closed, ProduceReply, ProduceRequest};
 pub(crate) use flush::{Task, TaskDone};
-pub use handle::{PartitionHandle, PartitionState, Partitions, ProduceRefused, Watermarks};
+pub use handle::{PartitionHandle, PartitionState, Partitions, Watermarks};
 pub use pool::{Shards, ShardsOptions};
 
 /// Where a broker's partitions lie.
@@ -275,8 +275,11 @@ impl Shard {
         self.touch(id);
     }
 
+    /// Begins to let go of a partition. One that is let go of already stays with its first reason: a removal that comes
+    /// while the shard closes is not confirmed, and the next start does it.
     fn end(&mut self, id: TopicPartition, ending: End) {
         match self.slots.get_mut(&id) {
+            Some(Slot::Open { end: Some(_), .. } | Slot::Opening { end: Some(_), .. }) => {}
             Some(Slot::Open { partition, end }) => {
                 partition.stop(refusal(&ending));
                 if let End::Remove(_) = ending {
@@ -291,7 +294,6 @@ impl Shard {
                 confirm(ending, shared);
                 self.slots.remove(&id);
             }
-            // A shard that closes answers nobody: the removal is done at the next start.
             Some(Slot::Closing { .. }) => {}
             None => confirm_unheld(ending),
         }
@@ -316,8 +318,11 @@ impl Shard {
 
     fn close(&mut self, done: oneshot::Sender<Closed>) {
         let held: Vec<TopicPartition> = self.slots.keys().copied().collect();
-        let is_open = |slot: &&Slot| !matches!(slot, Slot::Failed { .. });
-        let partitions = self.slots.values().filter(is_open).count();
+        let is_to_close = |slot: &&Slot| match slot {
+            Slot::Opening { end, .. } | Slot::Open { end, .. } => end.is_none(),
+            Slot::Closing { .. } | Slot::Failed { .. } => false,
+        };
+        let partitions = self.slots.values().filter(is_to_close).count();
         self.closing = Some(Closing { done: Some(done), closed: Closed { partitions, clean: 0 } });
         for id in held {
             self.end(id, End::Close);

@@ -78,8 +78,10 @@ pub(super) fn log_options(config: &TopicConfig) -> LogOptions {
 
 impl Partition {
     /// Takes over a log that was just opened and begins to lead. Everything in it survived, and so is committed.
-    pub(super) fn open(broker: BrokerId, shared: Arc<Shared>, log: Log) -> Partition {
+    pub(super) fn open(broker: BrokerId, shared: Arc<Shared>, mut log: Log) -> Partition {
         let config = shared.config();
+        // The settings may have changed while it was being opened.
+        log.set_options(log_options(&config));
         let mut actions = Vec::new();
         let leader = Leader::start(
             LeaderStart {

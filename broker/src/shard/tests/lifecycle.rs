@@ -155,3 +155,35 @@ fn readers_are_woken_by_the_high_watermark() {
     assert_eq!(watermarks.high_watermark, Offset(2));
     assert_eq!(rig.handle().reader().high_watermark(), Offset(2));
 }
+
+#[test]
+fn a_partition_that_is_being_removed_does_not_keep_the_shard_from_closing() {
+    let mut rig = Rig::warm(TopicConfig::default());
+    rig.produce(&Stream::new(Acks::All), "keeps a sync under way");
+    let (event, mut removed) = removal();
+    rig.apply(event);
+    let (done, mut closed) = oneshot::channel();
+    rig.apply(Event::Close { done });
+    assert!(removed.try_recv().is_err() && closed.try_recv().is_err(), "the sync is not back yet");
+    rig.run_all();
+    assert_eq!(removed.try_recv(), Ok(()));
+    assert_eq!(closed.try_recv(), Ok(Closed::default()), "it was not there to be closed");
+}
+
+#[test]
+fn settings_that_change_while_the_log_is_opened_count() {
+    let now = Now { time: Time::ZERO, timestamp: Timestamp(0) };
+    let mut shard = Shard::new(now, BrokerId(0), store(&SimDisk::new(1)), RETENTION_INTERVAL);
+    let (queue, _events) = mpsc::channel(1);
+    let shared = Arc::new(Shared::new(PARTITION, queue, LeaderEpoch(1), Arc::default()));
+    let mut tasks = Vec::new();
+    shard.apply(now, Event::Open(shared.clone()), &mut tasks);
+    let config = Arc::new(TopicConfig { message_bytes_max: 2048, ..TopicConfig::default() });
+    let changed = Event::Configure { partition: PARTITION, leader_epoch: LeaderEpoch(2), config };
+    shard.apply(now, changed, &mut tasks);
+    let (id, task) = tasks.pop().expect("the log is being opened");
+    shard.apply(now, Event::Done(id, task.run()), &mut tasks);
+    let handle = PartitionHandle::of(shared);
+    assert_eq!((handle.config().message_bytes_max, handle.leader_epoch()), (2048, LeaderEpoch(2)));
+    assert_eq!(*handle.state(), PartitionState::Online);
+}
