@@ -76,7 +76,7 @@ pub enum AppendErrorKind {
     /// Space is being made: take the next job, and retry once a completion says there is space.
     #[error("space for the batch is being allocated")]
     NoSpaceYet,
-    /// The disk had no room at the last attempt; another is due as the next job. Retriable later.
+    /// The disk has no room. Retriable later: the next append looks for room again.
     #[error("the disk is full")]
     DiskFull,
     /// A write or a sync failed: the log takes nothing more until it was opened again.

@@ -28,6 +28,9 @@ pub(crate) enum WalkError<E> {
     Frame { position: u64, error: FrameError },
 }
 
+/// A frame's position, header and bytes.
+pub(crate) type WholeFrame = (u64, FrameHeader, Bytes);
+
 /// Goes from frame to frame.
 pub(crate) struct Walk<'a, B: FrameBytes> {
     source: &'a B,
@@ -61,10 +64,7 @@ impl<'a, B: FrameBytes> Walk<'a, B> {
     }
 
     /// The next frame, checked completely: its position, header and bytes.
-    pub(crate) fn next_frame(
-        &mut self,
-        seed: FrameSeed,
-    ) -> Result<Option<(u64, FrameHeader, Bytes)>, WalkError<B::Error>> {
+    pub(crate) fn next_frame(&mut self, seed: FrameSeed) -> Result<Option<WholeFrame>, WalkError<B::Error>> {
         let position = self.position;
         if position >= self.end {
             return Ok(None);

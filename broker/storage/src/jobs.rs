@@ -19,7 +19,7 @@ use crate::shared::Shared;
 use crate::small_file;
 
 /// Zeros written with one call (bytes).
-const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 /// Directories above a log's that may be new with it: topic, all topics.
 const NEW_PARENTS_MAX: usize = 2;
 

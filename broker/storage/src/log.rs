@@ -323,13 +323,11 @@ impl Log {
         assert!(bytes <= SEGMENT_LEN_MAX, "an append fits a segment");
         match self.space_for(bytes, records) {
             Ok(file) => Ok(file),
+            // Said once; the next append has another attempt made.
+            Err(_) if std::mem::take(&mut self.upkeep.is_disk_full) => Err(AppendErrorKind::DiskFull),
             Err(wanted) => {
                 self.upkeep.space = Some(wanted);
-                Err(if self.upkeep.is_disk_full {
-                    AppendErrorKind::DiskFull
-                } else {
-                    AppendErrorKind::NoSpaceYet
-                })
+                Err(AppendErrorKind::NoSpaceYet)
             }
         }
     }
@@ -370,7 +368,6 @@ impl Log {
         if let Err(error) = file.write_at(position, &slices) {
             return Err(self.write_failed(file, position, &error));
         }
-        self.upkeep.is_disk_full = false;
         self.appended(&frames);
         Ok(frames)
     }
@@ -407,7 +404,6 @@ impl Log {
             // What was refused must not come back after a crash: no frame begins with zeros. If not even this can be
             // written, the append may turn out to have happened, like one whose answer was lost.
             let _ = file.write_at(position, &[IoSlice::new(&[0; frame::HEADER_LEN])]);
-            self.upkeep.is_disk_full = true;
             return AppendErrorKind::DiskFull;
         }
         AppendErrorKind::Poisoned(self.poison("write", error))

@@ -10,7 +10,7 @@
 
 mod clean;
 mod derived;
-mod scan;
+pub(crate) mod scan;
 mod unclean;
 
 use std::io;
@@ -80,7 +80,7 @@ pub struct TornTail {
 pub struct Corruption {
     /// The first offset that is damaged.
     pub offset: Offset,
-    /// The first intact offset behind the damage.
+    /// The first intact offset behind the damage; the end of all that was on disk if there is none.
     pub intact_from: Offset,
     /// File name of the segment that the damage begins in.
     pub segment: String,

@@ -77,7 +77,7 @@ pub(super) struct Upkeep {
     pub(super) space: Option<SpaceWanted>,
     /// The active segment is being sealed: nothing is appended to it.
     pub(super) is_rolling: bool,
-    /// The last attempt to make space, or to write, found no room.
+    /// The last attempt to make space found no room, and no append was told yet.
     pub(super) is_disk_full: bool,
     pub(super) is_checkpoint_due: bool,
     /// The clean marker of the last shutdown is still there; it goes before anything is changed.

@@ -1,11 +1,13 @@
 //! Checking the frames after the recovery point, one by one, each against the one before it.
 
-use std::io;
+use std::io::{self, IoSlice};
 
+use bytes::Bytes;
 use quire_protocol::frame::{self, Chain, FrameHeader, FrameSeed};
 use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp};
 
-use super::FileBytes;
+use super::{Corruption, FileBytes, TornTail, log_file};
+use crate::disk::DiskFile;
 use crate::epochs::EpochStart;
 use crate::frames::{self, Walk, WalkError};
 use crate::index::SegmentIndex;
@@ -15,45 +17,105 @@ use crate::manifest::{Sealed, SegmentEntry};
 const WINDOW_BYTES: u64 = 1024 * 1024;
 
 /// A segment that lies wholly or partly behind the recovery point.
-pub(super) struct Piece {
-    pub(super) entry: SegmentEntry,
+pub(crate) struct Piece {
+    pub(crate) entry: SegmentEntry,
     /// `None` if the file is missing.
-    pub(super) file: Option<FileBytes>,
+    pub(crate) file: Option<FileBytes>,
     /// Where the scan begins in it.
-    pub(super) start: u64,
+    pub(crate) start: u64,
     /// No frame reaches beyond this: the cut, or the end of the file.
-    pub(super) limit: u64,
+    pub(crate) limit: u64,
     /// Up to where it was found good.
-    pub(super) position: u64,
+    pub(crate) position: u64,
     /// The offset after the last good frame.
-    pub(super) end: Offset,
-    pub(super) last_append_time: Timestamp,
-    pub(super) index: SegmentIndex,
+    pub(crate) end: Offset,
+    /// Good frames that were scanned.
+    pub(crate) frames: u64,
+    pub(crate) last_append_time: Timestamp,
+    pub(crate) index: SegmentIndex,
 }
 
 /// What every next frame has to follow.
-pub(super) struct Scan {
-    pub(super) seed: FrameSeed,
-    pub(super) index_interval: u64,
-    pub(super) expected: Offset,
+pub(crate) struct Scan {
+    pub(crate) seed: FrameSeed,
+    pub(crate) index_interval: u64,
+    /// All below was synced, so that a bad frame there is no torn one.
+    pub(crate) synced_end: Offset,
+    /// The offset after the last good frame.
+    pub(crate) expected: Offset,
     /// `None` after a gap: the next frame's is taken for granted.
-    pub(super) chain: Option<Chain>,
-    pub(super) last_append_time: Timestamp,
-    pub(super) leader_epoch: LeaderEpoch,
+    pub(crate) chain: Option<Chain>,
+    pub(crate) last_append_time: Timestamp,
+    pub(crate) leader_epoch: LeaderEpoch,
     /// The largest durable floor seen: all below was committed.
-    pub(super) floor: Offset,
-    pub(super) epoch_starts: Vec<EpochStart>,
-    pub(super) frames: u64,
-    pub(super) bytes: u64,
+    pub(crate) floor: Offset,
+    pub(crate) epoch_starts: Vec<EpochStart>,
+    pub(crate) totals: Totals,
+    /// Whether good frames are written again where they are, so that the next sync covers them.
+    pub(crate) is_rewriting: bool,
+}
+
+/// Of all good frames.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Totals {
+    pub(crate) frames: u64,
+    pub(crate) records: u64,
+    pub(crate) bytes: u64,
+    /// Frames whose chain was computed from that of the frame before.
+    pub(crate) links: u64,
+}
+
+/// Where a log ends before its last listed byte.
+pub(crate) struct Cut {
+    /// Which piece ends there; later ones are dropped.
+    pub(crate) piece: usize,
+    bad: Bad,
+}
+
+/// Scans all pieces. The first damage to what was committed goes into `corruption`. Returns where the log ends, unless
+/// at the end of the last piece.
+pub(crate) fn run(
+    scan: &mut Scan,
+    pieces: &mut [Piece],
+    corruption: &mut Option<Corruption>,
+) -> io::Result<Option<Cut>> {
+    let mut at = 0;
+    while at < pieces.len() {
+        let Some(bad) = scan.check(&mut pieces[at])? else {
+            at += 1;
+            continue;
+        };
+        let was_synced = bad.was_synced || scan.expected < scan.synced_end;
+        if !was_synced && !scan.is_loss_proven(&pieces[at..], bad.position + 1)? {
+            return Ok(Some(Cut { piece: at, bad }));
+        }
+        let intact = scan.next_intact(&pieces[at..], bad.position + 1)?;
+        let known_end = pieces.iter().map(Piece::known_end).fold(scan.synced_end, Offset::max);
+        let damage = Corruption {
+            offset: scan.expected,
+            intact_from: intact.map_or(known_end.max(scan.expected), |(.., offset)| offset),
+            segment: log_file(pieces[at].entry.name),
+            position: bad.position,
+            why: bad.why,
+        };
+        scan.skip_to(damage.intact_from);
+        corruption.get_or_insert(damage);
+        let Some((skipped, position, offset)) = intact else {
+            break;
+        };
+        at += skipped;
+        (pieces[at].position, pieces[at].end) = (position, offset);
+    }
+    Ok(None)
 }
 
 /// A frame that is not good.
 #[derive(Debug)]
-pub(super) struct Bad {
-    pub(super) position: u64,
-    pub(super) why: String,
+pub(crate) struct Bad {
+    pub(crate) position: u64,
+    pub(crate) why: String,
     /// Whether it was certainly on disk once.
-    pub(super) was_synced: bool,
+    pub(crate) was_synced: bool,
 }
 
 impl Bad {
@@ -69,64 +131,92 @@ impl Bad {
 
 impl Scan {
     /// Checks frames from the piece's position on, until its limit or the first bad one.
-    pub(super) fn check(&mut self, piece: &mut Piece) -> io::Result<Option<Bad>> {
+    pub(crate) fn check(&mut self, piece: &mut Piece) -> io::Result<Option<Bad>> {
         let Some(bytes) = piece.file.clone() else {
             return Ok(Some(Bad::lost(piece.position, "the file is missing")));
         };
         if piece.limit < piece.start {
             return Ok(Some(Bad::lost(piece.limit, "the file is shorter than what was synced")));
         }
+        let mut rewrite = Rewrite { position: piece.position, frames: Vec::new(), len: 0 };
         let mut walk = Walk::new(&bytes, piece.position..piece.limit, WINDOW_BYTES);
-        loop {
-            let (position, header, bytes) = match walk.next_frame(self.seed) {
+        let bad = loop {
+            let (position, header, frame) = match walk.next_frame(self.seed) {
                 Ok(Some(frame)) => frame,
-                Ok(None) => break,
+                Ok(None) => break None,
                 Err(WalkError::Read(error)) => return Err(error),
-                Err(WalkError::Frame { position, error }) => {
-                    return Ok(Some(Bad::at(position, error)));
-                }
+                Err(WalkError::Frame { position, error }) => break Some(Bad::at(position, error)),
             };
-            if let Err(why) = self.follows(&header, &bytes[frame::HEADER_LEN..]) {
-                return Ok(Some(Bad::at(position, why)));
+            if let Err(why) = self.follows(&header, &frame[frame::HEADER_LEN..]) {
+                break Some(Bad::at(position, why));
             }
             self.accept(piece, position, &header);
+            if self.is_rewriting {
+                rewrite.push(&*bytes.0, frame)?;
+            }
+        };
+        rewrite.flush(&*bytes.0)?;
+        if bad.is_some() {
+            return Ok(bad);
         }
         let sealed_end = piece.entry.sealed.map(|sealed| sealed.end_offset);
         let is_short = sealed_end.is_some_and(|end| end != self.expected);
         Ok(is_short.then(|| Bad::at(piece.position, "the segment ends too early")))
     }
 
-    /// Whether an intact frame from `position` on was appended when `self.expected` was already committed.
-    pub(super) fn is_loss_proven(&self, piece: &Piece, mut position: u64) -> io::Result<bool> {
-        while let Some((at, header)) = self.next_intact(piece, position)? {
-            if header.durable_floor > self.expected {
-                return Ok(true);
-            }
-            position = at + header.frame_len() as u64;
+    /// What is cut off by ending the log here, if anything is: not if there is only space that was never written.
+    pub(crate) fn torn_tail(&self, pieces: &[Piece], cut: &Cut) -> io::Result<Option<TornTail>> {
+        let (piece, position) = (&pieces[cut.piece], cut.bad.position);
+        let content_end = piece.content_end(position)?;
+        let is_last = piece.entry.sealed.is_none() && cut.piece + 1 == pieces.len();
+        if is_last && content_end.is_none() {
+            return Ok(None);
         }
-        Ok(false)
+        Ok(Some(TornTail {
+            offset: self.expected,
+            segment: log_file(piece.entry.name),
+            position,
+            bytes: content_end.map_or(0, |end| end - position),
+            why: cut.bad.why.clone(),
+        }))
     }
 
-    /// The first intact frame from `position` on that holds later offsets than expected.
-    pub(super) fn next_intact(
+    /// Whether an intact frame, from `position` in the first piece on, was appended when `self.expected` was already
+    /// committed.
+    fn is_loss_proven(&self, pieces: &[Piece], position: u64) -> io::Result<bool> {
+        let is_proof = |header: &FrameHeader| header.durable_floor > self.expected;
+        self.find(pieces, position, is_proof).map(|found| found.is_some())
+    }
+
+    /// The first intact frame, from `position` in the first piece on, that holds later offsets than expected: how many
+    /// pieces further on it is, its position and its offset.
+    fn next_intact(&self, pieces: &[Piece], position: u64) -> io::Result<Option<(usize, u64, Offset)>> {
+        self.find(pieces, position, |header| header.base_offset > self.expected)
+    }
+
+    fn find(
         &self,
-        piece: &Piece,
-        mut position: u64,
-    ) -> io::Result<Option<(u64, FrameHeader)>> {
-        let Some(bytes) = &piece.file else {
-            return Ok(None);
-        };
-        while let Some((at, header)) = frames::search(bytes, self.seed, position..piece.limit)? {
-            if header.base_offset > self.expected {
-                return Ok(Some((at, header)));
+        pieces: &[Piece],
+        position: u64,
+        is_it: impl Fn(&FrameHeader) -> bool,
+    ) -> io::Result<Option<(usize, u64, Offset)>> {
+        for (at, piece) in pieces.iter().enumerate() {
+            let Some(bytes) = &piece.file else {
+                continue;
+            };
+            let mut start = if at == 0 { position } else { 0 };
+            while let Some((found, header)) = frames::search(bytes, self.seed, start..piece.limit)? {
+                if is_it(&header) {
+                    return Ok(Some((at, found, header.base_offset)));
+                }
+                start = found + header.frame_len() as u64;
             }
-            position = at + header.frame_len() as u64;
         }
         Ok(None)
     }
 
     /// Goes on behind damage, at an intact frame.
-    pub(super) fn skip_to(&mut self, offset: Offset) {
+    fn skip_to(&mut self, offset: Offset) {
         self.expected = offset;
         self.chain = None;
     }
@@ -156,12 +246,15 @@ impl Scan {
             self.epoch_starts.push(start);
         }
         self.expected = header.next_offset();
+        self.totals.links += u64::from(self.chain.is_some() && !header.is_compacted);
         self.chain = Some(header.chain);
         self.last_append_time = header.append_time;
         self.leader_epoch = header.leader_epoch;
         self.floor = self.floor.max(header.durable_floor);
-        self.frames += 1;
-        self.bytes += header.frame_len() as u64;
+        self.totals.frames += 1;
+        self.totals.records += u64::from(header.last_offset_delta) + 1;
+        self.totals.bytes += header.frame_len() as u64;
+        piece.frames += 1;
         piece.index.note(header, position, self.index_interval);
         piece.position = position + header.frame_len() as u64;
         piece.end = self.expected;
@@ -169,17 +262,51 @@ impl Scan {
     }
 }
 
+/// Frames found good, to be written where they were read: the very bytes that were checked, not what a second read
+/// might give.
+struct Rewrite {
+    /// Where the first of them lies.
+    position: u64,
+    frames: Vec<Bytes>,
+    len: u64,
+}
+
+impl Rewrite {
+    fn push(&mut self, file: &dyn DiskFile, frame: Bytes) -> io::Result<()> {
+        self.len += frame.len() as u64;
+        self.frames.push(frame);
+        if self.len >= WINDOW_BYTES { self.flush(file) } else { Ok(()) }
+    }
+
+    fn flush(&mut self, file: &dyn DiskFile) -> io::Result<()> {
+        if self.len == 0 {
+            return Ok(());
+        }
+        let slices: Vec<_> = self.frames.iter().map(|frame| IoSlice::new(frame)).collect();
+        file.write_at(self.position, &slices)?;
+        self.position += self.len;
+        self.len = 0;
+        self.frames.clear();
+        Ok(())
+    }
+}
+
 impl Piece {
     /// Where what was written behind `position` ends, if anything was.
-    pub(super) fn content_end(&self, position: u64) -> io::Result<Option<u64>> {
+    fn content_end(&self, position: u64) -> io::Result<Option<u64>> {
         match &self.file {
             Some(bytes) => frames::end_of_content(bytes, position..self.limit.max(position)),
             None => Ok(None),
         }
     }
 
+    /// The offset that the manifest says it reaches.
+    fn known_end(&self) -> Offset {
+        self.entry.sealed.map_or(self.entry.name.base_offset, |sealed| sealed.end_offset)
+    }
+
     /// As it is sealed where the scan ended.
-    pub(super) fn sealed(&self) -> Sealed {
+    pub(crate) fn sealed(&self) -> Sealed {
         Sealed {
             end_offset: self.end,
             len: self.position,

@@ -1,6 +1,6 @@
 //! Opening a log that was not closed in order.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,21 +9,17 @@ use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp};
 
 use super::clean::first_append_time;
 use super::derived::{self, Covered};
-use super::scan::{Bad, Piece, Scan};
-use super::{Corruption, FileBytes, Opening, Recovered, RecoveryReport, TornTail, log_file};
+use super::scan::{self, Cut, Piece, Scan, Totals};
+use super::{Corruption, FileBytes, Opening, Recovered, RecoveryReport, log_file};
 use crate::checkpoint::{self, Checkpoint};
 use crate::disk::{Disk, OpenMode};
 use crate::epochs::EpochCache;
 use crate::error::OpenError;
-use crate::frames::FrameBytes;
 use crate::index::SegmentIndex;
 use crate::log::Active;
 use crate::manifest::{Manifest, SegmentEntry, SegmentFile, SegmentName};
 use crate::segment::{Extent, Segment};
 use crate::small_file::{self, LoadError};
-
-/// Bytes read and written again at once.
-const REWRITE_BYTES: u64 = 1024 * 1024;
 
 /// Where the scan begins.
 struct Start {
@@ -36,13 +32,6 @@ struct Start {
     chain: Option<Chain>,
 }
 
-/// Where the log ends before its last listed byte.
-struct Cut {
-    /// Which piece ends there; later ones are dropped.
-    piece: usize,
-    bad: Bad,
-}
-
 pub(super) fn open(opening: &Opening<'_>, manifest: Manifest) -> Result<Recovered, OpenError> {
     let (disk, dir) = (&*opening.disk, opening.dir.as_path());
     Checkpoint::take_clean(disk, dir)
@@ -52,12 +41,13 @@ pub(super) fn open(opening: &Opening<'_>, manifest: Manifest) -> Result<Recovere
     report.is_suspect = !(opening.options.is_synced && loaded.is_none_or(|point| point.is_synced));
     let start = loaded.and_then(|point| start_at(&manifest, point));
     let start = start.unwrap_or_else(|| start_of_log(&manifest, opening.options.is_synced));
+    report.corruption = missing_segment(opening, &manifest.segments[..start.segment]);
     let mut pieces = open_pieces(opening, &manifest, &start, &mut report)?;
     let mut scan = start.scan(opening);
     let failed = |error| OpenError::io("scanning", dir)(error);
-    let cut = run(&mut scan, &mut pieces, &mut report).map_err(failed)?;
-    report.frames_scanned = scan.frames;
-    report.bytes_scanned = scan.bytes;
+    let cut = scan::run(&mut scan, &mut pieces, &mut report.corruption).map_err(failed)?;
+    report.frames_scanned = scan.totals.frames;
+    report.bytes_scanned = scan.totals.bytes;
     let ending = Ending { opening, manifest, start, pieces, scan, report };
     if ending.report.corruption.is_some() { ending.keep() } else { ending.settle(cut) }
 }
@@ -141,16 +131,29 @@ impl Start {
         Scan {
             seed: FrameSeed::new(opening.partition),
             index_interval: opening.options.index_interval_bytes,
+            synced_end: self.point.next_offset,
             expected: self.point.next_offset,
             chain: self.chain,
             last_append_time: self.point.last_append_time,
             leader_epoch: self.point.leader_epoch,
             floor: self.point.high_watermark,
             epoch_starts: Vec::new(),
-            frames: 0,
-            bytes: 0,
+            totals: Totals::default(),
+            is_rewriting: true,
         }
     }
+}
+
+/// Segments before the recovery point are not read, but they have to be there.
+fn missing_segment(opening: &Opening<'_>, segments: &[SegmentEntry]) -> Option<Corruption> {
+    let missing = segments.iter().find(|entry| !opening.has(&log_file(entry.name)))?;
+    Some(Corruption {
+        offset: missing.name.base_offset,
+        intact_from: missing.sealed?.end_offset,
+        segment: log_file(missing.name),
+        position: 0,
+        why: "the file is missing".to_owned(),
+    })
 }
 
 fn open_pieces(
@@ -183,6 +186,11 @@ fn open_piece(
         Err(error) => return Err(error),
     };
     let len = file.as_ref().map_or(Ok(0), |file| file.0.len())?;
+    if let Some(Err(error)) = file.as_ref().map(|file| file.0.sync_data()) {
+        // A write of the last process was lost unseen, and the first to sync is told. What can be read now is checked,
+        // and what is good is written again and synced again.
+        tracing::warn!(segment = %path.display(), %error, "a write of the last process was lost");
+    }
     let limit = entry.sealed.map_or(len, |sealed| sealed.len.min(len));
     let mut index = SegmentIndex::new(entry.name.base_offset);
     if let Some(bytes) = file.as_ref().filter(|_| position > 0 && position <= limit) {
@@ -202,59 +210,10 @@ fn open_piece(
         limit,
         position,
         end: if position > 0 { start.point.next_offset } else { entry.name.base_offset },
+        frames: 0,
         last_append_time: start.point.last_append_time,
         index,
     })
-}
-
-/// Scans all pieces; where the log ends, unless at the end of the last one. Damage goes into the report.
-fn run(scan: &mut Scan, pieces: &mut [Piece], report: &mut RecoveryReport) -> io::Result<Option<Cut>> {
-    let mut at = 0;
-    while at < pieces.len() {
-        let Some(bad) = scan.check(&mut pieces[at])? else {
-            at += 1;
-            continue;
-        };
-        let is_proven = bad.was_synced || is_loss_proven(scan, &pieces[at..], bad.position + 1)?;
-        if !is_proven {
-            return Ok(Some(Cut { piece: at, bad }));
-        }
-        let intact = next_intact(scan, &pieces[at..], bad.position + 1)?;
-        let corruption = Corruption {
-            offset: scan.expected,
-            intact_from: intact.map_or(scan.expected, |(.., offset)| offset),
-            segment: log_file(pieces[at].entry.name),
-            position: bad.position,
-            why: bad.why,
-        };
-        report.corruption.get_or_insert(corruption);
-        let Some((skipped, position, offset)) = intact else {
-            break;
-        };
-        at += skipped;
-        pieces[at].position = position;
-        scan.skip_to(offset);
-    }
-    Ok(None)
-}
-
-fn is_loss_proven(scan: &Scan, pieces: &[Piece], position: u64) -> io::Result<bool> {
-    for (at, piece) in pieces.iter().enumerate() {
-        if scan.is_loss_proven(piece, if at == 0 { position } else { 0 })? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// How many pieces further on the next intact frame is, its position and its offset.
-fn next_intact(scan: &Scan, pieces: &[Piece], position: u64) -> io::Result<Option<(usize, u64, Offset)>> {
-    for (at, piece) in pieces.iter().enumerate() {
-        if let Some((position, header)) = scan.next_intact(piece, if at == 0 { position } else { 0 })? {
-            return Ok(Some((at, position, header.base_offset)));
-        }
-    }
-    Ok(None)
 }
 
 /// A log that was scanned to its end.
@@ -289,8 +248,9 @@ impl Ending<'_> {
     fn settle(mut self, cut: Option<Cut>) -> Result<Recovered, OpenError> {
         let (disk, dir) = (&*self.opening.disk, self.opening.dir.as_path());
         let kept = cut.as_ref().map_or(self.pieces.len(), |cut| cut.piece + 1);
-        for piece in &self.pieces[..kept] {
-            rewrite(piece).map_err(OpenError::io("rewriting", dir.join(log_file(piece.entry.name))))?;
+        for piece in self.pieces[..kept].iter().filter(|piece| piece.start < piece.position) {
+            let synced = piece.file.as_ref().map_or(Ok(()), |bytes| bytes.0.sync_data());
+            synced.map_err(OpenError::io("syncing", dir.join(log_file(piece.entry.name))))?;
         }
         if let Some(cut) = cut {
             self.cut(cut)?;
@@ -322,21 +282,14 @@ impl Ending<'_> {
     }
 
     /// Ends the log at a bad frame, unless there was never more than that.
-    fn cut(&mut self, Cut { piece: at, bad }: Cut) -> Result<(), OpenError> {
+    fn cut(&mut self, cut: Cut) -> Result<(), OpenError> {
         let (disk, dir) = (&*self.opening.disk, self.opening.dir.as_path());
-        let piece = &self.pieces[at];
-        let content_end = piece.content_end(bad.position).map_err(OpenError::io("reading", dir))?;
-        let is_end = content_end.is_none() && piece.entry.sealed.is_none() && at + 1 == self.pieces.len();
-        if is_end {
+        let torn = self.scan.torn_tail(&self.pieces, &cut).map_err(OpenError::io("reading", dir))?;
+        if torn.is_none() {
             return Ok(());
         }
-        self.report.torn_tail = Some(TornTail {
-            offset: self.scan.expected,
-            segment: log_file(piece.entry.name),
-            position: bad.position,
-            bytes: content_end.map_or(0, |end| end - bad.position),
-            why: bad.why,
-        });
+        self.report.torn_tail = torn;
+        let at = cut.piece;
         let entries = &mut self.manifest.segments;
         entries.truncate(self.start.segment + at);
         self.pieces.truncate(at + 1);
@@ -431,18 +384,4 @@ impl Ending<'_> {
         }
         segments
     }
-}
-
-/// Writes what the scan found good once more, and syncs it.
-fn rewrite(piece: &Piece) -> io::Result<()> {
-    let Some(bytes) = piece.file.as_ref().filter(|_| piece.start < piece.position) else {
-        return Ok(());
-    };
-    let mut position = piece.start;
-    while position < piece.position {
-        let end = (position + REWRITE_BYTES).min(piece.position);
-        bytes.0.write_at(position, &[IoSlice::new(&bytes.bytes(position..end)?)])?;
-        position = end;
-    }
-    bytes.0.sync_data()
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use proptest::prelude::ProptestConfig;
-use quire_protocol::batch::{self, BatchBuilder, BatchHeader, Compression, Record, TimestampType};
+use quire_protocol::batch::{self, BatchBuilder, BatchHeader, Compression, Record, Records, TimestampType};
 use quire_protocol::frame::{self, FrameHeader};
 use quire_protocol::ids::{LeaderEpoch, Offset, PartitionIndex, Timestamp, TopicId, TopicPartition};
 use quire_storage::disk::{Disk, SimDisk};
@@ -62,6 +62,16 @@ impl ModelFrame {
     pub fn new(header: FrameHeader, mut batch: Vec<u8>) -> ModelFrame {
         batch::stamp(&mut batch, header.base_offset, header.leader_epoch);
         ModelFrame { header, bytes: [header.encode().as_slice(), &batch].concat() }
+    }
+
+    /// Offset and timestamp of each record.
+    pub fn records(&self) -> Vec<(Offset, Timestamp)> {
+        let batch = Bytes::copy_from_slice(&self.bytes[frame::HEADER_LEN..]);
+        let header = BatchHeader::parse(&batch).expect("a batch");
+        let records = Records::open(&header, &batch).expect("not compressed");
+        records
+            .map(|record| record.map(|record| (record.offset, record.timestamp)).expect("intact"))
+            .collect()
     }
 }
 
@@ -230,7 +240,10 @@ impl Harness {
         assert!(self.log.high_watermark() <= self.log.end_offset());
         let reader = self.log.reader();
         let end = self.log.end_offset();
-        assert_eq!(read_all(&reader, self.log_start, end).expect("intact"), self.expected_from(self.log_start));
+        assert_eq!(
+            read_all(&reader, self.log_start, end).expect("intact"),
+            self.expected_from(self.log_start)
+        );
         assert_eq!(self.log.size_bytes(), self.expected_from(self.log_start).len() as u64);
     }
 

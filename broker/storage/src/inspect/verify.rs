@@ -1,0 +1,263 @@
+//! Reading every frame of a log, as recovery would, and changing nothing.
+
+use std::io;
+use std::path::Path;
+
+use quire_protocol::frame::{Chain, FrameSeed};
+use quire_protocol::ids::{Offset, Timestamp, TopicPartition};
+
+use super::{FileState, InspectError, LogReport, inspect, io_error};
+use crate::checkpoint::Checkpoint;
+use crate::disk::{Disk, OpenMode};
+use crate::index::SegmentIndex;
+use crate::manifest::{self, Manifest, SegmentEntry, SegmentFile};
+use crate::recovery::FileBytes;
+use crate::recovery::scan::{self, Cut, Piece, Scan, Totals};
+
+/// What reading a whole log found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifyReport {
+    /// What its small files say.
+    pub log: LogReport,
+    /// Each segment that was read.
+    pub segments: Vec<SegmentCheck>,
+    /// Intact frames.
+    pub frames: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Frames whose chain was computed and continues that of the frame before. The first frame of a log whose start
+    /// was deleted, and the first behind damage, have none before them to continue.
+    pub links: u64,
+    /// The offset after the last intact frame.
+    pub end_offset: Offset,
+    /// The chain at the end, if there is any frame.
+    pub chain: Option<Chain>,
+    /// The first thing wrong, if anything is.
+    pub finding: Option<Finding>,
+}
+
+impl VerifyReport {
+    /// Whether every record that was ever acknowledged as being on disk is there. A torn tail takes none of them.
+    pub fn is_intact(&self) -> bool {
+        self.finding.as_ref().is_none_or(|finding| finding.kind == FindingKind::TornTail)
+    }
+}
+
+/// One segment that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SegmentCheck {
+    /// Name of the file with its frames.
+    pub file_name: String,
+    /// The offset of its first record.
+    pub base_offset: Offset,
+    /// The offset after its last intact record.
+    pub end_offset: Offset,
+    /// Intact frames.
+    pub frames: u64,
+    /// Up to where it was read (bytes).
+    pub bytes: u64,
+}
+
+/// What kind of thing is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FindingKind {
+    /// The log can not be opened.
+    Unusable,
+    /// An end that was being written when the process or the machine stopped.
+    TornTail,
+    /// Records that were on disk are damaged.
+    Corruption,
+}
+
+/// The first thing wrong with a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What kind of thing.
+    pub kind: FindingKind,
+    /// In which file.
+    pub file_name: String,
+    /// Where in it (bytes).
+    pub position: u64,
+    /// The first offset affected.
+    pub offset: Offset,
+    /// The first offset behind damage that is intact again, or the end of all that was on disk.
+    pub intact_from: Option<Offset>,
+    /// What is there in place of what should be.
+    pub what: String,
+    /// What that means, and what happens next: a sentence.
+    pub meaning: String,
+}
+
+/// Reads all of the log in `dir`. With a partition given, the log must be that partition's.
+///
+/// # Errors
+/// If there is no log, or the disk refuses. Damage is part of the report.
+pub fn verify(
+    disk: &dyn Disk,
+    dir: &Path,
+    partition: Option<TopicPartition>,
+) -> Result<VerifyReport, InspectError> {
+    let log = inspect(disk, dir)?;
+    let unusable = unusable(&log, partition);
+    let Some(manifest) = Manifest::load(disk, dir).ok().filter(|_| unusable.is_none()) else {
+        return Ok(VerifyReport::without_frames(log, unusable));
+    };
+    let clean = Checkpoint::peek_clean(disk, dir).map_err(io_error(dir))?;
+    let point = clean.or_else(|| Checkpoint::load(disk, dir).ok());
+    let mut pieces = Vec::with_capacity(manifest.segments.len());
+    for entry in &manifest.segments {
+        let path = dir.join(entry.name.file(SegmentFile::Log));
+        pieces.push(open_piece(disk, &path, *entry).map_err(io_error(&path))?);
+    }
+    let mut scan = whole_log(&manifest, point.as_ref());
+    let mut corruption = None;
+    let cut = scan::run(&mut scan, &mut pieces, &mut corruption).map_err(io_error(dir))?;
+    let finding = match (corruption, cut) {
+        (Some(corruption), _) => Some(Finding::corruption(&corruption)),
+        (None, Some(cut)) => torn_tail(&scan, &pieces, cut).map_err(io_error(dir))?,
+        (None, None) => None,
+    };
+    Ok(VerifyReport::new(log, &scan, &pieces, finding))
+}
+
+/// Why the broker would refuse to open the log.
+fn unusable(log: &LogReport, partition: Option<TopicPartition>) -> Option<Finding> {
+    let what = match (&log.manifest, log.partition, partition) {
+        (FileState::Missing, ..) => "it is missing, but segments exist".to_owned(),
+        (FileState::Damaged(what), ..) => what.clone(),
+        (_, Some(found), Some(expected)) if found != expected => {
+            format!("this is the log of {found}, not of {expected}")
+        }
+        _ => return None,
+    };
+    Some(Finding {
+        kind: FindingKind::Unusable,
+        file_name: manifest::FILE_NAME.to_owned(),
+        position: 0,
+        offset: Offset::ZERO,
+        intact_from: None,
+        what,
+        meaning: "The broker refuses to open this log rather than hide its records: restore the manifest."
+            .to_owned(),
+    })
+}
+
+fn open_piece(disk: &dyn Disk, path: &Path, entry: SegmentEntry) -> io::Result<Piece> {
+    let file = match disk.open(path, OpenMode::Read) {
+        Ok(file) => Some(FileBytes(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    let len = file.as_ref().map_or(Ok(0), |file| file.0.len())?;
+    Ok(Piece {
+        entry,
+        file,
+        start: 0,
+        limit: entry.sealed.map_or(len, |sealed| sealed.len.min(len)),
+        position: 0,
+        end: entry.name.base_offset,
+        frames: 0,
+        last_append_time: Timestamp(i64::MIN),
+        index: SegmentIndex::new(entry.name.base_offset),
+    })
+}
+
+fn whole_log(manifest: &Manifest, point: Option<&Checkpoint>) -> Scan {
+    let start = manifest.segments.first().map_or(manifest.log_start, |first| first.name.base_offset);
+    Scan {
+        seed: FrameSeed::new(manifest.partition),
+        index_interval: u64::MAX,
+        synced_end: point.map_or(start, |point| point.next_offset),
+        expected: start,
+        chain: (start == Offset::ZERO).then_some(Chain::START),
+        last_append_time: Timestamp(i64::MIN),
+        leader_epoch: Default::default(),
+        floor: Offset::ZERO,
+        epoch_starts: Vec::new(),
+        totals: Totals::default(),
+        is_rewriting: false,
+    }
+}
+
+fn torn_tail(scan: &Scan, pieces: &[Piece], cut: Cut) -> io::Result<Option<Finding>> {
+    let Some(torn) = scan.torn_tail(pieces, &cut)? else {
+        return Ok(None);
+    };
+    Ok(Some(Finding {
+        kind: FindingKind::TornTail,
+        file_name: torn.segment,
+        position: torn.position,
+        offset: torn.offset,
+        intact_from: None,
+        what: torn.why,
+        meaning: format!(
+            "The end of the log was being written when the process or the machine stopped. Nothing at or after offset \
+             {} was acknowledged as being on disk; the next start of the broker cuts the log there.",
+            torn.offset
+        ),
+    }))
+}
+
+impl Finding {
+    fn corruption(corruption: &crate::recovery::Corruption) -> Finding {
+        let (first, last) = (corruption.offset.0, corruption.intact_from.0.saturating_sub(1));
+        let affected = if first < last {
+            format!("The records at offsets {first} to {last} were on disk and are damaged")
+        } else {
+            format!("The record at offset {first} was on disk and is damaged")
+        };
+        Finding {
+            kind: FindingKind::Corruption,
+            file_name: corruption.segment.clone(),
+            position: corruption.position,
+            offset: corruption.offset,
+            intact_from: Some(corruption.intact_from),
+            what: corruption.why.clone(),
+            meaning: format!(
+                "{affected}. The broker serves what is intact and takes no more records for this partition: restore it \
+                 from a replica or a backup."
+            ),
+        }
+    }
+}
+
+impl VerifyReport {
+    fn new(log: LogReport, scan: &Scan, pieces: &[Piece], finding: Option<Finding>) -> VerifyReport {
+        let segments = pieces.iter().map(|piece| SegmentCheck {
+            file_name: piece.entry.name.file(SegmentFile::Log),
+            base_offset: piece.entry.name.base_offset,
+            end_offset: piece.end,
+            frames: piece.frames,
+            bytes: piece.position,
+        });
+        let Totals { frames, records, bytes, links } = scan.totals;
+        VerifyReport {
+            log,
+            segments: segments.collect(),
+            frames,
+            records,
+            bytes,
+            links,
+            end_offset: scan.expected,
+            chain: scan.chain.filter(|_| frames > 0),
+            finding,
+        }
+    }
+
+    fn without_frames(log: LogReport, finding: Option<Finding>) -> VerifyReport {
+        let end_offset = log.log_start;
+        VerifyReport {
+            log,
+            segments: Vec::new(),
+            frames: 0,
+            records: 0,
+            bytes: 0,
+            links: 0,
+            end_offset,
+            chain: None,
+            finding,
+        }
+    }
+}

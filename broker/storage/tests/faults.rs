@@ -1,0 +1,394 @@
+//! Disks that fail, that are full, and that hold something else than what was written.
+
+mod harness;
+
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use quire_protocol::batch::TimestampType;
+use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp};
+use quire_storage::disk::{CrashOptions, Disk, Fault, OpenMode, SimDisk, Survival};
+use quire_storage::inspect::{self, FindingKind};
+use quire_storage::{
+    AppendContext, AppendErrorKind, CloseError, JobKind, Log, LogOptions, OpenError, ReadError, Residency,
+};
+
+use harness::{
+    DIR, Harness, ModelFrame, NO_SYNC, SYNC, config, frames, new_batch, open, options, partition, read_all,
+};
+
+/// A log of several segments, all of it committed.
+fn filled(seed: u64) -> Harness {
+    let mut harness = Harness::new(SimDisk::new(seed), options());
+    for tag in 0..40 {
+        if tag % 15 == 0 {
+            harness.epoch = LeaderEpoch(harness.epoch.0 + 1);
+        }
+        harness.now.0 += 10;
+        let batches = vec![new_batch(2, 90, tag, harness.now), new_batch(1, 200, tag, harness.now)];
+        harness.append(batches).expect("room");
+        harness.commit();
+    }
+    harness
+}
+
+fn files(disk: &SimDisk, extension: &str) -> Vec<PathBuf> {
+    let names = disk.list(Path::new(DIR)).expect("there");
+    let is_kind = |name: &String| Path::new(name).extension().is_some_and(|other| other == extension);
+    names.iter().filter(|name| is_kind(name)).map(|name| Path::new(DIR).join(name)).collect()
+}
+
+fn len(disk: &SimDisk, path: &Path) -> u64 {
+    disk.open(path, OpenMode::Read).and_then(|file| file.len()).expect("there")
+}
+
+fn close(harness: Harness) -> (SimDisk, Vec<u8>, Offset) {
+    let end = harness.end();
+    let bytes = read_all(&harness.log.reader(), harness.log_start, end).expect("intact");
+    harness.log.close().expect("a healthy disk");
+    (harness.disk, bytes, end)
+}
+
+#[test]
+fn after_a_failed_sync_nothing_more_is_appended_and_nothing_counts_as_durable() {
+    let mut harness = filled(1);
+    let durable = harness.durable_end;
+    harness.append(vec![new_batch(1, 100, 1, Timestamp(9))]).expect("room");
+    harness.disk.inject(Fault::SyncFails { nth: 1 });
+    let job = harness.log.next_job(SYNC).expect("something is unsynced");
+    let completed = harness.log.complete(job.run());
+    assert!(completed.poisoned.is_some());
+    assert_eq!((completed.durable_end, harness.log.durable_end()), (None, durable));
+    let refused = harness.append(vec![new_batch(1, 100, 2, Timestamp(9))]).expect_err("poisoned");
+    assert!(matches!(refused, AppendErrorKind::Poisoned(_)));
+    let syncs = harness.disk.counters().syncs;
+    assert!(harness.log.next_job(SYNC).is_none());
+    assert_eq!(harness.disk.counters().syncs, syncs, "no sync is repeated");
+    let reader = harness.log.reader();
+    read_all(&reader, Offset::ZERO, durable).expect("what is durable is served still");
+    let (fresh, _) = open(&SimDisk::new(0), &options()).expect("empty");
+    let log = std::mem::replace(&mut harness.log, fresh);
+    assert!(matches!(log.close(), Err(CloseError::Poisoned(_))));
+    let report = harness.restart(|disk| disk.crash(&CrashOptions::default()));
+    assert!(!report.was_clean);
+    assert!(harness.end() >= durable);
+}
+
+#[test]
+fn a_write_back_that_failed_unseen_is_made_good_by_recovery() {
+    for seed in 0..20 {
+        let mut harness = filled(seed);
+        harness.append(vec![new_batch(3, 100, 1, Timestamp(9))]).expect("room");
+        let active = files(&harness.disk, "log").pop().expect("a segment");
+        harness.disk.inject(Fault::WriteBackFails { path: active });
+        harness.restart(SimDisk::kill);
+        let end = harness.end();
+        harness.disk.drop_caches();
+        harness.check();
+        harness.restart(|disk| disk.crash(&CrashOptions::default()));
+        assert_eq!(harness.end(), end, "what recovery kept is on the device");
+    }
+}
+
+#[test]
+fn a_lost_write_is_reported_to_the_log_and_not_to_the_job_that_fills_space() {
+    let mut harness = Harness::new(SimDisk::new(4), LogOptions { segment_bytes: 1 << 20, ..options() });
+    harness.append(vec![new_batch(1, 50_000, 1, Timestamp(5))]).expect("room");
+    let grow = harness.log.next_job(NO_SYNC).expect("less than half of the step is left");
+    assert_eq!(grow.kind(), JobKind::Grow);
+    let active = files(&harness.disk, "log").pop().expect("a segment");
+    let sync = harness.log.next_job(SYNC).expect("unsynced");
+    harness.disk.inject(Fault::WriteBackFails { path: active });
+    let grown = grow.run();
+    let completed = harness.log.complete(sync.run());
+    assert!(completed.poisoned.is_some() && completed.durable_end.is_none(), "{completed:?}");
+    let _ = harness.log.complete(grown);
+    assert_eq!(harness.log.durable_end(), Offset::ZERO);
+}
+
+#[test]
+fn a_full_disk_refuses_appends_serves_reads_and_recovers_by_itself() {
+    let mut harness = filled(2);
+    harness.disk.set_capacity(Some(0));
+    let mut batches = vec![new_batch(1, 3000, 1, Timestamp(5))];
+    let mut refused = 0;
+    for _ in 0..10 {
+        match harness.append(batches) {
+            Ok(()) => {}
+            Err(kind) => {
+                assert_eq!(kind, AppendErrorKind::DiskFull);
+                assert!(kind.is_retriable());
+                refused += 1;
+            }
+        }
+        batches = vec![new_batch(1, 3000, 1, Timestamp(5))];
+    }
+    assert!(refused > 5);
+    harness.commit();
+    harness.check();
+    harness.disk.set_capacity(None);
+    harness.append(vec![new_batch(1, 3000, 1, Timestamp(5))]).expect("there is room again");
+    harness.commit();
+    harness.restart(|disk| disk.crash(&CrashOptions::default()));
+}
+
+#[test]
+fn a_write_that_found_no_room_is_written_over() {
+    let mut harness = filled(3);
+    harness.disk.set_capacity(Some(0));
+    let mut refused = false;
+    for tag in 0..60 {
+        refused |= harness.append(vec![new_batch(1, 500, tag, Timestamp(5))]).is_err();
+    }
+    assert!(refused);
+    harness.restart(SimDisk::kill);
+    harness.disk.set_capacity(None);
+    harness.append(vec![new_batch(1, 500, 0, Timestamp(5))]).expect("room");
+    harness.commit();
+    harness.check();
+}
+
+#[test]
+fn a_missing_or_damaged_manifest_is_refused_by_name() {
+    let (disk, ..) = close(filled(5));
+    let manifest = Path::new(DIR).join("manifest");
+    let damaged = disk.fork(1);
+    damaged.flip_bit(&manifest, 20, 3);
+    let error = open(&damaged, &options()).expect_err("damaged");
+    assert!(
+        matches!(&error, OpenError::ManifestDamaged { manifest: path, .. } if *path == manifest),
+        "{error}"
+    );
+    let report = inspect::verify(&damaged, Path::new(DIR), None).expect("readable");
+    assert_eq!(report.finding.map(|finding| finding.kind), Some(FindingKind::Unusable));
+    disk.remove(&manifest).expect("there");
+    let error = open(&disk, &options()).expect_err("missing");
+    assert!(
+        matches!(&error, OpenError::ManifestMissing { manifest: path, .. } if *path == manifest),
+        "{error}"
+    );
+}
+
+#[test]
+fn another_partitions_log_is_refused() {
+    let (disk, ..) = close(filled(6));
+    let mut other = partition();
+    other.partition.0 += 1;
+    let opened = Log::open(std::sync::Arc::new(disk), Path::new(DIR), other, options());
+    assert!(matches!(opened, Err(OpenError::WrongPartition { .. })));
+}
+
+#[test]
+fn derived_files_may_be_deleted_or_damaged() {
+    let (disk, bytes, end) = close(filled(7));
+    let mut victims: Vec<PathBuf> =
+        ["index", "timeindex"].iter().flat_map(|kind| files(&disk, kind)).collect();
+    assert!(victims.len() > 4);
+    victims.extend(["epochs", "checkpoint", "clean"].map(|name| Path::new(DIR).join(name)));
+    for path in victims {
+        for is_deleted in [true, false] {
+            let disk = disk.fork(1);
+            let last = len(&disk, &path) - 1;
+            if is_deleted {
+                disk.remove(&path).expect("there")
+            } else {
+                disk.flip_bit(&path, last / 2, 1)
+            }
+            let (log, report) = open(&disk, &options()).expect("derived files are never fatal");
+            assert_eq!(report.corruption, None, "{}", path.display());
+            assert_eq!((log.start_offset(), log.end_offset()), (Offset::ZERO, end));
+            assert_eq!(read_all(&log.reader(), Offset::ZERO, end).expect("intact"), bytes);
+            assert_eq!(log.epochs().entries().len(), 3, "{}", path.display());
+            check_times(&log);
+            let mut harness = Harness { log, disk, ..filled(7) };
+            harness.append(vec![new_batch(4, 2000, 9, Timestamp(50_000))]).expect("room");
+            harness.append(vec![new_batch(4, 2000, 9, Timestamp(10))]).expect("room");
+            check_times(&harness.log);
+            harness.log.run_jobs(SYNC);
+            harness.log.close().expect("healthy");
+            let (log, report) = open(&harness.disk, &options()).expect("closed in order");
+            assert!(report.was_clean && report.rebuilt.is_empty(), "{}: {report:?}", path.display());
+            check_times(&log);
+        }
+    }
+}
+
+fn bytes_of(frames: &[ModelFrame]) -> Vec<u8> {
+    frames.iter().flat_map(|frame| frame.bytes.iter().copied()).collect()
+}
+
+/// Every timestamp is found where a plain search finds it.
+fn check_times(log: &Log) {
+    let (reader, end) = (log.reader(), log.end_offset());
+    let bytes = read_all(&reader, log.start_offset(), end).expect("intact");
+    let found = frames(&bytes);
+    let records: Vec<(Offset, Timestamp)> = found.iter().flat_map(ModelFrame::records).collect();
+    let times = records.iter().map(|(_, timestamp)| timestamp.0);
+    let (first, last) = (times.clone().min().unwrap_or(0), times.max().unwrap_or(0));
+    for asked in (first - 1..=last + 1).step_by(((last - first) / 60).max(1) as usize) {
+        let expected = records.iter().find(|(_, timestamp)| timestamp.0 >= asked).copied();
+        assert_eq!(reader.offset_at_time(Timestamp(asked), end).expect("intact"), expected, "at {asked}");
+    }
+}
+
+#[test]
+fn damage_to_committed_records_is_told_from_a_torn_tail() {
+    let mut harness = Harness::new(SimDisk::new(8), options());
+    for tag in 0..6 {
+        harness.append(vec![new_batch(1, 300, tag, Timestamp(5))]).expect("room");
+        harness.commit();
+    }
+    let active = files(&harness.disk, "log").pop().expect("a segment");
+    let frame_len = harness.frames[0].bytes.len() as u64;
+    // The third frame of six: later frames were appended when it was committed.
+    let disk = harness.disk.fork(1);
+    disk.flip_bit(&active, frame_len * 2 + 150, 0);
+    for _ in 0..2 {
+        let (mut log, report) = open(&disk, &options()).expect("damage is no error of opening");
+        let corruption = report.corruption.expect("damaged");
+        assert_eq!((corruption.offset, corruption.intact_from), (Offset(2), Offset(3)));
+        assert_eq!(corruption.position, frame_len * 2);
+        assert!(log.is_corrupt());
+        assert_eq!(log.end_offset(), Offset(6));
+        let reader = log.reader();
+        assert_eq!(read_all(&reader, Offset(0), Offset(2)).expect("intact"), bytes_of(&harness.frames[..2]));
+        assert_eq!(read_all(&reader, Offset(3), Offset(6)).expect("intact"), bytes_of(&harness.frames[3..]));
+        let error = reader.read(Offset(2), 10_000, Offset(6), Residency::Any).expect_err("damaged");
+        assert!(matches!(error, ReadError::Corrupt { offset: Offset(2), .. }), "{error}");
+        let refused = log.append(vec![new_batch(1, 10, 1, Timestamp(5))], harness.context());
+        assert_eq!(refused.expect_err("corrupt").kind, AppendErrorKind::Corrupt);
+        assert!(log.next_job(SYNC).is_none());
+        assert!(matches!(log.close(), Err(CloseError::Corrupt)), "the next open finds it again");
+    }
+    let report = inspect::verify(&disk, Path::new(DIR), None).expect("readable");
+    let finding = report.finding.expect("damaged");
+    assert_eq!(
+        (finding.kind, finding.offset, finding.position),
+        (FindingKind::Corruption, Offset(2), frame_len * 2)
+    );
+    // The last frame: nothing tells that it was ever on disk.
+    let disk = harness.disk.fork(1);
+    disk.flip_bit(&active, frame_len * 5 + 150, 0);
+    let report = inspect::verify(&disk, Path::new(DIR), None).expect("readable");
+    assert!(report.is_intact());
+    assert_eq!(report.finding.map(|finding| finding.kind), Some(FindingKind::TornTail));
+    let (log, report) = open(&disk, &options()).expect("a torn tail is cut");
+    let torn = report.torn_tail.expect("torn");
+    assert_eq!((torn.offset, torn.position), (Offset(5), frame_len * 5));
+    assert!((frame_len - 8..=frame_len).contains(&torn.bytes), "up to the last byte that is not zero");
+    assert_eq!(log.end_offset(), Offset(5));
+}
+
+#[test]
+fn a_missing_segment_is_corruption() {
+    let (disk, ..) = close(filled(9));
+    for path in files(&disk, "log") {
+        let disk = disk.fork(1);
+        disk.remove(&path).expect("there");
+        let (log, report) = open(&disk, &options()).expect("damage is no error of opening");
+        let damage = report.corruption.unwrap_or_else(|| panic!("{} is missing", path.display()));
+        assert!(path.ends_with(&damage.segment));
+        if damage.offset < log.end_offset() {
+            let read = log.reader().read(damage.offset, 1000, log.end_offset(), Residency::Any);
+            assert!(matches!(read, Err(ReadError::Corrupt { .. })), "{read:?}");
+        }
+        let report = inspect::verify(&disk, Path::new(DIR), None).expect("readable");
+        assert_eq!(report.finding.map(|finding| finding.kind), Some(FindingKind::Corruption));
+    }
+}
+
+#[test]
+fn a_log_that_acknowledges_before_it_syncs_is_suspect_after_an_unclean_stop() {
+    let interval = LogOptions { is_synced: false, ..options() };
+    let mut harness = Harness::new(SimDisk::new(10), interval);
+    for tag in 0..30 {
+        harness.append(vec![new_batch(1, 700, tag, Timestamp(5))]).expect("room");
+        harness.log.set_high_watermark(harness.log.end_offset());
+    }
+    let report = harness.restart(|disk| {
+        disk.crash(&CrashOptions { data: Survival::Random, names: Survival::Everything });
+    });
+    assert!(report.is_suspect && report.corruption.is_none(), "{report:?}");
+    let (disk, ..) = close(harness);
+    let (_, report) = open(&disk, &options()).expect("closed in order");
+    assert!(!report.is_suspect);
+}
+
+#[test]
+fn the_brokers_clock_stamps_records_and_never_goes_back() {
+    let mut harness = Harness::new(SimDisk::new(11), options());
+    let mut at = |now: i64| {
+        let context = AppendContext {
+            now: Timestamp(now),
+            timestamp_type: TimestampType::LogAppendTime,
+            ..harness.context()
+        };
+        let mut batches = vec![new_batch(2, 10, 1, Timestamp(5))];
+        loop {
+            match harness.log.append(batches, context) {
+                Ok(frames) => return frames[0],
+                Err(error) => batches = error.batches,
+            }
+            harness.log.run_jobs(NO_SYNC);
+        }
+    };
+    assert_eq!((at(100).append_time, at(90).append_time, at(110).max_timestamp), {
+        (Timestamp(100), Timestamp(100), Timestamp(110))
+    });
+    let end = harness.log.end_offset();
+    let found = harness.log.reader().offset_at_time(Timestamp(101), end).expect("intact");
+    assert_eq!(found, Some((Offset(4), Timestamp(110))));
+}
+
+proptest! {
+    #![proptest_config(config(300))]
+
+    #[test]
+    fn a_flipped_bit_is_found_or_harmless_and_never_served(
+        is_closed in any::<bool>(),
+        file in any::<prop::sample::Index>(),
+        position in any::<prop::sample::Index>(),
+        bit in 0u8..8,
+    ) {
+        let mut harness = filled(12);
+        harness.append(vec![new_batch(2, 100, 77, Timestamp(3))]).expect("room");
+        harness.settle(SYNC);
+        let bytes = read_all(&harness.log.reader(), Offset::ZERO, harness.end()).expect("intact");
+        let (end, committed) = (harness.end(), harness.log.high_watermark());
+        let disk = if is_closed { close(harness).0 } else { harness.disk };
+        disk.kill();
+        let names = disk.list(Path::new(DIR)).expect("there");
+        let path = Path::new(DIR).join(&names[file.index(names.len())]);
+        disk.flip_bit(&path, position.index(len(&disk, &path) as usize) as u64, bit);
+        let is_log = path.extension().is_some_and(|kind| kind == "log");
+        let verified = inspect::verify(&disk, Path::new(DIR), None).expect("readable");
+        let Ok((log, report)) = open(&disk, &options()) else {
+            prop_assert!(path.ends_with("manifest"), "only a damaged manifest is fatal");
+            return Ok(());
+        };
+        prop_assert_eq!(log.start_offset(), Offset::ZERO);
+        prop_assert!(is_log || (report.corruption.is_none() && log.end_offset() == end));
+        prop_assert!(log.end_offset() >= committed, "committed records are never cut off");
+        if report.corruption.is_some() {
+            prop_assert!(!verified.is_intact(), "what recovery finds, verification finds");
+        }
+        let mut from = Offset::ZERO;
+        let mut damaged = 0;
+        while from < log.end_offset() {
+            match log.reader().read(from, 700, log.end_offset(), Residency::Any) {
+                Ok(slice) => {
+                    let read = slice.frames.concat();
+                    prop_assert!(bytes.windows(read.len()).any(|window| window == read), "served from {}", from);
+                    from = slice.next_offset;
+                }
+                Err(ReadError::Corrupt { .. }) => {
+                    damaged += 1;
+                    from = Offset(from.0 + 1);
+                }
+                Err(error) => prop_assert!(false, "{}", error),
+            }
+        }
+        prop_assert!(damaged <= 2, "one frame at most is lost");
+        prop_assert!(damaged == 0 || (is_log && !verified.is_intact()));
+    }
+}
