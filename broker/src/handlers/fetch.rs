@@ -45,7 +45,7 @@ impl<E: Into<RequestError>> From<E> for End {
 /// # Errors
 /// What the client is to be told in place of further frames.
 pub(crate) async fn serve(
-    session: Arc<Session>,
+    session: &Session,
     header: &[u8; ConsumeHeader::LEN],
     send: &mut SendStream,
     recv: &mut RecvStream,

@@ -49,17 +49,17 @@ impl From<RequestError> for End {
 /// # Errors
 /// What the client is to be told in place of further acknowledgements.
 pub(crate) async fn serve(
-    session: Arc<Session>,
+    session: &Session,
     header: &[u8; ProduceHeader::LEN],
     send: &mut SendStream,
     recv: &mut RecvStream,
 ) -> Result<(), RequestError> {
-    let context = Arc::clone(&session.context);
+    let context = &session.context;
     let header = ProduceHeader::decode(header).map_err(|error| message::malformed(&error))?;
     let partition = context.partitions.find(header.partition)?;
     check_leadership(&partition, &header)?;
     let served = match open(&partition, send).await {
-        Ok(()) => exchange(&context, &partition, header.acks, send, recv).await,
+        Ok(()) => exchange(context, &partition, header.acks, send, recv).await,
         Err(end) => Err(end),
     };
     match served {

@@ -12,16 +12,16 @@ use tokio::time::timeout;
 
 use super::{metadata, offsets, topics};
 use crate::error::RequestError;
-use crate::net::connection::Session;
+use crate::net::connection::{Session, close_code};
 use crate::net::message;
 
 /// Serves one request.
-pub(crate) async fn serve(session: Arc<Session>, mut send: SendStream, mut recv: RecvStream) {
-    let received = timeout(limits::MESSAGE_TIME_MAX, receive(&session, &mut recv)).await;
+pub(crate) async fn serve(session: &Arc<Session>, send: &mut SendStream, recv: &mut RecvStream) {
+    let received = timeout(limits::MESSAGE_TIME_MAX, receive(session, recv)).await;
     // The memory is held until the answer is written.
     let (outcome, _memory) = match received.unwrap_or_else(|_| Err(message::too_slow("the request"))) {
         Ok(None) => return,
-        Ok(Some((request, memory))) => (answer(&session, request).await, Some(memory)),
+        Ok(Some((request, memory))) => (answer(session, request).await, Some(memory)),
         Err(error) => (Err(error), None),
     };
     let metrics = &session.context.metrics;
@@ -30,11 +30,9 @@ pub(crate) async fn serve(session: Arc<Session>, mut send: SendStream, mut recv:
         metrics.requests_failed.increment(1);
     }
     let body = outcome.unwrap_or_else(|error| response::Body::Error(error.into()));
-    if timeout(limits::MESSAGE_TIME_MAX, send.write_all(&encode(body)))
-        .await
-        .is_ok_and(|written| written.is_ok())
-    {
-        let _ = send.finish();
+    if timeout(limits::MESSAGE_TIME_MAX, send.write_all(&encode(body))).await.is_err() {
+        // A part of an answer must not pass for one.
+        let _ = send.reset(close_code(ErrorCode::TimedOut));
     }
 }
 

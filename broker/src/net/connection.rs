@@ -143,50 +143,55 @@ fn spawn_stream(session: &Arc<Session>, send: SendStream, recv: RecvStream) {
     });
 }
 
+/// Serves a stream, and sees its end delivered where the connection is about to be closed.
+async fn serve_stream(session: Arc<Session>, mut send: SendStream, mut recv: RecvStream) {
+    if let Err(error) = dispatch(&session, &mut send, &mut recv).await {
+        message::fail(&mut send, &mut recv, &error).await;
+    }
+    // A stream that ended by a reset, or with its connection, needs none.
+    let _ = send.finish();
+    if session.context.stopping.is_requested() {
+        // An acknowledgement that is lost with the connection is a batch sent twice. The shutdown bounds the wait.
+        let _ = send.stopped().await;
+    }
+}
+
 /// Reads what every stream starts with, and lets the handler of its kind do the rest.
 ///
 /// Handlers are boxed: thousands of consumers wait for records, and each must cost no more than its own future.
-async fn serve_stream(session: Arc<Session>, mut send: SendStream, mut recv: RecvStream) {
-    let kind = match timeout(limits::MESSAGE_TIME_MAX, read_kind(&mut recv)).await {
+async fn dispatch(
+    session: &Arc<Session>,
+    send: &mut SendStream,
+    recv: &mut RecvStream,
+) -> Result<(), RequestError> {
+    let kind = match timeout(limits::MESSAGE_TIME_MAX, read_kind(recv)).await {
         Ok(Ok(Some(kind))) => kind,
-        Ok(Ok(None)) => return,
-        Ok(Err(error)) => return message::fail(&mut send, &mut recv, &error).await,
-        Err(_) => {
-            return message::fail(&mut send, &mut recv, &message::too_slow("the stream's first bytes")).await;
-        }
+        Ok(Ok(None)) => return Ok(()),
+        Ok(Err(error)) => return Err(error),
+        Err(_) => return Err(message::too_slow("the stream's first bytes")),
     };
     if kind == StreamKind::Rpc {
-        return Box::pin(handlers::rpc::serve(session, send, recv)).await;
+        Box::pin(handlers::rpc::serve(session, send, recv)).await;
+        return Ok(());
     }
     if !session.is_greeted() {
-        let error =
-            RequestError::new(ErrorCode::InvalidRequest, "the first request of a connection must be hello");
-        return message::fail(&mut send, &mut recv, &error).await;
+        let message = "the first request of a connection must be hello";
+        return Err(RequestError::new(ErrorCode::InvalidRequest, message));
     }
     if session.context.stopping.is_requested() {
-        return message::fail(&mut send, &mut recv, &RequestError::shutting_down()).await;
+        return Err(RequestError::shutting_down());
     }
-    let opened = match kind {
-        StreamKind::Produce => match message::read_header::<{ ProduceHeader::LEN }>(&mut recv).await {
-            Ok(Some(header)) => {
-                Box::pin(handlers::produce::serve(session, &header, &mut send, &mut recv)).await
-            }
-            Ok(None) => return,
-            Err(error) => Err(error),
+    match kind {
+        StreamKind::Produce => match message::read_header::<{ ProduceHeader::LEN }>(recv).await? {
+            Some(header) => Box::pin(handlers::produce::serve(session, &header, send, recv)).await,
+            None => Ok(()),
         },
-        _ => match message::read_header::<{ ConsumeHeader::LEN }>(&mut recv).await {
-            Ok(Some(header)) => {
-                Box::pin(handlers::fetch::serve(session, &header, &mut send, &mut recv)).await
+        StreamKind::Consume | StreamKind::Rpc => {
+            match message::read_header::<{ ConsumeHeader::LEN }>(recv).await? {
+                Some(header) => Box::pin(handlers::fetch::serve(session, &header, send, recv)).await,
+                None => Ok(()),
             }
-            Ok(None) => return,
-            Err(error) => Err(error),
-        },
-    };
-    match opened {
-        Ok(()) => {
-            let _ = send.finish();
         }
-        Err(error) => message::fail(&mut send, &mut recv, &error).await,
     }
 }
 
