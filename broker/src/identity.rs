@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn an_identity_is_drawn_once_and_a_second_broker_kept_out() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let disk = OsDisk::default();
+        let disk = OsDisk;
         let first = DataDirectory::open(&disk, dir.path()).expect("new");
         assert!(matches!(DataDirectory::open(&disk, dir.path()), Err(DataDirectoryError::InUse { .. })));
         let identity = first.identity.clone();
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn a_damaged_identity_is_an_error_and_not_a_new_broker() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let disk = OsDisk::default();
+        let disk = OsDisk;
         drop(DataDirectory::open(&disk, dir.path()).expect("new"));
         std::fs::write(dir.path().join(IDENTITY), b"not what was written").expect("overwritten");
         assert!(matches!(DataDirectory::open(&disk, dir.path()), Err(DataDirectoryError::Identity { .. })));

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use quire_broker::{Broker, DataDirectoryError, StartError};
-use quire_protocol::Offset;
 use quire_protocol::stream::{Answer, Start};
+use quire_protocol::{ErrorCode, Offset, limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use support::{PATIENCE, RawClient, batch, start};
+use support::{PATIENCE, RawClient, batch, failure, start};
 
 #[tokio::test]
 async fn what_was_acknowledged_is_there_after_a_restart() -> Result<()> {
@@ -33,6 +33,33 @@ async fn what_was_acknowledged_is_there_after_a_restart() -> Result<()> {
     assert_eq!(opened.high_watermark, Offset(1));
     let Answer::Frames(announced) = consumer.answer().await? else { bail!("no frames") };
     assert_eq!(consumer.frames(partition, announced).await?.len(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_shutdown_leaves_no_appended_batch_without_its_answer() -> Result<()> {
+    let started = start().await?;
+    let client = RawClient::connect(&started.broker).await?;
+    let partition = client.create_topic("flights", &[]).await?;
+    let (mut producer, _) = client.produce(partition).await?;
+    producer.send.write_all(&batch(&["in flight"])?.repeat(limits::PRODUCE_WINDOW_BATCHES as usize)).await?;
+    let first = producer.ack().await?;
+    let shutdown = tokio::spawn(started.broker.shutdown());
+    let mut acknowledged = first.0 + 1;
+    let failure = loop {
+        match producer.answer().await? {
+            Answer::Ack(ack) => acknowledged = ack.base_offset.0 + 1,
+            answer => break failure(answer)?,
+        }
+    };
+    assert_eq!(failure.code, ErrorCode::ShuttingDown);
+    ensure!(shutdown.await?.clean, "a clean shutdown");
+
+    let broker = Broker::builder().data_dir(started.dir.path()).shards(1).start().await?;
+    let client = RawClient::connect(&broker).await?;
+    let (_, opened) = client.consume(partition, Start::End, 0).await?;
+    let Answer::Opened(opened) = opened else { bail!("answered {opened:?}") };
+    assert_eq!(opened.high_watermark, Offset(acknowledged), "what is kept is what was acknowledged");
     Ok(())
 }
 
