@@ -133,7 +133,7 @@ fn describe(ending: Ending, args: &ConsumeArgs) -> &'static str {
     match ending {
         Ending::Count => "stopped by -n",
         Ending::End if args.until.is_some() => "stopped by --until",
-        Ending::End => "the end as it was at the start",
+        Ending::End => "reached the end",
         Ending::Interrupted => "interrupted",
     }
 }
@@ -163,7 +163,7 @@ async fn pump(
         if count == Some(writer.records) {
             return Ok(Ending::Count);
         }
-        if writer.records % RECORDS_BETWEEN_LOOKS == 0 && stop.stop().now_or_never().is_some() {
+        if writer.records.is_multiple_of(RECORDS_BETWEEN_LOOKS) && stop.stop().now_or_never().is_some() {
             return Ok(Ending::Interrupted);
         }
     }

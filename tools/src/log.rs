@@ -1,31 +1,83 @@
 //! `quire log`: inspect or verify a data directory, offline.
 
+mod directory;
+mod inspect;
+mod verify;
+
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use quire_protocol::frame::Chain;
+use quire_storage::disk::OsDisk;
+use quire_storage::inspect::InspectError;
 
 use crate::args::JsonArg;
-use crate::failure::{Exit, Failure};
+use crate::failure::{Exit, Failure, describe_io};
+use crate::output;
 
 /// What to do with logs on this machine's disk. The broker need not run.
 #[derive(Debug, Subcommand)]
 pub enum LogCommand {
-    /// Show manifest, segments, indexes and positions
+    /// Show the manifest, segments, indexes and positions of each log
     Inspect(LogArgs),
-    /// Check every byte: the first bad one, and what it means
+    /// Read every frame of each log: checksums, offsets, chain; says the first bad byte and what it means
     Verify(LogArgs),
 }
 
 /// Where the logs are.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Nothing is changed. Exit code 1 if a log is damaged; a torn tail, which no acknowledgement covered, is no damage.
+Stop the broker first: the end that a running one is just writing looks torn.")]
 pub struct LogArgs {
-    /// A broker's data directory, or one partition's
+    /// A broker's data directory, or the directory of one partition in it
     dir: PathBuf,
     #[command(flatten)]
     output: JsonArg,
 }
 
 /// Does it.
-pub fn run(_command: &LogCommand) -> Result<Exit, Failure> {
-    Ok(Exit::Done)
+///
+/// # Errors
+/// If there is no log there, or it can not be read. Damage is an answer, with exit code 1.
+pub fn run(command: &LogCommand) -> Result<Exit, Failure> {
+    let args = match command {
+        LogCommand::Inspect(args) | LogCommand::Verify(args) => args,
+    };
+    let disk = OsDisk;
+    let logs = directory::find(&disk, &args.dir)?;
+    if logs.in_use {
+        output::note("a broker has this directory open: what it is just writing may look torn");
+    }
+    match command {
+        LogCommand::Inspect(args) => inspect::run(&disk, &logs.found, args.output.json),
+        LogCommand::Verify(args) => verify::run(&disk, &logs.found, args.output.json),
+    }
+}
+
+impl From<InspectError> for Failure {
+    fn from(error: InspectError) -> Failure {
+        match error {
+            InspectError::Io { path, source } => Failure::file(&path, &source),
+            InspectError::NoLog(path) => Failure::failed(format!(
+                "{} holds no log: it has no manifest and no segments",
+                path.display()
+            ))
+            .hint("give a broker's data directory, or the directory of one partition in it"),
+        }
+    }
+}
+
+fn hex(chain: &Chain) -> String {
+    chain.0.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// As much of a chain as tells two apart by eye.
+fn short_hex(chain: &Chain) -> String {
+    hex(chain).chars().take(12).collect()
+}
+
+fn unreadable(path: &std::path::Path, error: &std::io::Error) -> Failure {
+    Failure::failed(format!("{}: {}", path.display(), describe_io(error)))
+        .hint("give a broker's data directory, or the directory of one partition in it")
 }

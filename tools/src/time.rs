@@ -56,7 +56,7 @@ pub fn show_took(took: Duration) -> String {
 pub fn show_span(span: Duration) -> String {
     let millis = span.as_millis();
     let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)];
-    let fitting = units.iter().find(|(_, unit)| millis >= *unit && millis % unit == 0);
+    let fitting = units.iter().find(|(_, unit)| millis >= *unit && millis.is_multiple_of(*unit));
     fitting.map_or_else(|| format!("{millis}ms"), |(name, unit)| format!("{}{name}", millis / unit))
 }
 

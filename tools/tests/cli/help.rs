@@ -67,3 +67,48 @@ fn completions_name_every_command() {
 fn the_version_is_the_packages() {
     assert_eq!(Home::new().stdout(&["--version"]), format!("quire {}\n", env!("CARGO_PKG_VERSION")));
 }
+
+/// The fields of every object in a command's answer, however deep.
+fn fields(answer: &serde_json::Value, known: &mut Vec<String>) {
+    match answer {
+        serde_json::Value::Object(object) => object.iter().for_each(|(name, value)| {
+            known.push(name.clone());
+            // What users name themselves is not documented field by field.
+            if !matches!(name.as_str(), "config" | "overrides") {
+                fields(value, known);
+            }
+        }),
+        serde_json::Value::Array(items) => items.iter().for_each(|item| fields(item, known)),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_field_of_every_answer_is_documented() {
+    let readme =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("it is there");
+    let data = Home::new();
+    let dev = crate::support::Dev::start_in(Home::new(), &["--data", crate::support::path(data.path())]);
+    let mut known = Vec::new();
+    fields(&dev.ready, &mut known);
+    let home = &dev.home;
+    home.pipe(&["topic", "create", "t"], "");
+    for args in [
+        &["produce", "t", "--json"][..],
+        &["consume", "t", "--json"],
+        &["topic", "list", "--json"],
+        &["topic", "describe", "t", "--json"],
+        &["log", "inspect", crate::support::path(data.path()), "--json"],
+        &["log", "verify", crate::support::path(data.path()), "--json"],
+        &["topic", "delete", "t", "--json"],
+        &["demo", "--json"],
+    ] {
+        let out = home.pipe(args, "a record\n");
+        assert!(!out.is_empty(), "{args:?} answers");
+        out.lines().for_each(|line| fields(&serde_json::from_str(line).expect(line), &mut known));
+    }
+    known.sort_unstable();
+    known.dedup();
+    let missing: Vec<_> = known.iter().filter(|name| !readme.contains(&format!("`{name}`"))).collect();
+    assert!(missing.is_empty(), "tools/README.md does not say what these are: {missing:?}");
+}
