@@ -130,7 +130,11 @@ pub async fn run(profile: Option<&str>, args: &ProduceArgs) -> Result<Exit, Fail
     client.close().await;
     match account.failed.map(Stopped::NotDelivered).or(outcome.err()) {
         None => Ok(Exit::Done),
-        Some(Stopped::Interrupted) => Ok(Exit::Interrupted),
+        Some(Stopped::Interrupted) => {
+            let resume = args.file.is_some().then(|| format!("; resume with --from-line {}", run.next_line));
+            output::note(&format!("interrupted{}", resume.unwrap_or_default()));
+            Ok(Exit::Interrupted)
+        }
         Some(stopped) => Err(account.resume.explain(stopped, args)),
     }
 }
@@ -167,6 +171,8 @@ struct Run<'a> {
     producer: Producer,
     records: mpsc::Receiver<Result<Read, InputError>>,
     outstanding: VecDeque<(u64, Delivery)>,
+    /// The line after the last one handed over.
+    next_line: u64,
     account: Account,
     progress: Progress,
     stored_bytes_read: Arc<AtomicU64>,
@@ -190,6 +196,7 @@ impl<'a> Run<'a> {
             producer,
             records: read_ahead(input, args.from_line),
             outstanding: VecDeque::new(),
+            next_line: args.from_line,
             account: Account::default(),
             progress,
             stored_bytes_read,
@@ -226,10 +233,13 @@ impl<'a> Run<'a> {
             None => self.producer.enqueue(topic, record).await,
         };
         match enqueued {
-            Ok(delivery) => self.outstanding.push_back((line, delivery)),
-            Err(error) => return Err(Stopped::NotDelivered(NotDelivered { line, error })),
+            Ok(delivery) => {
+                self.outstanding.push_back((line, delivery));
+                self.next_line = line + 1;
+                Ok(())
+            }
+            Err(error) => Err(Stopped::NotDelivered(NotDelivered { line, error })),
         }
-        Ok(())
     }
 
     /// Waits for everything on its way.

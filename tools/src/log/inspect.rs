@@ -39,7 +39,7 @@ fn page(name: &str, report: &LogReport, palette: Palette) -> String {
         ("SEGMENT", Align::Left),
         ("BASE OFFSET", Align::Right),
         ("END OFFSET", Align::Right),
-        ("FRAMES", Align::Right),
+        ("WRITTEN", Align::Right),
         ("FILE", Align::Right),
         ("INDEXES", Align::Left),
         ("LAST APPEND", Align::Left),

@@ -63,4 +63,5 @@ fn ctrl_c_ends_a_produce_with_what_was_acknowledged() {
     let ended = produce.end();
     assert_eq!(ended.status.code(), Some(130));
     assert!(text(&ended.stdout).contains("1 record acknowledged"), "{}", text(&ended.stdout));
+    assert_eq!(text(&ended.stderr), "interrupted\n");
 }
