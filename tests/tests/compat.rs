@@ -27,8 +27,8 @@ const COMPRESSIONS: [Compression; 5] =
 
 fn record(partition: u32, number: u64) -> Record {
     Record {
-        key: (number % 3 != 0).then(|| format!("key {}", number % 7).into()),
-        value: (number % 5 != 0)
+        key: (!number.is_multiple_of(3)).then(|| format!("key {}", number % 7).into()),
+        value: (!number.is_multiple_of(5))
             .then(|| format!("{partition}:{number} {}", "~".repeat(number as usize)).into()),
         timestamp: Some(Timestamp(1_357_034_400_000 + number as i64 * 60_000)),
         headers: vec![Header { key: "number".into(), value: Some(number.to_string().into()) }],
