@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use quire_protocol::limits;
+
 use crate::error::Error;
 use crate::retry::Backoff;
 
@@ -12,6 +14,9 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// Longest wait for the answer to one control request. Default 30 s.
     pub request_timeout: Duration,
+    /// A connection on which nothing arrives for so long counts as lost. Default 10 s. Shorter notices a broker that was
+    /// killed sooner, and costs a small packet three times in this time on an idle connection.
+    pub idle_timeout: Duration,
     /// Pauses between attempts: to connect, to open a stream again. While a pause lasts, further attempts to
     /// reach the same broker fail at once.
     pub backoff: Backoff,
@@ -26,6 +31,7 @@ impl Default for ClientConfig {
         ClientConfig {
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(30),
+            idle_timeout: limits::CLIENT_IDLE_TIME_MAX,
             backoff: Backoff::default(),
             metadata_age_max: Duration::from_secs(300),
             client_name: env!("CARGO_PKG_NAME").into(),

@@ -140,7 +140,7 @@ impl Client {
     /// # Errors
     /// As [`Client::connect_with`].
     pub async fn connect_configured(profile: Profile, config: ClientConfig) -> Result<Client, Error> {
-        let transport = Transport::new(&profile)?;
+        let transport = Transport::new(&profile, config.idle_timeout)?;
         let brokers = Arc::new(Brokers::new(profile.parsed_address()?, transport, config));
         let connection = brokers.any().await?;
         let shared = Shared {

@@ -31,11 +31,11 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
-    pub(crate) fn new(profile: &Profile) -> Result<Transport, Error> {
+    pub(crate) fn new(profile: &Profile, idle_timeout: Duration) -> Result<Transport, Error> {
         let tls = QuicClientConfig::try_from(tls_config(profile)?)
             .map_err(|error| Error::System { what: "setting up TLS", why: error.to_string() })?;
         let mut settings = quinn::ClientConfig::new(Arc::new(tls));
-        settings.transport_config(Arc::new(transport_config()));
+        settings.transport_config(Arc::new(transport_config(idle_timeout)));
         Ok(Transport {
             settings,
             server_name: profile.expected_server_name().map(str::to_owned),
@@ -141,7 +141,8 @@ fn open_endpoint(local: SocketAddr) -> std::io::Result<Endpoint> {
     Endpoint::new(config, None, socket.into(), Arc::new(quinn::TokioRuntime))
 }
 
-fn transport_config() -> TransportConfig {
+fn transport_config(idle_timeout: Duration) -> TransportConfig {
+    let idle_timeout = idle_timeout.clamp(Duration::from_millis(100), limits::IDLE_TIME_MAX);
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(limits::UDP_PAYLOAD_BYTES_MAX);
     let mut congestion = CubicConfig::default();
@@ -163,8 +164,8 @@ fn transport_config() -> TransportConfig {
         .congestion_controller_factory(Arc::new(congestion))
         .ack_frequency_config(Some(acknowledgements))
         .datagram_receive_buffer_size(None)
-        .max_idle_timeout(Some(IdleTimeout::try_from(limits::IDLE_TIME_MAX).expect("a few seconds fit")))
-        .keep_alive_interval(Some(limits::KEEP_ALIVE_INTERVAL));
+        .max_idle_timeout(Some(IdleTimeout::try_from(idle_timeout).expect("a few seconds fit")))
+        .keep_alive_interval(Some((idle_timeout / 3).min(limits::KEEP_ALIVE_INTERVAL)));
     transport
 }
 

@@ -84,6 +84,9 @@ pub const RTT_INITIAL: Duration = Duration::from_millis(50);
 pub const IDLE_TIME_MAX: Duration = Duration::from_secs(30);
 /// A connection with nothing else to send sends a ping so often.
 pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(8);
+/// A client closes a connection on which nothing arrives for so long, by default: sooner than a broker, since its
+/// records wait for their delivery meanwhile, and a broker that was killed says nothing.
+pub const CLIENT_IDLE_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Events waiting for one shard.
 pub const SHARD_QUEUE_EVENTS: usize = 4096;
@@ -148,5 +151,6 @@ const _: () = {
     assert!(UDP_PAYLOAD_BYTES_MAX as u32 * 10 < 64 * 1024);
     assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
     assert!(KEEP_ALIVE_INTERVAL.as_millis() * 3 < IDLE_TIME_MAX.as_millis());
+    assert!(CLIENT_IDLE_TIME_MAX.as_millis() <= IDLE_TIME_MAX.as_millis());
     assert!(MAPS_MAX < 65_530);
 };

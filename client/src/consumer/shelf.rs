@@ -154,7 +154,9 @@ impl Shelves {
                 Some(place)
             }
             None => {
-                state.waker = Some(waker.clone());
+                if !state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+                    state.waker = Some(waker.clone());
+                }
                 None
             }
         }

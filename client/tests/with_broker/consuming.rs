@@ -13,7 +13,7 @@ async fn hundred() -> Rig {
     let rig = Rig::with_topic(1).await;
     let producer = rig.client.producer().batch_bytes(1024).build();
     for number in 0..100i64 {
-        let _ = producer.enqueue("t", timed(number.to_string(), 10 * number)).await.expect("room");
+        drop(producer.enqueue("t", timed(number.to_string(), 10 * number)).await.expect("room"));
     }
     producer.close().await.expect("acknowledged");
     rig
@@ -130,7 +130,7 @@ async fn a_hundred_partitions_merge_by_time_within_tiny_memory() {
     for number in 0..2_000u32 {
         let value = format!("{number:0>5000}");
         let record = timed(value, number.into());
-        let _ = producer.enqueue_to("t", partition(number % 100), record).await.expect("room");
+        drop(producer.enqueue_to("t", partition(number % 100), record).await.expect("room"));
     }
     producer.close().await.expect("acknowledged");
     let consumer =
@@ -158,7 +158,7 @@ async fn a_consumer_that_is_not_polled_takes_no_more_than_its_memory() {
     let rig = Rig::with_topic(1).await;
     let producer = rig.client.producer().build();
     for _ in 0..400 {
-        let _ = producer.enqueue("t", record(vec![3; 50_000])).await.expect("room");
+        drop(producer.enqueue("t", record(vec![3; 50_000])).await.expect("room"));
     }
     producer.close().await.expect("acknowledged");
     let memory = 1 << 20;

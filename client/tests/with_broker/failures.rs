@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use quire_client::{Client, ClientConfig, Error, Position, Profile, SendError};
 use tokio::time::timeout;
 
-use crate::support::{Rig, all, connect, profile, quick, record, start_broker, values};
+use crate::support::{Relay, Rig, all, connect, profile, quick, record, start_broker, values};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_is_not_there_is_known_at_once() {
@@ -64,7 +64,7 @@ async fn a_producer_survives_its_brokers_restart_without_losing_or_reordering() 
     let background = producer.clone();
     let sending = tokio::spawn(async move {
         for number in 1..2_000 {
-            let _ = background.enqueue("t", record(number.to_string())).await.expect("room");
+            drop(background.enqueue("t", record(number.to_string())).await.expect("room"));
             if number % 100 == 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -126,4 +126,28 @@ async fn what_can_not_be_delivered_in_time_fails_with_its_cause() {
     let ended = timeout(Duration::from_secs(20), consumer.next()).await.expect("in time");
     assert!(ended.expect("an error first").is_err_and(|error| error.is_retriable()));
     assert!(consumer.next().await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_falls_silent_is_noticed_and_what_was_sent_meanwhile_arrives() {
+    let rig = Rig::with_topic(1).await;
+    let relay = Relay::start(rig.broker.address()).await;
+    let profile = profile(&rig.broker).at(format!("quire://{}", relay.address));
+    let config = ClientConfig { idle_timeout: Duration::from_millis(300), ..quick() };
+    let client = Client::connect_configured(profile, config).await.expect("the relay leads to the broker");
+    let mut consumer = client.consumer().topic("t").follow(true).build().await.expect("built");
+    let producer = client.producer().build();
+    producer.send("t", record("a")).await.expect("acknowledged");
+    assert!(consumer.next().await.expect("it follows").is_ok());
+
+    relay.cut(true);
+    let delivery = producer.enqueue("t", record("b")).await.expect("room");
+    // As when a broker was killed: nobody says that the connection is gone.
+    let lost = client.admin().list_topics().await.expect_err("nothing gets through");
+    assert!(matches!(lost, Error::ConnectionLost { .. }), "{lost}");
+    relay.cut(false);
+    let sent = timeout(Duration::from_secs(20), delivery).await.expect("in time").expect("acknowledged");
+    let arrived = timeout(Duration::from_secs(20), consumer.next()).await.expect("in time");
+    let arrived = arrived.expect("it follows").expect("a record");
+    assert_eq!((arrived.offset, arrived.value.as_deref()), (sent.offset, Some(b"b".as_slice())));
 }

@@ -46,7 +46,7 @@ async fn every_compression_comes_back() {
         for number in 0..500 {
             let value = format!("{compression:?} {number} {}", "text ".repeat(20));
             expected.push(value.clone());
-            let _ = producer.enqueue("t", record(value)).await.expect("room");
+            drop(producer.enqueue("t", record(value)).await.expect("room"));
         }
         producer.close().await.expect("all acknowledged");
     }
@@ -139,7 +139,7 @@ async fn a_producer_with_little_memory_waits_for_room() {
     let rig = Rig::with_topic(2).await;
     let producer = rig.client.producer().memory_bytes(20_000).linger(Duration::from_secs(3600)).build();
     for number in 0..500 {
-        let _ = producer.enqueue("t", timed(vec![1; 2_000], number)).await.expect("room comes");
+        drop(producer.enqueue("t", timed(vec![1; 2_000], number)).await.expect("room comes"));
     }
     producer.close().await.expect("acknowledged");
     let records = all(rig.client.consumer().topic("t").build().await.expect("built")).await;

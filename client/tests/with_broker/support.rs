@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use quire_broker::Broker;
@@ -10,6 +12,7 @@ use quire_client::{
     Timestamp,
 };
 use tempfile::TempDir;
+use tokio::net::UdpSocket;
 
 pub struct Rig {
     pub broker: Broker,
@@ -83,4 +86,50 @@ pub fn values(records: &[ConsumedRecord]) -> Vec<String> {
         String::from_utf8_lossy(record.value.as_deref().unwrap_or_default()).into_owned()
     };
     records.iter().map(value).collect()
+}
+
+/// A UDP relay before a broker, for one client, which can be cut.
+pub struct Relay {
+    pub address: SocketAddr,
+    is_cut: Arc<AtomicBool>,
+}
+
+impl Relay {
+    pub async fn start(broker: SocketAddr) -> Relay {
+        let front = UdpSocket::bind("127.0.0.1:0").await.expect("a free port");
+        let back = UdpSocket::bind("127.0.0.1:0").await.expect("a free port");
+        back.connect(broker).await.expect("a local address");
+        let address = front.local_addr().expect("bound");
+        let is_cut = Arc::new(AtomicBool::new(false));
+        tokio::spawn(Relay::pass(front, back, Arc::clone(&is_cut)));
+        Relay { address, is_cut }
+    }
+
+    /// While it is cut, whatever comes is lost, either way.
+    pub fn cut(&self, is_cut: bool) {
+        self.is_cut.store(is_cut, Ordering::Relaxed);
+    }
+
+    async fn pass(front: UdpSocket, back: UdpSocket, is_cut: Arc<AtomicBool>) {
+        let (mut from_client, mut from_broker) = (vec![0; 65_536], vec![0; 65_536]);
+        let mut client = None;
+        loop {
+            tokio::select! {
+                Ok((length, sender)) = front.recv_from(&mut from_client) => {
+                    // A client's probe for a dead host comes from a socket of its own and is no packet.
+                    if length > 1 {
+                        client = Some(sender);
+                        if !is_cut.load(Ordering::Relaxed) {
+                            let _ = back.send(&from_client[..length]).await;
+                        }
+                    }
+                }
+                Ok(length) = back.recv(&mut from_broker) => {
+                    if let Some(client) = client.filter(|_| !is_cut.load(Ordering::Relaxed)) {
+                        let _ = front.send_to(&from_broker[..length], client).await;
+                    }
+                }
+            }
+        }
+    }
 }
