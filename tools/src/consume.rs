@@ -86,9 +86,10 @@ enum Ending {
 /// # Errors
 /// If the topic or the position does not exist, the broker can not be asked, or what it sends is damaged.
 pub async fn run(profile: Option<&str>, args: &ConsumeArgs) -> Result<Exit, Failure> {
-    let mut stop = StopSignals::listen()?;
     let client = connect::client(profile).await?;
     let mut consumer = start(&client, args).await.map_err(|error| explain(&args.topic, error))?;
+    // Only now, so that Ctrl-C simply ends what waits for the broker.
+    let mut stop = StopSignals::listen()?;
     let mut writer = RecordWriter::new(args);
     let ending = pump(&mut consumer, &mut writer, args.count, &mut stop).await;
     writer.out.flush()?;

@@ -110,7 +110,6 @@ impl ProduceArgs {
 /// If a line is no record or a record is not acknowledged; both say from which line to resume.
 pub async fn run(profile: Option<&str>, args: &ProduceArgs) -> Result<Exit, Failure> {
     let format = args.format()?;
-    let mut stop = StopSignals::listen()?;
     let client = connect::client(profile).await?;
     check_topic(&client, args).await?;
     if args.file.is_none() && io::stdin().is_terminal() {
@@ -118,6 +117,8 @@ pub async fn run(profile: Option<&str>, args: &ProduceArgs) -> Result<Exit, Fail
     }
     let producer = client.producer().compression(args.compression.into()).build();
     let mut run = Run::start(args, format, producer)?;
+    // Only now, so that Ctrl-C simply ends what waits for the broker or for the first input.
+    let mut stop = StopSignals::listen()?;
     let outcome = tokio::select! {
         outcome = run.pump() => outcome,
         () = stop.stop() => Err(Stopped::Interrupted),

@@ -65,3 +65,15 @@ fn ctrl_c_ends_a_produce_with_what_was_acknowledged() {
     assert!(text(&ended.stdout).contains("1 record acknowledged"), "{}", text(&ended.stdout));
     assert_eq!(text(&ended.stderr), "interrupted\n");
 }
+
+#[test]
+fn ctrl_c_ends_a_produce_that_waits_for_its_first_line() {
+    let dev = Dev::start();
+    dev.home.stdout(&["topic", "create", "t"]);
+    let produce = dev.home.spawn(&["produce", "t"]);
+    // Long enough that it usually waits for input by now; if it does not yet, the signal ends it just the same.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    produce.signal(Signal::INT);
+    let status = produce.end().status;
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(2), "{status}");
+}
