@@ -16,6 +16,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::time::timeout;
 
 use crate::config::Address;
 use crate::error::Error;
@@ -84,6 +85,9 @@ impl Transport {
     }
 }
 
+/// How often a host is asked whether anything listens.
+const PROBE_INTERVAL: Duration = Duration::from_millis(250);
+
 /// Why no connection came about.
 #[derive(Debug)]
 pub(crate) enum ConnectError {
@@ -114,9 +118,15 @@ async fn refused_by_host(remote: SocketAddr) {
     let probe = async {
         let socket = tokio::net::UdpSocket::bind(local_address_for(remote)).await?;
         socket.connect(remote).await?;
-        // One byte is no QUIC packet: a broker drops it.
-        socket.send(&[0]).await?;
-        socket.recv(&mut [0]).await
+        loop {
+            // One byte is no QUIC packet: a broker drops it.
+            socket.send(&[0]).await?;
+            // Asked again, since a broker that is stopping has its socket a little longer.
+            match timeout(PROBE_INTERVAL, socket.recv(&mut [0])).await {
+                Ok(answered) => return answered,
+                Err(_) => continue,
+            }
+        }
     };
     match probe.await {
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {}

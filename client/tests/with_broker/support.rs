@@ -1,12 +1,13 @@
 //! A broker in a temporary folder, and a client of it.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use quire_broker::Broker;
+use quire_broker::{Broker, StartError};
 use quire_client::{
     Backoff, Client, ClientConfig, ConsumedRecord, Consumer, NewTopic, PartitionIndex, Profile, Record,
     Timestamp,
@@ -36,8 +37,19 @@ impl Rig {
     }
 }
 
+/// The task that owns a stopped broker's socket lets go of it a moment after the broker is down.
 pub async fn start_broker(dir: &Path, listen: SocketAddr) -> Broker {
-    Broker::builder().data_dir(dir).listen(listen).start().await.expect("the broker starts")
+    let given_up = Instant::now() + Duration::from_secs(5);
+    loop {
+        match Broker::builder().data_dir(dir).listen(listen).start().await {
+            Err(StartError::Listen { source, .. })
+                if source.kind() == ErrorKind::AddrInUse && Instant::now() < given_up =>
+            {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            started => return started.expect("the broker starts"),
+        }
+    }
 }
 
 pub fn profile(broker: &Broker) -> Profile {
