@@ -315,6 +315,30 @@ fn a_log_that_acknowledges_before_it_syncs_is_suspect_after_an_unclean_stop() {
 }
 
 #[test]
+fn a_leadership_that_wrote_nothing_survives_a_stop() {
+    let mut harness = Harness::new(SimDisk::new(13), options());
+    harness.log.start_epoch(LeaderEpoch(2));
+    harness.settle(SYNC);
+    harness.epoch = LeaderEpoch(2);
+    harness.append(vec![new_batch(1, 100, 1, Timestamp(5))]).expect("room");
+    harness.commit();
+    harness.log.start_epoch(LeaderEpoch(5));
+    harness.settle(SYNC);
+    harness.restart(|disk| disk.crash(&CrashOptions::default()));
+    assert_eq!(harness.log.leader_epoch(), LeaderEpoch(5));
+    let (disk, ..) = close(harness);
+    let (mut log, _) = open(&disk, &options()).expect("closed in order");
+    log.start_epoch(LeaderEpoch(7));
+    log.close().expect("healthy");
+    let (log, report) = open(&disk, &options()).expect("closed in order");
+    assert!(report.was_clean);
+    assert_eq!(log.leader_epoch(), LeaderEpoch(7));
+    let starts: Vec<_> =
+        log.epochs().entries().iter().map(|start| (start.epoch.0, start.start_offset.0)).collect();
+    assert_eq!(starts, [(2, 0), (7, 1)], "epoch 5 wrote nothing before 7 began at the same offset");
+}
+
+#[test]
 fn the_brokers_clock_stamps_records_and_never_goes_back() {
     let mut harness = Harness::new(SimDisk::new(11), options());
     let mut at = |now: i64| {

@@ -188,8 +188,8 @@ impl Log {
     }
 
     pub(super) fn finish(mut self) -> Result<(), CloseError> {
-        // Untouched since it was marked clean, or never written at all.
-        if self.upkeep.is_marked_clean || self.upkeep.is_new {
+        let is_untouched = self.upkeep.is_marked_clean && !self.upkeep.is_checkpoint_due;
+        if is_untouched || self.upkeep.is_new {
             return Ok(());
         }
         if let Some(work) = self.next_sync() {
@@ -201,7 +201,7 @@ impl Log {
         let place = Place {
             disk: Arc::clone(&self.shared.disk),
             dir: self.shared.dir.clone(),
-            is_marked_clean: false,
+            is_marked_clean: self.upkeep.is_marked_clean,
         };
         let work = self.checkpoint_work();
         let checkpoint = work.checkpoint;
@@ -244,7 +244,7 @@ impl Log {
             let from = self.upkeep.retain_from.take()?;
             return self.retain_work(from);
         }
-        if std::mem::take(&mut self.upkeep.is_checkpoint_due) {
+        if !self.upkeep.is_new && std::mem::take(&mut self.upkeep.is_checkpoint_due) {
             return Some(UpkeepWork::Checkpoint(self.checkpoint_work()));
         }
         None
@@ -448,7 +448,8 @@ impl Log {
     }
 
     fn is_syncing_little(&self) -> bool {
-        self.flush.average_bytes < SMALL_SYNC_BYTES
+        // What waits for a sync counts too: a log that is not synced, or rarely, gains nothing from zeros.
+        self.flush.average_bytes.max(self.flush.unsynced_bytes) < SMALL_SYNC_BYTES
     }
 
     fn step_max(&self) -> u64 {
