@@ -33,10 +33,16 @@ fn run_jobs(log: &mut Log, sync: bool) {
 }
 
 /// Appends `count` batches to a new log in `dir`, as a shard does but on one thread, and removes it again.
-fn append(dir: &std::path::Path, header: BatchHeader, bytes: &Bytes, count: usize, synced: Synced) -> Duration {
+fn append(
+    dir: &std::path::Path,
+    header: BatchHeader,
+    bytes: &Bytes,
+    count: usize,
+    synced: Synced,
+) -> Duration {
     let partition = TopicPartition { topic: TopicId([9; 16]), partition: PartitionIndex(0) };
     let dir = dir.join("log");
-    let disk = Arc::new(OsDisk::new());
+    let disk = Arc::new(OsDisk);
     let (mut log, _) = Log::open(disk, &dir, partition, LogOptions::default()).expect("an empty directory");
     let start = Instant::now();
     for _ in 0..count {
@@ -65,9 +71,10 @@ fn append(dir: &std::path::Path, header: BatchHeader, bytes: &Bytes, count: usiz
 
 fn appends(c: &mut Criterion) {
     let folder = tempfile::tempdir().expect("a temporary directory");
-    for (synced, total, sizes) in
-        [(Synced::No, 512 * KIB * KIB, [64 * KIB, 256 * KIB]), (Synced::Each, 64 * KIB * KIB, [64 * KIB, 1000 * KIB])]
-    {
+    for (synced, total, sizes) in [
+        (Synced::No, 512 * KIB * KIB, [64 * KIB, 256 * KIB]),
+        (Synced::Each, 64 * KIB * KIB, [64 * KIB, 1000 * KIB]),
+    ] {
         let mut group = c.benchmark_group(format!("append, synced: {synced:?}"));
         group.sample_size(SAMPLES).measurement_time(Duration::from_secs(15));
         for size in sizes {

@@ -30,7 +30,9 @@ fn encode(c: &mut Criterion) {
         let record = record(size);
         let count = BatchHeader::parse(&build(&record)).expect("just built").record_count;
         group.throughput(Throughput::Elements(count.into()));
-        group.bench_with_input(BenchmarkId::from_parameter(size), &record, |b, record| b.iter(|| build(record)));
+        group.bench_with_input(BenchmarkId::from_parameter(size), &record, |b, record| {
+            b.iter(|| build(record))
+        });
     }
     group.finish();
 }

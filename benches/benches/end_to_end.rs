@@ -8,12 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use futures_util::StreamExt;
 use quire_benches::bare_quic::BareQuic;
 use quire_benches::pair::Pairs;
 use quire_benches::payload::incompressible;
 use quire_broker::Broker;
-use quire_client::{Client, NewTopic, Position, Producer, Profile, Record};
+use quire_client::{Client, NewTopic, PartitionIndex, Position, Producer, Profile, Record};
 use tokio::runtime::Runtime;
 
 const RECORD_BYTES: usize = 1024;
@@ -58,7 +57,7 @@ async fn produce(producer: &Producer, topic: &str, payload: &Bytes) -> Result<Du
     let start = Instant::now();
     let mut last = None;
     for _ in 0..RECORDS {
-        last = Some(producer.enqueue_to(topic, 0.into(), record(payload)).await?);
+        last = Some(producer.enqueue_to(topic, PartitionIndex(0), record(payload)).await?);
     }
     producer.flush().await?;
     last.context("at least one record")?.await?;
@@ -73,7 +72,7 @@ async fn produce_alone(client: &Client, topic: &'static str, payload: &Bytes) ->
             let (producer, payload) = (client.producer().build(), payload.clone());
             tokio::spawn(async move {
                 for _ in 0..LONE_RECORDS / LONE_PRODUCERS {
-                    producer.send_to(topic, 0.into(), record(&payload)).await?;
+                    producer.send_to(topic, PartitionIndex(0), record(&payload)).await?;
                 }
                 anyhow::Ok(())
             })
@@ -110,7 +109,9 @@ where
             let mut total = Duration::ZERO;
             for _ in 0..iterations {
                 let (quire, bare) = runtime
-                    .block_on(async { anyhow::Ok((run(setup).await?, setup.bare.transfer(&payload, count).await?)) })
+                    .block_on(async {
+                        anyhow::Ok((run(setup).await?, setup.bare.transfer(&payload, count).await?))
+                    })
                     .expect("broker and bare endpoints are on this machine");
                 pairs.add(quire, bare);
                 total += quire;
@@ -133,9 +134,13 @@ fn end_to_end(c: &mut Criterion) {
         for _ in 0..4 {
             runtime.block_on(produce(&producer, sync, &payload)).expect("a warm-up");
         }
-        beside_bare(c, &format!("produce, one producer, sync = {sync}"), &runtime, &setup, async |_: &Setup| {
-            produce(&producer, sync, &payload).await
-        });
+        beside_bare(
+            c,
+            &format!("produce, one producer, sync = {sync}"),
+            &runtime,
+            &setup,
+            async |_: &Setup| produce(&producer, sync, &payload).await,
+        );
     }
     beside_bare(c, "consume, resident, verified", &runtime, &setup, async |setup: &Setup| {
         consume(&setup.client, "always", RECORDS).await
@@ -148,7 +153,9 @@ fn end_to_end(c: &mut Criterion) {
     group.bench_function(format!("{LONE_PRODUCERS} producers, sync = always"), |b| {
         b.iter_custom(|iterations| {
             (0..iterations)
-                .map(|_| runtime.block_on(produce_alone(&setup.client, "alone", &payload)).expect("acknowledged"))
+                .map(|_| {
+                    runtime.block_on(produce_alone(&setup.client, "alone", &payload)).expect("acknowledged")
+                })
                 .sum()
         });
     });

@@ -25,12 +25,21 @@ impl Pairs {
     pub fn report(&self, title: &str, work: f64, unit: &str) -> String {
         let rates = |durations: &[Duration]| {
             let rate = |d: Option<Duration>| d.map_or(f64::NAN, |d| work / d.as_secs_f64());
-            (rate(median(durations)), rate(durations.iter().max().copied()), rate(durations.iter().min().copied()))
+            (
+                rate(median(durations)),
+                rate(durations.iter().max().copied()),
+                rate(durations.iter().min().copied()),
+            )
         };
         let (quire, bare) = (rates(&self.quire), rates(&self.bare));
         format!(
             "{title}: quire {:.0} {unit}/s ({:.0} to {:.0}), bare {:.0} {unit}/s ({:.0} to {:.0}), ratio {:.2} over {} pairs",
-            quire.0, quire.1, quire.2, bare.0, bare.1, bare.2,
+            quire.0,
+            quire.1,
+            quire.2,
+            bare.0,
+            bare.1,
+            bare.2,
             self.ratio().unwrap_or(f64::NAN),
             self.quire.len(),
         )

@@ -51,7 +51,9 @@ impl BrokerProcess {
     /// If the binary is missing or can not be started.
     pub fn start<W: AsRef<OsStr>>(data: &Path, address: SocketAddr, wrapper: &[W]) -> Result<BrokerProcess> {
         let config = data.with_extension("toml");
-        let text = format!("data_dir = {:?}\nlisten = \"{address}\"\n\n[admin]\nenabled = false\n", data);
+        let text = format!(
+            "[broker]\ndata_dir = {data:?}\n[network]\nlisten = \"{address}\"\n[admin]\nenabled = false\n"
+        );
         fs::write(&config, text)?;
         let log = fs::OpenOptions::new().create(true).append(true).open(data.with_extension("log"))?;
         let mut words = wrapper.iter().map(|word| word.as_ref().to_owned()).collect::<Vec<_>>();

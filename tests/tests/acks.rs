@@ -35,7 +35,9 @@ fn parse(trace: &str, topics: &Path) -> Vec<Call> {
     let mut unfinished = std::collections::HashMap::new();
     for line in trace.lines() {
         let mut words = line.split_whitespace();
-        let (Some(thread), Some(begin)) = (words.next(), words.next().and_then(|word| word.parse::<f64>().ok())) else {
+        let (Some(thread), Some(begin)) =
+            (words.next(), words.next().and_then(|word| word.parse::<f64>().ok()))
+        else {
             continue;
         };
         let on_segment = line.contains(&*topics.to_string_lossy()) && line.contains(".log>");
@@ -79,7 +81,9 @@ async fn finished_trace(path: &Path) -> Result<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_acknowledgement_arrives_before_fdatasync_covered_the_batch() -> Result<()> {
     if !strace_works() {
-        println!("skipped: no_acknowledgement_arrives_before_fdatasync_covered_the_batch (strace can not trace here)");
+        println!(
+            "skipped: no_acknowledgement_arrives_before_fdatasync_covered_the_batch (strace can not trace here)"
+        );
         return Ok(());
     }
     let folder = tempfile::tempdir()?;
@@ -87,7 +91,18 @@ async fn no_acknowledgement_arrives_before_fdatasync_covered_the_batch() -> Resu
     let trace = folder.path().join("trace");
     let trace_path = trace.to_str().context("a plain path")?;
     // -D: the broker is our child and strace its, so that signals reach the broker.
-    let strace = ["strace", "-D", "-f", "-ttt", "-T", "-y", "-e", "trace=pwritev,pwrite64,fdatasync", "-o", trace_path];
+    let strace = [
+        "strace",
+        "-D",
+        "-f",
+        "-ttt",
+        "-T",
+        "-y",
+        "-e",
+        "trace=pwritev,pwrite64,fdatasync",
+        "-o",
+        trace_path,
+    ];
     let mut broker = BrokerProcess::start(&data, free_address()?, &strace)?;
     let client = broker.client().await?;
     client.admin().create_topic(NewTopic::new("watched").partitions(1)).await?;
@@ -107,7 +122,10 @@ async fn no_acknowledgement_arrives_before_fdatasync_covered_the_batch() -> Resu
         let covered = calls.iter().filter(|call| !call.is_sync && call.begin >= *sent).any(|write| {
             calls.iter().any(|sync| sync.is_sync && sync.begin >= write.end && sync.end <= *acknowledged)
         });
-        ensure!(covered, "record {number}, sent {sent:?}, was acknowledged {acknowledged:?} with no sync between");
+        ensure!(
+            covered,
+            "record {number}, sent {sent:?}, was acknowledged {acknowledged:?} with no sync between"
+        );
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use futures_util::StreamExt;
 use quire_client::{Client, NewTopic, Offset, PartitionIndex, Position, Record};
+use quire_engine::{Random, SplitMix64};
 use quire_tests::process::{BrokerProcess, free_address};
 
 const KILLS: u32 = 50;
@@ -71,8 +72,12 @@ async fn read(client: &Client, partition: u32) -> Result<BTreeMap<Offset, u64>> 
     let mut found = BTreeMap::new();
     while let Some(record) = consumer.next().await {
         let record = record?;
-        let (of_partition, counter) = parse(&record.value.context("a record without a value was never sent")?)?;
-        ensure!(of_partition == partition, "partition {partition} holds a record of partition {of_partition}");
+        let (of_partition, counter) =
+            parse(&record.value.context("a record without a value was never sent")?)?;
+        ensure!(
+            of_partition == partition,
+            "partition {partition} holds a record of partition {of_partition}"
+        );
         ensure!(found.insert(record.offset, counter).is_none(), "offset {} was read twice", record.offset);
     }
     Ok(found)
@@ -86,7 +91,10 @@ fn check(partition: u32, account: &Account, found: &BTreeMap<Offset, u64>) -> Re
     let mut previous = None;
     for (counter, offset) in &account.acknowledged {
         let there = found.get(offset);
-        ensure!(there == Some(counter), "partition {partition}: {counter} was acknowledged at {offset}, found {there:?}");
+        ensure!(
+            there == Some(counter),
+            "partition {partition}: {counter} was acknowledged at {offset}, found {there:?}"
+        );
         ensure!(previous < Some(*offset), "partition {partition}: {counter} at {offset} is out of order");
         previous = Some(*offset);
     }
@@ -117,7 +125,7 @@ async fn fifty_kills_under_load_lose_nothing_that_was_acknowledged() -> Result<(
     let stop = Arc::new(AtomicBool::new(false));
     let producers: Vec<_> =
         (0..PARTITIONS).map(|p| tokio::spawn(produce(client.clone(), p, Arc::clone(&stop)))).collect();
-    let mut random = quire_engine::rng::Rng::from_seed(0x5eed);
+    let mut random = SplitMix64::new(0x5eed);
     for _ in 0..KILLS {
         // The moment of the kill is the test's input, not a wait for something to happen.
         tokio::time::sleep(Duration::from_millis(20 + random.next_u64() % 200)).await;
