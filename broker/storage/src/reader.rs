@@ -82,9 +82,7 @@ impl LogReader {
         let Some(segment) = self.find(from, below)? else {
             return Ok(Slice { frames: Vec::new(), bytes: 0, next_offset: from });
         };
-        let source = Source::new(&self.shared, &segment, residency)?;
-        let start = source.find(from)?;
-        source.take(start, from, max_bytes, below)
+        Source::new(&self.shared, &segment, residency)?.read_from(from, max_bytes, below)
     }
 
     /// The first record, in offset order and below `below`, whose timestamp is not before `timestamp`: its offset and

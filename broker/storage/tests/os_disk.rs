@@ -149,10 +149,10 @@ fn who_reads_a_deleted_segment_keeps_what_it_has_and_is_then_told() {
 }
 
 #[test]
-fn an_empty_log_takes_no_space_and_a_small_one_little() {
+fn an_empty_or_small_log_takes_little_space() {
     let dir = tempfile::tempdir().expect("a directory");
     let (log, report) = open(dir.path(), 1 << 27);
-    assert!(report.was_clean && !dir.path().join("log").exists());
+    assert!(report.was_clean && file_bytes(dir.path()) < 1000);
     drop(log);
     let (mut log, _) = open(dir.path(), 1 << 27);
     append(&mut log, vec![new_batch(1, 100, 1, Timestamp(5))]);

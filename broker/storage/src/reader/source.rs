@@ -21,6 +21,8 @@ use crate::shared::{RECENT_BYTES, Shared};
 /// Bytes of older data read at once to find a frame (bytes): about one index interval.
 const HEAP_WINDOW_BYTES: u64 = 16 * 1024;
 
+const ENDS_EARLY: &str = "the segment ends before this offset";
+
 /// One segment, as one read sees it.
 pub(super) struct Source<'a> {
     pub(super) shared: &'a Shared,
@@ -72,38 +74,61 @@ impl<'a> Source<'a> {
         Ok(source)
     }
 
-    /// Where the frame that holds `from` begins. The index must be loaded.
-    pub(super) fn find(&self, from: Offset) -> Result<u64, ReadError> {
-        let Some(start) = self.segment.find_offset(from) else {
-            // Released between the look and now.
-            return Err(ReadError::NotResident);
-        };
+    /// Whole frames, starting with the one that holds `from`.
+    pub(super) fn read_from(
+        &self,
+        from: Offset,
+        max_bytes: usize,
+        below: Offset,
+    ) -> Result<Slice, ReadError> {
+        // Released since it was loaded, rarely: from the front it is found as well.
+        let start = self.segment.find_offset(from).unwrap_or(0);
+        let found = self.find(start, from).and_then(|start| self.take(start, from, max_bytes, below));
+        match found {
+            // A damaged header on the way may have led astray, past an intact frame.
+            Err(ReadError::Corrupt { .. }) => {
+                let start = self.find_checked(start, from)?;
+                self.take(start, from, max_bytes, below)
+            }
+            found => found,
+        }
+    }
+
+    /// Where the frame that holds `from` begins, going by headers that are not checked.
+    fn find(&self, start: u64, from: Offset) -> Result<u64, ReadError> {
         let mut walk = self.walk(start);
         loop {
             match walk.next_header() {
                 Ok(Some((position, header))) if header.last_offset() >= from => return Ok(position),
                 Ok(Some(_)) => {}
-                Ok(None) => return Err(self.corrupt(from, self.end, "the segment ends before this offset")),
+                Ok(None) => return Err(self.corrupt(from, self.end, ENDS_EARLY)),
+                Err(WalkError::Read(error)) => return Err(error),
+                Err(WalkError::Frame { position, error }) => return Err(self.corrupt(from, position, error)),
+            }
+        }
+    }
+
+    /// Where the frame that holds `from` begins, going from intact frame to intact frame.
+    fn find_checked(&self, start: u64, from: Offset) -> Result<u64, ReadError> {
+        let mut walk = self.walk(start);
+        let mut damage = None;
+        loop {
+            match walk.next_frame(self.shared.seed) {
+                Ok(Some((_, header, _))) if header.last_offset() < from => {}
+                Ok(Some((position, header, _))) if header.base_offset <= from => return Ok(position),
+                Ok(_) => return Err(damage.unwrap_or_else(|| self.corrupt(from, self.end, ENDS_EARLY))),
                 Err(WalkError::Read(error)) => return Err(error),
                 Err(WalkError::Frame { position, error }) => {
-                    // The frame asked for may lie behind the damaged one.
-                    match frames::search(self, self.shared.seed, position + 1..self.end)? {
-                        Some((intact, header)) if header.base_offset <= from => walk.seek(intact),
-                        _ => return Err(self.corrupt(from, position, error)),
-                    }
+                    let next = frames::search(self, self.shared.seed, position + 1..self.end)?;
+                    walk.seek(next.map_or(self.end, |(intact, _)| intact));
+                    damage = Some(self.corrupt(from, position, error));
                 }
             }
         }
     }
 
     /// Whole frames from `start` on, where the frame that holds `from` begins.
-    pub(super) fn take(
-        &self,
-        start: u64,
-        from: Offset,
-        max_bytes: usize,
-        below: Offset,
-    ) -> Result<Slice, ReadError> {
+    fn take(&self, start: u64, from: Offset, max_bytes: usize, below: Offset) -> Result<Slice, ReadError> {
         let want = max_bytes.max(frame::HEADER_LEN + frame::BATCH_PREFIX_LEN) as u64;
         let mut bytes = self.bytes(start..(start + want).min(self.end))?;
         if let Err(FrameError::Short { need, .. }) = FrameHeader::check(self.shared.seed, &bytes)
@@ -124,9 +149,7 @@ impl<'a> Source<'a> {
         log_start: Offset,
         below: Offset,
     ) -> Result<Option<(Offset, Timestamp)>, ReadError> {
-        let Some(start) = self.segment.find_timestamp(timestamp) else {
-            return Err(ReadError::NotResident);
-        };
+        let start = self.segment.find_timestamp(timestamp).unwrap_or(0);
         let mut walk = self.walk(start);
         let mut next = self.segment.base_offset();
         loop {
