@@ -12,6 +12,15 @@ use crate::poison::PoisonReason;
 /// A log could not be opened. Nothing was changed that a later attempt would miss.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
+    /// There is no log where one is known to be.
+    #[error(
+        "{directory} holds no log, but this broker kept one there: mount or restore it; it is not begun anew, which \
+         would hide what is lost"
+    )]
+    Missing {
+        /// Where the log should be.
+        directory: PathBuf,
+    },
     /// The file that lists the segments is gone while segments exist: opening would hide them.
     #[error("{manifest} is missing, but {segment} exists: restore the manifest, or move the directory away")]
     ManifestMissing {

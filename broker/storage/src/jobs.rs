@@ -20,8 +20,6 @@ use crate::small_file;
 
 /// Zeros written with one call (bytes).
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
-/// Directories above a log's that may be new with it: topic, all topics.
-const NEW_PARENTS_MAX: usize = 2;
 
 /// File work of one log. Dropping it unrun leaves the log waiting for it for ever.
 #[derive(Debug)]
@@ -113,7 +111,6 @@ pub(crate) struct GrowWork {
 pub(crate) struct RollWork {
     pub(crate) shared: Arc<Shared>,
     pub(crate) manifest: Manifest,
-    pub(crate) is_new: bool,
     /// To be sealed where it ends.
     pub(crate) active: Option<Arc<Segment>>,
     pub(crate) base_offset: Offset,
@@ -277,9 +274,6 @@ impl Place {
                 io::Error::new(io::ErrorKind::StorageFull, "the log has as many segments as it may have");
             return Err(Failure { operation: "adding a segment", error, is_disk_full: true });
         }
-        if work.is_new {
-            self.create_log(&work.manifest)?;
-        }
         let mut manifest = work.manifest.clone();
         if let Some(active) = &work.active {
             recovery::load_active_index(&work.shared, active)
@@ -299,19 +293,6 @@ impl Place {
         self.disk.sync_dir(&self.dir).map_err(Failure::fatal("syncing the log's directory"))?;
         self.replace_manifest(&work.manifest, &manifest)?;
         Ok(UpkeepDone::Rolled { manifest, name, file, writable })
-    }
-
-    /// The directory and an empty manifest, durably, before any segment: segments without a manifest mean that it was
-    /// lost.
-    fn create_log(&self, manifest: &Manifest) -> Result<(), Failure> {
-        let failed = "creating the log's directory";
-        self.disk.create_dir_all(&self.dir).map_err(Failure::of(failed))?;
-        manifest.store(&*self.disk, &self.dir).map_err(Failure::of("writing the manifest"))?;
-        let parents = self.dir.ancestors().skip(1).take(1 + NEW_PARENTS_MAX);
-        for parent in parents.filter(|parent| !parent.as_os_str().is_empty()) {
-            self.disk.sync_dir(parent).map_err(Failure::fatal(failed))?;
-        }
-        Ok(())
     }
 
     fn create_segment(&self, name: SegmentName) -> Result<Arc<dyn DiskFile>, Failure> {

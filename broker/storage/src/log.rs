@@ -26,7 +26,7 @@ use crate::error::{AppendError, AppendErrorKind, CloseError, OpenError};
 use crate::manifest::{Manifest, SEGMENT_LEN_MAX};
 use crate::poison::{Poison, PoisonReason};
 use crate::reader::LogReader;
-use crate::recovery::{self, Corruption, Recovered, RecoveryReport};
+use crate::recovery::{self, Absent, Corruption, Recovered, RecoveryReport};
 use crate::segment::Segment;
 use crate::shared::Shared;
 
@@ -120,8 +120,8 @@ pub(crate) struct Active {
 
 impl Log {
     /// Opens the log in `dir`, and recovers it if it was not closed in order. Heavy then: up to a checkpoint interval
-    /// is read, written and synced. A directory that is not there, or empty, is an empty log; nothing is written for
-    /// it before the first append.
+    /// is read, written and synced. Where there is none, a new one is created: when this returns, its directory and an
+    /// empty manifest are durable. An owner that remembers so from then on opens it with [`Log::open_existing`].
     ///
     /// # Errors
     /// If files are missing or damaged in a way that leaves unknown what the log holds, or the disk refuses. A damaged
@@ -132,8 +132,26 @@ impl Log {
         partition: TopicPartition,
         options: LogOptions,
     ) -> Result<(Log, RecoveryReport), OpenError> {
-        let Recovered { shared, manifest, active, tail, epochs, is_marked_clean, is_new, report } =
-            recovery::recover(disk, dir, partition, &options)?;
+        let recovered = recovery::recover(disk, dir, partition, &options, Absent::Created)?;
+        Ok(Log::from_recovered(recovered, options))
+    }
+
+    /// As [`Log::open`], for a log that was opened here before: a directory without one has lost it.
+    ///
+    /// # Errors
+    /// As [`Log::open`], and [`OpenError::Missing`].
+    pub fn open_existing(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        partition: TopicPartition,
+        options: LogOptions,
+    ) -> Result<(Log, RecoveryReport), OpenError> {
+        let recovered = recovery::recover(disk, dir, partition, &options, Absent::Refused)?;
+        Ok(Log::from_recovered(recovered, options))
+    }
+
+    fn from_recovered(recovered: Recovered, options: LogOptions) -> (Log, RecoveryReport) {
+        let Recovered { shared, manifest, active, tail, epochs, is_marked_clean, is_new, report } = recovered;
         // A leadership that had not written yet when the log was closed.
         let latest = epochs.latest().map_or(tail.leader_epoch, |latest| latest.epoch);
         let tail = Checkpoint { leader_epoch: tail.leader_epoch.max(latest), ..tail };
@@ -150,7 +168,7 @@ impl Log {
             poison: Poison::default(),
             corruption: report.corruption.clone(),
         };
-        Ok((log, report))
+        (log, report)
     }
 
     /// Frames batches and writes them with one call; returns their headers, in order. They are readable once the high

@@ -34,6 +34,9 @@ use crate::segment::{Extent, Segment};
 use crate::shared::{Bounds, Shared};
 use crate::small_file::LoadError;
 
+/// Directories above a log's that may be new with it: topic, all topics, data.
+const NEW_PARENTS_MAX: usize = 3;
+
 pub(crate) use derived::{load_active_index, load_index};
 pub(crate) use unclean::remove_segment;
 
@@ -99,9 +102,18 @@ pub(crate) struct Recovered {
     pub(crate) epochs: EpochCache,
     /// The clean marker is still there.
     pub(crate) is_marked_clean: bool,
-    /// There is no manifest yet.
+    /// There was never a segment: the manifest is all that is on disk.
     pub(crate) is_new: bool,
     pub(crate) report: RecoveryReport,
+}
+
+/// What is opened where nothing is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Absent {
+    /// A new log.
+    Created,
+    /// Nothing: a log is known to have been there.
+    Refused,
 }
 
 /// What every step of an open needs.
@@ -119,6 +131,7 @@ pub(crate) fn recover(
     dir: &Path,
     partition: TopicPartition,
     options: &LogOptions,
+    absent: Absent,
 ) -> Result<Recovered, OpenError> {
     let names = match disk.list(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -126,8 +139,16 @@ pub(crate) fn recover(
     };
     let opening = Opening { disk, dir: dir.to_owned(), partition, options, names };
     let Some(manifest) = opening.load_manifest()? else {
-        return Ok(opening.new_log());
+        return match absent {
+            Absent::Created => opening.create(),
+            Absent::Refused => Err(OpenError::Missing { directory: dir.to_owned() }),
+        };
     };
+    if opening.is_never_written(&manifest) {
+        // Whoever created it may have been stopped before its name was durable.
+        sync_directories(&*opening.disk, dir)?;
+        return Ok(opening.new_log(manifest));
+    }
     let clean = Checkpoint::peek_clean(&*opening.disk, dir)
         .map_err(OpenError::io("reading", dir.join(checkpoint::CLEAN_FILE_NAME)))?;
     match clean.filter(|clean| opening.is_marker_of(&manifest, clean)) {
@@ -158,7 +179,22 @@ impl Opening<'_> {
         }
     }
 
-    fn new_log(&self) -> Recovered {
+    /// The directory and an empty manifest, durably: from now on their absence means that they were lost.
+    fn create(&self) -> Result<Recovered, OpenError> {
+        let manifest = Manifest::new(self.partition, Offset::ZERO);
+        self.disk.create_dir_all(&self.dir).map_err(OpenError::io("creating", &self.dir))?;
+        manifest
+            .store(&*self.disk, &self.dir)
+            .map_err(OpenError::io("writing", self.dir.join(manifest::FILE_NAME)))?;
+        sync_directories(&*self.disk, &self.dir)?;
+        Ok(self.new_log(manifest))
+    }
+
+    fn is_never_written(&self, manifest: &Manifest) -> bool {
+        *manifest == Manifest::new(self.partition, Offset::ZERO) && self.names == [manifest::FILE_NAME]
+    }
+
+    fn new_log(&self, manifest: Manifest) -> Recovered {
         let tail = Checkpoint {
             segment_serial: 0,
             position: 0,
@@ -171,7 +207,7 @@ impl Opening<'_> {
         };
         Recovered {
             shared: self.share(Vec::new(), Offset::ZERO, &tail),
-            manifest: Manifest::new(self.partition, Offset::ZERO),
+            manifest,
             active: None,
             tail,
             epochs: EpochCache::new(),
@@ -225,6 +261,20 @@ impl FrameBytes for FileBytes {
         self.0.read_exact_at(range.start, &mut bytes)?;
         Ok(bytes.into())
     }
+}
+
+/// Makes the log's directory durable, and its name in those above that may have been created with it.
+fn sync_directories(disk: &dyn Disk, dir: &Path) -> Result<(), OpenError> {
+    disk.sync_dir(dir).map_err(OpenError::io("syncing", dir))?;
+    let parents = dir.ancestors().skip(1).take(NEW_PARENTS_MAX);
+    for parent in parents.filter(|parent| !parent.as_os_str().is_empty()) {
+        match disk.sync_dir(parent) {
+            // What this user may not read it did not create either.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            synced => synced.map_err(OpenError::io("syncing", parent))?,
+        }
+    }
+    Ok(())
 }
 
 fn log_file(name: SegmentName) -> String {

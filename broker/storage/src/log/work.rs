@@ -82,7 +82,7 @@ pub(super) struct Upkeep {
     pub(super) is_checkpoint_due: bool,
     /// The clean marker of the last shutdown is still there; it goes before anything is changed.
     pub(super) is_marked_clean: bool,
-    /// Nothing of this log is on disk yet, not even its directory.
+    /// There was never a segment: nothing but an empty manifest is on disk.
     pub(super) is_new: bool,
     /// Allocating ahead found no room: wait until an append needs it.
     is_refused_ahead: bool,
@@ -291,7 +291,6 @@ impl Log {
         UpkeepWork::Roll(RollWork {
             shared: Arc::clone(&self.shared),
             manifest: self.manifest.clone(),
-            is_new: self.upkeep.is_new,
             active: self.active.as_ref().map(|active| Arc::clone(&active.segment)),
             base_offset: self.tail.next_offset,
             needed: bytes,

@@ -10,7 +10,7 @@ use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp};
 use super::clean::first_append_time;
 use super::derived::{self, Covered};
 use super::scan::{self, Cut, Piece, Scan, Totals};
-use super::{Corruption, FileBytes, Opening, Recovered, RecoveryReport, log_file};
+use super::{Corruption, FileBytes, Opening, Recovered, RecoveryReport, log_file, sync_directories};
 use crate::checkpoint::{self, Checkpoint};
 use crate::disk::{Disk, OpenMode};
 use crate::epochs::EpochCache;
@@ -256,7 +256,7 @@ impl Ending<'_> {
             self.cut(cut)?;
         }
         // What the last process changed may not have been made durable.
-        disk.sync_dir(dir).map_err(OpenError::io("syncing", dir))?;
+        sync_directories(disk, dir)?;
         self.remove_unlisted();
         let tail = self.tail();
         let epochs = self.epochs(&tail)?;
