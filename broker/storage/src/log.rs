@@ -344,7 +344,8 @@ impl Log {
             // Said once; the next append has another attempt made.
             Err(_) if std::mem::take(&mut self.upkeep.is_disk_full) => Err(AppendErrorKind::DiskFull),
             Err(wanted) => {
-                self.upkeep.space = Some(wanted);
+                // A roll under way makes the space, and another one after it would leave an empty segment.
+                self.upkeep.space = Some(wanted).filter(|_| !self.upkeep.is_rolling);
                 Err(AppendErrorKind::NoSpaceYet)
             }
         }

@@ -5,6 +5,7 @@ mod harness;
 
 use proptest::prelude::*;
 use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp};
+use quire_storage::Want;
 use quire_storage::disk::{CrashOptions, Fault, SimDisk, Survival};
 use std::time::Duration;
 
@@ -13,17 +14,32 @@ use harness::{Harness, NO_SYNC, SYNC, config, new_batch, open, options, read_all
 /// Something that happens to a log.
 #[derive(Debug, Clone)]
 enum Step {
-    Append { batches: Vec<(usize, usize)> },
+    Append {
+        batches: Vec<(usize, usize)>,
+    },
     Commit,
     Upkeep,
-    Retain { retention_ms: Option<u64>, bytes: Option<u64> },
-    Tick { ms: i64 },
+    /// A job is handed out; other things happen before it runs.
+    HandOut {
+        sync: bool,
+    },
+    Finish,
+    Retain {
+        retention_ms: Option<u64>,
+        bytes: Option<u64>,
+    },
+    Tick {
+        ms: i64,
+    },
     Epoch,
     Rest,
     Close,
     Kill,
     Crash(Survival),
-    Read { at: prop::sample::Index, max_bytes: usize },
+    Read {
+        at: prop::sample::Index,
+        max_bytes: usize,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -32,6 +48,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (1usize..3, 3000usize..9000).prop_map(|batch| Step::Append { batches: vec![batch] }),
         5 => Just(Step::Commit),
         2 => Just(Step::Upkeep),
+        3 => any::<bool>().prop_map(|sync| Step::HandOut { sync }),
+        1 => Just(Step::Finish),
         1 => (prop::option::of(0u64..3000), prop::option::of(0u64..20_000))
             .prop_map(|(retention_ms, bytes)| Step::Retain { retention_ms, bytes }),
         2 => (0i64..800).prop_map(|ms| Step::Tick { ms }),
@@ -63,6 +81,8 @@ fn take(harness: &mut Harness, step: &Step, tag: u8) -> bool {
         }
         Step::Commit => harness.commit(),
         Step::Upkeep => drop(harness.settle(NO_SYNC)),
+        Step::HandOut { sync } => harness.hand_out(Want { sync: *sync }),
+        Step::Finish => harness.finish(),
         Step::Retain { retention_ms, bytes } => {
             harness.log.retain(harness.now, retention_ms.map(Duration::from_millis), *bytes);
         }
@@ -83,6 +103,7 @@ fn take(harness: &mut Harness, step: &Step, tag: u8) -> bool {
 }
 
 fn close(harness: &mut Harness) {
+    harness.finish();
     let (fresh, _) = open(&SimDisk::new(0), &harness.options).expect("an empty disk");
     let log = std::mem::replace(&mut harness.log, fresh);
     if log.close().is_err() {

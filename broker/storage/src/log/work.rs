@@ -234,7 +234,7 @@ impl Log {
                 SpaceWanted::Roll { bytes } => self.roll_work(bytes),
             });
         }
-        if std::mem::take(&mut self.upkeep.is_seal_due) {
+        if std::mem::take(&mut self.upkeep.is_seal_due) && self.has_active_frames() {
             return Some(self.roll_work(0));
         }
         if self.is_growth_due() {
@@ -248,6 +248,11 @@ impl Log {
             return Some(UpkeepWork::Checkpoint(self.checkpoint_work()));
         }
         None
+    }
+
+    /// Whether there is anything to seal: an empty segment is of no use to anyone.
+    fn has_active_frames(&self) -> bool {
+        self.active.as_ref().is_some_and(|active| !active.segment.is_empty())
     }
 
     fn open_work(&self) -> Option<UpkeepWork> {
@@ -379,6 +384,7 @@ impl Log {
                 active.segment.set_file(&file);
                 active.writable = writable;
                 active.file = Some(file);
+                self.upkeep.space = None;
                 completed.space = true;
             }
             UpkeepDone::Grown { end } => {
@@ -390,6 +396,7 @@ impl Log {
                 self.manifest = manifest;
                 self.upkeep.is_new = false;
                 self.upkeep.is_rolling = false;
+                self.upkeep.is_seal_due = false;
                 self.rolled(name, file, writable);
                 self.has_space();
                 completed.space = true;
@@ -410,6 +417,8 @@ impl Log {
     }
 
     fn has_space(&mut self) {
+        // What was asked for meanwhile is asked for again, in view of what there is now.
+        self.upkeep.space = None;
         self.upkeep.is_disk_full = false;
         self.upkeep.is_refused_ahead = false;
     }

@@ -11,8 +11,8 @@ use quire_protocol::frame::{self, FrameHeader};
 use quire_protocol::ids::{LeaderEpoch, Offset, PartitionIndex, Timestamp, TopicId, TopicPartition};
 use quire_storage::disk::{Disk, SimDisk};
 use quire_storage::{
-    AppendContext, AppendError, AppendErrorKind, Completed, Log, LogOptions, LogReader, NewBatch, OpenError,
-    ReadError, RecoveryReport, Residency, Want,
+    AppendContext, AppendError, AppendErrorKind, Completed, Job, Log, LogOptions, LogReader, NewBatch,
+    OpenError, ReadError, RecoveryReport, Residency, Want,
 };
 
 pub const DIR: &str = "/topics/t/0";
@@ -80,6 +80,8 @@ pub struct Harness {
     pub disk: SimDisk,
     pub options: LogOptions,
     pub log: Log,
+    /// Jobs handed out and not run yet.
+    pub out: Vec<Job>,
     /// Every frame appended and not known to be lost, from the log start on.
     pub frames: Vec<ModelFrame>,
     /// Batches, stamped, whose write a stop interrupted: they may turn out to be in the log, in order.
@@ -104,6 +106,7 @@ impl Harness {
             disk,
             options,
             log,
+            out: Vec::new(),
             frames: Vec::new(),
             in_doubt: Vec::new(),
             durable_end: Offset::ZERO,
@@ -150,21 +153,35 @@ impl Harness {
     /// Appends, making space as needed.
     pub fn append(&mut self, batches: Vec<NewBatch>) -> Result<(), AppendErrorKind> {
         let mut batches = batches;
-        for _ in 0..4 {
+        for _ in 0..6 {
             match self.try_append(batches) {
                 Ok(()) => return Ok(()),
                 Err(AppendError { kind: AppendErrorKind::NoSpaceYet, batches: back }) => batches = back,
                 Err(AppendError { kind, .. }) => return Err(kind),
             }
-            let job = self.log.next_job(NO_SYNC).expect("something makes space");
+            let job = self.log.next_job(NO_SYNC).or_else(|| self.out.pop()).expect("something makes space");
             let completed = self.log.complete(job.run());
             self.note(&completed);
         }
         panic!("the log makes no progress towards space");
     }
 
-    /// Runs every job that is due.
+    /// Hands out the next job, which runs later.
+    pub fn hand_out(&mut self, want: Want) {
+        self.out.extend(self.log.next_job(want));
+    }
+
+    /// Runs the jobs that are out.
+    pub fn finish(&mut self) {
+        for job in std::mem::take(&mut self.out) {
+            let completed = self.log.complete(job.run());
+            self.note(&completed);
+        }
+    }
+
+    /// Runs every job that is out or due.
     pub fn settle(&mut self, want: Want) -> Completed {
+        self.finish();
         let completed = self.log.run_jobs(want);
         self.note(&completed);
         completed
@@ -201,6 +218,7 @@ impl Harness {
     pub fn reopened(&mut self, log: Log, report: &RecoveryReport) {
         assert_eq!(report.corruption, None, "nothing is damaged: {report:?}");
         self.log = log;
+        self.out.clear();
         let (start, end) = (self.log.start_offset(), self.log.end_offset());
         assert!(end >= self.durable_end, "durable to {}, found {end}: {report:?}", self.durable_end);
         self.resolve_doubt(end);
