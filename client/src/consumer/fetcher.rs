@@ -51,6 +51,8 @@ struct Progress {
     high_watermark: Offset,
     /// What the consumer was told.
     is_caught_up: bool,
+    /// When the stream in use was accepted.
+    opened_at: Option<Instant>,
 }
 
 /// Why reading stopped.
@@ -96,13 +98,17 @@ impl Fetcher {
             released: 0,
             high_watermark: Offset::ZERO,
             is_caught_up: false,
+            opened_at: None,
         };
-        let mut retry = Retry::new(self.client.brokers().config().backoff, Jitter::from_entropy());
+        let backoff = self.client.brokers().config().backoff;
+        let mut retry = Retry::new(backoff, Jitter::from_entropy());
         let mut lost_since: Option<Instant> = None;
         loop {
             let before = progress.position();
             let stop = self.read(&mut progress, lost_since.is_some()).await;
-            if progress.position() != before {
+            // A topic may be quiet, or its consumer slow: a stream that lasted was no failure, though nothing came.
+            let lasted = progress.opened_at.take().is_some_and(|at| at.elapsed() >= backoff.longest);
+            if lasted || progress.position() != before {
                 lost_since = None;
                 retry.succeeded();
             }
@@ -214,6 +220,7 @@ impl Fetcher {
             Some(reader) => reader.restart(),
             None => progress.reader = Some(FrameReader::new(seed, opened.next_offset)),
         }
+        progress.opened_at = Some(Instant::now());
         self.shelves.set_high_watermark(self.place, opened.high_watermark);
         progress.high_watermark = opened.high_watermark;
         self.note_position(progress);

@@ -151,3 +151,26 @@ async fn a_broker_that_falls_silent_is_noticed_and_what_was_sent_meanwhile_arriv
     let arrived = arrived.expect("it follows").expect("a record");
     assert_eq!((arrived.offset, arrived.value.as_deref()), (sent.offset, Some(b"b".as_slice())));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_of_a_quiet_topic_survives_one_lost_connection_after_another() {
+    let rig = Rig::with_topic(1).await;
+    let relay = Relay::start(rig.broker.address()).await;
+    let profile = profile(&rig.broker).at(format!("quire://{}", relay.address));
+    let config = ClientConfig { idle_timeout: Duration::from_millis(150), ..quick() };
+    let client = Client::connect_configured(profile, config).await.expect("the broker is there");
+    let retry_timeout = Duration::from_millis(500);
+    let consumer = client.consumer().topic("t").follow(true).retry_timeout(retry_timeout);
+    let mut consumer = consumer.build().await.expect("built");
+    for _ in 0..2 {
+        // Longer apart than one outage may last; either is over long before that.
+        let nothing = timeout(retry_timeout + Duration::from_millis(100), consumer.next()).await;
+        assert!(nothing.is_err(), "{nothing:?}");
+        relay.cut(true);
+        client.admin().list_topics().await.expect_err("nothing gets through");
+        relay.cut(false);
+    }
+    rig.client.producer().build().send("t", record("a")).await.expect("acknowledged");
+    let next = timeout(Duration::from_secs(20), consumer.next()).await.expect("in time");
+    assert_eq!(next.expect("it follows").expect("a record").value.as_deref(), Some(b"a".as_slice()));
+}
