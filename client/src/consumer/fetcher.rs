@@ -89,17 +89,7 @@ impl Fetcher {
 
     /// Reads for one request, until the next one comes.
     async fn serve(&mut self, generation: Generation, start: Start) {
-        let credit = Credit::new(self.share);
-        let mut progress = Progress {
-            generation,
-            start,
-            reader: None,
-            credit,
-            released: 0,
-            high_watermark: Offset::ZERO,
-            is_caught_up: false,
-            opened_at: None,
-        };
+        let mut progress = Progress::new(generation, start, self.share);
         let backoff = self.client.brokers().config().backoff;
         let mut retry = Retry::new(backoff, Jitter::from_entropy());
         let mut lost_since: Option<Instant> = None;
@@ -166,7 +156,10 @@ impl Fetcher {
             Err(error) if error.is_retriable() => return Stop::Lost(error),
             Err(error) => return Stop::Failed(error.into()),
         };
-        self.opened(progress, &opened);
+        if self.opened(progress, &opened) {
+            stream.answers.stop();
+            return Stop::Ended;
+        }
         loop {
             if let Some(stop) = self.apply(progress, &mut stream) {
                 stream.answers.stop();
@@ -214,16 +207,15 @@ impl Fetcher {
         Ok(())
     }
 
-    fn opened(&self, progress: &mut Progress, opened: &Opened) {
+    /// Answers whether there is nothing to read before the end.
+    fn opened(&self, progress: &mut Progress, opened: &Opened) -> bool {
         let seed = FrameSeed::new(self.topic.partition(self.partition));
-        match &mut progress.reader {
-            Some(reader) => reader.restart(),
-            None => progress.reader = Some(FrameReader::new(seed, opened.next_offset)),
-        }
-        progress.opened_at = Some(Instant::now());
         self.shelves.set_high_watermark(self.place, opened.high_watermark);
-        progress.high_watermark = opened.high_watermark;
+        if progress.opened(seed, opened, self.end) {
+            return true;
+        }
         self.note_position(progress);
+        false
     }
 
     /// Takes what was received, and gives credit for what was used up.
@@ -340,6 +332,30 @@ impl Fetcher {
 }
 
 impl Progress {
+    fn new(generation: Generation, start: Start, share: u64) -> Progress {
+        Progress {
+            generation,
+            start,
+            reader: None,
+            credit: Credit::new(share),
+            released: 0,
+            high_watermark: Offset::ZERO,
+            is_caught_up: false,
+            opened_at: None,
+        }
+    }
+
+    /// A stream continues at, or starts with, the offset that the broker says. Answers whether `end` is reached
+    /// without a record: retention may have removed everything before it since it was asked for.
+    fn opened(&mut self, seed: FrameSeed, opened: &Opened, end: Option<Offset>) -> bool {
+        let reader = self.reader.get_or_insert_with(|| FrameReader::new(seed, opened.next_offset));
+        reader.restart();
+        let next_offset = reader.next_offset();
+        self.opened_at = Some(Instant::now());
+        self.high_watermark = opened.high_watermark;
+        end.is_some_and(|end| next_offset >= end)
+    }
+
     /// The offset that comes next, once it is known.
     fn position(&self) -> Option<Offset> {
         self.reader.as_ref().map(FrameReader::next_offset)
@@ -376,5 +392,34 @@ impl ConsumeStream {
             },
             () = shelves.request_changed(place) => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quire_protocol::{LeaderEpoch, TopicId, TopicPartition};
+
+    fn opened_at(offset: u64) -> Opened {
+        Opened {
+            leader_epoch: LeaderEpoch(0),
+            window: 0,
+            batch_bytes_max: 0,
+            next_offset: Offset(offset),
+            log_start: Offset(offset),
+            high_watermark: Offset(200),
+        }
+    }
+
+    #[test]
+    fn a_partition_whose_records_before_the_end_are_gone_has_been_read() {
+        let seed = FrameSeed::new(TopicPartition { topic: TopicId::METADATA, partition: PartitionIndex(0) });
+        let end = Some(Offset(100));
+        for (next_offset, is_read) in [(99, false), (100, true), (150, true)] {
+            let mut progress = Progress::new(0, Start::Beginning, 1);
+            assert_eq!(progress.opened(seed, &opened_at(next_offset), end), is_read, "from {next_offset}");
+            assert_eq!(progress.position(), Some(Offset(next_offset)));
+        }
+        assert!(!Progress::new(0, Start::Beginning, 1).opened(seed, &opened_at(150), None), "it follows");
     }
 }
