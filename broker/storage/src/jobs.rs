@@ -121,6 +121,7 @@ pub(crate) struct RollWork {
 
 #[derive(Debug)]
 pub(crate) struct RetainWork {
+    pub(crate) shared: Arc<Shared>,
     pub(crate) old: Manifest,
     /// Without the segments removed.
     pub(crate) manifest: Manifest,
@@ -149,7 +150,7 @@ pub(crate) enum UpkeepDone {
     Opened { file: Arc<dyn DiskFile>, writable: u64 },
     Grown { end: u64 },
     Rolled { manifest: Manifest, name: SegmentName, file: Arc<dyn DiskFile>, writable: u64 },
-    Retained { manifest: Manifest },
+    Retained { manifest: Manifest, removed: usize },
     Checkpointed { checkpoint: Checkpoint, stored: Vec<Arc<Segment>> },
 }
 
@@ -321,12 +322,14 @@ impl Place {
     }
 
     fn retain(&self, work: RetainWork) -> Result<UpkeepDone, Failure> {
-        let RetainWork { old, manifest, removed } = work;
+        let RetainWork { shared, old, manifest, removed } = work;
         self.replace_manifest(&old, &manifest)?;
-        for name in removed {
-            recovery::remove_segment(&*self.disk, &self.dir, name);
+        // Before any file goes, so that a reader that misses one learns why.
+        shared.raise_log_start(manifest.log_start);
+        for name in &removed {
+            recovery::remove_segment(&*self.disk, &self.dir, *name);
         }
-        Ok(UpkeepDone::Retained { manifest })
+        Ok(UpkeepDone::Retained { manifest, removed: removed.len() })
     }
 
     fn checkpoint(&self, work: CheckpointWork) -> Result<UpkeepDone, Failure> {

@@ -104,9 +104,13 @@ impl LogReader {
             if segment.base_offset() >= below {
                 break;
             }
-            let source = Source::new(&self.shared, segment, Residency::Any)?;
-            if let Some(found) = source.first_at(timestamp, log_start, below)? {
-                return Ok(Some(found));
+            let found = Source::new(&self.shared, segment, Residency::Any)
+                .and_then(|source| source.first_at(timestamp, log_start, below));
+            match found {
+                // Deleted since the log start was looked at.
+                Err(ReadError::OutOfRange { .. }) => {}
+                Ok(None) => {}
+                found => return found,
             }
         }
         Ok(None)

@@ -26,7 +26,8 @@ impl Log {
         // The last one stays: the log goes on from it.
         for segment in segments.iter().take(segments.len().saturating_sub(1)) {
             let len = segment.position();
-            let is_over_size = excess >= len && len > 0;
+            // An empty one holds nothing worth its files, whatever is kept.
+            let is_over_size = excess >= len;
             if segment.end() > high_watermark || !(is_over_size || is_older(segment, now, retention)) {
                 break;
             }

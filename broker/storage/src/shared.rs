@@ -86,6 +86,11 @@ impl Shared {
         self.high_watermark.fetch_max(high_watermark.0, Ordering::AcqRel);
     }
 
+    /// What lies before is, durably, no part of the log any more.
+    pub(crate) fn raise_log_start(&self, log_start: Offset) {
+        self.log_start.fetch_max(log_start.0, Ordering::AcqRel);
+    }
+
     /// So many bytes of frames were written and published in their segment; the log now ends at `end`.
     pub(crate) fn published(&self, end: Offset, bytes: u64) {
         self.written.fetch_add(bytes, Ordering::AcqRel);
@@ -101,14 +106,11 @@ impl Shared {
         self.release_old();
     }
 
-    /// Segments before `log_start` are gone.
-    pub(crate) fn drop_segments_before(&self, log_start: Offset) {
-        // First the bound, so that a reader that misses its segment learns why.
-        self.log_start.fetch_max(log_start.0, Ordering::AcqRel);
+    /// The first `count` segments, all that lay before `log_start`, are gone.
+    pub(crate) fn drop_segments(&self, count: usize, log_start: Offset) {
+        self.raise_log_start(log_start);
         let segments = self.segments();
-        let dropped = segments.iter().take_while(|segment| segment.end() <= log_start && !segment.is_empty());
-        let (count, bytes) =
-            dropped.fold((0, 0), |(count, bytes), segment| (count + 1, bytes + segment.position()));
+        let bytes = segments[..count].iter().map(|segment| segment.position()).sum();
         self.segments.store(Arc::new(segments[count..].to_vec()));
         self.size_bytes.fetch_sub(bytes, Ordering::AcqRel);
         self.lock_opened().retain(|segment| segment.base_offset() >= log_start);

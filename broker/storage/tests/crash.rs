@@ -3,11 +3,13 @@
 
 mod harness;
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp};
+use quire_storage::JobKind;
 use quire_storage::Want;
 use quire_storage::disk::{CrashOptions, Fault, SimDisk, Survival};
-use std::time::Duration;
 
 use harness::{Harness, NO_SYNC, SYNC, config, new_batch, open, options, read_all};
 
@@ -227,6 +229,24 @@ fn a_stop_at_every_operation_of_a_script_loses_nothing_durable() {
         if went_through {
             assert!(operations > 100, "the script does {operations} operations");
             return;
+        }
+    }
+}
+
+#[test]
+fn a_stop_within_a_roll_leaves_the_old_manifest_or_all_that_the_new_one_lists() {
+    for seed in 0..100 {
+        for operations in 0..12 {
+            let mut harness = Harness::new(SimDisk::new(seed), options());
+            harness.append(vec![new_batch(1, 3000, 1, Timestamp(5))]).expect("room");
+            harness.commit();
+            let refused = harness.try_append(vec![new_batch(1, 3000, 2, Timestamp(5))]);
+            assert!(refused.is_err(), "it belongs into another segment");
+            let job = harness.log.next_job(NO_SYNC).expect("a roll");
+            assert_eq!(job.kind(), JobKind::Roll);
+            harness.disk.inject(Fault::StopsAfter { operations });
+            let _ = job.run();
+            harness.restart(|disk| disk.crash(&CrashOptions::default()));
         }
     }
 }

@@ -317,6 +317,23 @@ fn retention_keeps_what_is_not_committed() {
 }
 
 #[test]
+fn a_checkpoint_covers_only_what_is_synced() {
+    let mut harness = Harness::new(SimDisk::new(16), LogOptions { segment_bytes: 1 << 20, ..options() });
+    harness.append(vec![new_batch(1, 7000, 1, Timestamp(5))]).expect("room");
+    let sync = harness.log.next_job(SYNC).expect("unsynced");
+    let completed = harness.log.complete(sync.run());
+    harness.note(&completed);
+    harness.append(vec![new_batch(1, 7000, 2, Timestamp(5))]).expect("room");
+    let checkpoint = harness.log.next_job(NO_SYNC).expect("more than an interval was synced");
+    assert_eq!(checkpoint.kind(), JobKind::Checkpoint);
+    let _ = harness.log.complete(checkpoint.run());
+    let report = harness.restart(|disk| {
+        disk.crash(&CrashOptions { data: Survival::Nothing, names: Survival::Everything });
+    });
+    assert_eq!((harness.end(), report.frames_scanned), (Offset(1), 0));
+}
+
+#[test]
 fn a_missing_segment_is_corruption() {
     let (disk, ..) = close(filled(9));
     for path in files(&disk, "log") {
@@ -440,6 +457,8 @@ proptest! {
                 Ok(slice) => {
                     let read = slice.frames.concat();
                     prop_assert!(bytes.windows(read.len()).any(|window| window == read), "served from {}", from);
+                    let first = frames(&read)[0].header;
+                    prop_assert!(first.base_offset <= from && from <= first.last_offset(), "nothing is left out");
                     from = slice.next_offset;
                 }
                 Err(ReadError::Corrupt { .. }) => {

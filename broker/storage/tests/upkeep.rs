@@ -4,9 +4,10 @@ mod harness;
 
 use std::path::Path;
 
-use quire_protocol::ids::Timestamp;
-use quire_storage::disk::{Disk, SimDisk};
-use quire_storage::{AppendErrorKind, Job, JobKind};
+use quire_protocol::ids::{Offset, Timestamp};
+use quire_storage::disk::{Disk, OpenMode, SimDisk};
+use quire_storage::small_file::{self, Format};
+use quire_storage::{AppendErrorKind, Job, JobKind, ReadError, Residency};
 
 use harness::{DIR, Harness, NO_SYNC, SYNC, new_batch, options};
 
@@ -22,6 +23,16 @@ fn want_space(harness: &mut Harness, len: usize) -> Job {
     let refused = harness.try_append(vec![new_batch(1, len, 2, Timestamp(5))]).expect_err("no space");
     assert_eq!(refused.kind, AppendErrorKind::NoSpaceYet);
     harness.log.next_job(NO_SYNC).expect("something makes space")
+}
+
+/// The first job of this kind; those due before it are run.
+fn next_job(harness: &mut Harness, kind: JobKind) -> Job {
+    loop {
+        match harness.log.next_job(NO_SYNC).expect("such a job is due") {
+            job if job.kind() == kind => return job,
+            job => drop(harness.log.complete(job.run())),
+        }
+    }
 }
 
 fn segments(disk: &SimDisk) -> usize {
@@ -60,4 +71,54 @@ fn an_empty_segment_is_not_sealed() {
     let _ = harness.log.complete(seal.run());
     harness.settle(SYNC);
     assert_eq!(segments(&harness.disk), 2);
+}
+
+#[test]
+fn a_reader_of_what_is_being_deleted_learns_that_it_is_gone() {
+    let mut harness = filled();
+    for _ in 0..3 {
+        harness.append(vec![new_batch(1, 3000, 2, Timestamp(500))]).expect("room");
+        harness.commit();
+    }
+    let reader = harness.log.reader();
+    harness.log.retain(harness.now, None, Some(0));
+    let done = next_job(&mut harness, JobKind::Retain).run();
+    let read = reader.read(Offset(0), 1000, Offset(4), Residency::Any);
+    assert!(matches!(read, Err(ReadError::OutOfRange { log_start: Offset(3), .. })), "{read:?}");
+    let found = reader.offset_at_time(Timestamp(500), Offset(4)).expect("what is left is searched");
+    assert_eq!(found, Some((Offset(3), Timestamp(500))));
+    assert_eq!(harness.log.complete(done).log_start, Some(Offset(3)));
+}
+
+/// Lists an empty sealed segment before all others, as logs may have them that were kept by earlier versions.
+fn list_empty_segment(disk: &SimDisk) {
+    let format = Format { magic: *b"QMAN", version: 1, body_len_max: 1 << 20 };
+    let mut manifest = small_file::load(disk, Path::new(DIR), "manifest", format).expect("intact");
+    let number = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().expect("four bytes"));
+    let (serial, count) = (number(&manifest[30..34]), number(&manifest[34..38]));
+    manifest[30..34].copy_from_slice(&(serial + 1).to_le_bytes());
+    manifest[34..38].copy_from_slice(&(count + 1).to_le_bytes());
+    let mut entry = [0; 45];
+    entry[8..12].copy_from_slice(&serial.to_le_bytes());
+    entry[12] = 1;
+    manifest.splice(38..38, entry);
+    let path = Path::new(DIR).join(format!("{:020}-{serial:08}.log", 0));
+    disk.open(&path, OpenMode::CreateNew).expect("room");
+    small_file::replace(disk, Path::new(DIR), "manifest", format, &manifest).expect("room");
+}
+
+#[test]
+fn an_empty_segment_is_in_nobodys_way() {
+    let mut harness = filled();
+    for _ in 0..2 {
+        harness.append(vec![new_batch(1, 3000, 2, Timestamp(500))]).expect("room");
+        harness.commit();
+    }
+    list_empty_segment(&harness.disk);
+    harness.restart(SimDisk::kill);
+    harness.log.retain(harness.now, None, Some(3000));
+    harness.settle(SYNC);
+    assert_eq!(harness.log.start_offset(), Offset(2), "two of three records go by size");
+    assert_eq!(segments(&harness.disk), 1);
+    harness.check();
 }

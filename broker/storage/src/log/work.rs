@@ -313,7 +313,12 @@ impl Log {
             return None;
         }
         manifest.log_start = manifest.log_start.max(from);
-        Some(UpkeepWork::Retain(RetainWork { old: self.manifest.clone(), manifest, removed }))
+        Some(UpkeepWork::Retain(RetainWork {
+            shared: Arc::clone(&self.shared),
+            old: self.manifest.clone(),
+            manifest,
+            removed,
+        }))
     }
 
     fn checkpoint_work(&self) -> CheckpointWork {
@@ -401,8 +406,8 @@ impl Log {
                 self.has_space();
                 completed.space = true;
             }
-            UpkeepDone::Retained { manifest } => {
-                self.shared.drop_segments_before(manifest.log_start);
+            UpkeepDone::Retained { manifest, removed } => {
+                self.shared.drop_segments(removed, manifest.log_start);
                 self.epochs.forget_before(manifest.log_start);
                 completed.log_start = Some(manifest.log_start);
                 self.manifest = manifest;
