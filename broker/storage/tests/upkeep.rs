@@ -2,14 +2,14 @@
 
 mod harness;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use quire_protocol::ids::{Offset, Timestamp};
 use quire_storage::disk::{Disk, OpenMode, SimDisk};
 use quire_storage::small_file::{self, Format};
 use quire_storage::{AppendErrorKind, Job, JobKind, ReadError, Residency};
 
-use harness::{DIR, Harness, NO_SYNC, SYNC, new_batch, options};
+use harness::{DIR, Harness, NO_SYNC, SYNC, new_batch, open, options};
 
 fn filled() -> Harness {
     let mut harness = Harness::new(SimDisk::new(1), options());
@@ -36,8 +36,13 @@ fn next_job(harness: &mut Harness, kind: JobKind) -> Job {
 }
 
 fn segments(disk: &SimDisk) -> usize {
+    segment_files(disk).len()
+}
+
+fn segment_files(disk: &SimDisk) -> Vec<PathBuf> {
     let names = disk.list(Path::new(DIR)).expect("there");
-    names.iter().filter(|name| name.ends_with(".log")).count()
+    let names = names.iter().filter(|name| name.ends_with(".log"));
+    names.map(|name| Path::new(DIR).join(name)).collect()
 }
 
 /// A shard that hears of a sync while a roll is out tries its append again.
@@ -121,4 +126,29 @@ fn an_empty_segment_is_in_nobodys_way() {
     assert_eq!(harness.log.start_offset(), Offset(2), "two of three records go by size");
     assert_eq!(segments(&harness.disk), 1);
     harness.check();
+}
+
+/// Of the last frame nothing but a checkpoint tells that it was ever on disk.
+#[test]
+fn what_a_requested_checkpoint_covers_is_not_cut_off() {
+    for is_resting in [false, true] {
+        let mut harness = filled();
+        if is_resting {
+            harness.log.rest();
+        } else {
+            harness.log.request_checkpoint();
+        }
+        let job = harness.log.next_job(NO_SYNC).expect("a checkpoint is due");
+        assert_eq!(job.kind(), JobKind::Checkpoint);
+        let _ = harness.log.complete(job.run());
+        harness.log.request_checkpoint();
+        assert!(harness.log.next_job(NO_SYNC).is_none(), "there is nothing more to cover");
+        let Harness { disk, .. } = harness;
+        disk.kill();
+        disk.flip_bit(&segment_files(&disk)[0], 500, 2);
+        let (log, report) = open(&disk, &options()).expect("damage is no error of opening");
+        assert_eq!((report.torn_tail, log.end_offset()), (None, Offset(1)));
+        let read = log.reader().read(Offset(0), 1000, Offset(1), Residency::Any);
+        assert!(matches!(read, Err(ReadError::Corrupt { offset: Offset(0), .. })), "{read:?}");
+    }
 }

@@ -92,7 +92,7 @@ pub(super) struct Upkeep {
     /// Bytes synced since the last checkpoint.
     synced_bytes: u64,
     /// Everything below was covered by a sync when the checkpoint on disk was written.
-    checkpoint: Offset,
+    pub(super) checkpoint: Offset,
 }
 
 impl Upkeep {
