@@ -14,15 +14,19 @@ use crate::segment::Segment;
 impl Log {
     /// Marks whole sealed segments for deletion: those whose newest record was appended longer ago than `retention`,
     /// and the oldest while the log is larger than `retention_bytes`. Nothing at or beyond the high watermark goes. An
-    /// active segment that has become too old is sealed, so that its turn comes. The next jobs do both.
+    /// active segment that has become too old, or of which nothing is to be kept, is sealed: its turn comes the next
+    /// time. The next jobs do both.
     pub fn retain(&mut self, now: Timestamp, retention: Option<Duration>, retention_bytes: Option<u64>) {
-        if self.is_active_old(now) {
+        let high_watermark = self.high_watermark();
+        let segments = self.segments();
+        let is_last_expired = segments.last().is_some_and(|last| {
+            !last.is_empty() && last.end() <= high_watermark && is_older(last, now, retention)
+        });
+        if is_last_expired || self.is_active_old(now) {
             self.seal_active();
         }
-        let high_watermark = self.high_watermark();
         let mut excess = retention_bytes.map_or(0, |most| self.size_bytes().saturating_sub(most));
         let mut keep_from = None;
-        let segments = self.segments();
         // The last one stays: the log goes on from it.
         for segment in segments.iter().take(segments.len().saturating_sub(1)) {
             let len = segment.position();

@@ -3,11 +3,12 @@
 mod harness;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use quire_protocol::ids::{Offset, Timestamp};
-use quire_storage::disk::{Disk, OpenMode, SimDisk};
+use quire_storage::disk::{CrashOptions, Disk, OpenMode, SimDisk};
 use quire_storage::small_file::{self, Format};
-use quire_storage::{AppendErrorKind, Job, JobKind, ReadError, Residency};
+use quire_storage::{AppendErrorKind, Job, JobKind, LogOptions, ReadError, Residency};
 
 use harness::{DIR, Harness, NO_SYNC, SYNC, new_batch, open, options};
 
@@ -151,4 +152,34 @@ fn what_a_requested_checkpoint_covers_is_not_cut_off() {
         let read = log.reader().read(Offset(0), 1000, Offset(1), Residency::Any);
         assert!(matches!(read, Err(ReadError::Corrupt { offset: Offset(0), .. })), "{read:?}");
     }
+}
+
+/// The segment's own age and size would keep it for a week.
+#[test]
+fn retention_reaches_the_records_of_the_active_segment() {
+    let mut harness = Harness::new(SimDisk::new(1), LogOptions { segment_age_ms: 604_800_000, ..options() });
+    harness.append(vec![new_batch(1, 300, 1, Timestamp(5))]).expect("room");
+    harness.commit();
+    let day = Duration::from_millis(86_400_000);
+    harness.append(vec![new_batch(1, 300, 1, Timestamp(5))]).expect("room");
+    harness.now.0 += 86_400_001;
+    harness.log.retain(harness.now, Some(day), None);
+    harness.settle(SYNC);
+    assert_eq!(harness.log.size_bytes(), harness.frames.iter().map(|frame| frame.bytes.len() as u64).sum());
+    harness.commit();
+    for _ in 0..3 {
+        harness.log.retain(harness.now, Some(day), None);
+        harness.settle(SYNC);
+    }
+    assert_eq!((harness.log.start_offset(), harness.log.size_bytes()), (Offset(2), 0));
+    assert_eq!(
+        segment_files(&harness.disk).len(),
+        1,
+        "an empty segment stays, and is not sealed for its age"
+    );
+    harness.append(vec![new_batch(1, 300, 1, Timestamp(5))]).expect("room");
+    harness.commit();
+    harness.check();
+    harness.restart(|disk| disk.crash(&CrashOptions::default()));
+    assert_eq!(harness.log.start_offset(), Offset(2));
 }
