@@ -334,6 +334,22 @@ fn a_checkpoint_covers_only_what_is_synced() {
 }
 
 #[test]
+fn a_frame_that_claims_fewer_records_is_not_skipped() {
+    let mut harness = Harness::new(SimDisk::new(17), options());
+    for tag in 0..2 {
+        harness.append(vec![new_batch(2, 50, tag, Timestamp(5))]).expect("room");
+    }
+    harness.commit();
+    let active = files(&harness.disk, "log").pop().expect("a segment");
+    // The first frame's last offset delta.
+    harness.disk.flip_bit(&active, 20, 0);
+    let reader = harness.log.reader();
+    let error = reader.read(Offset(1), 1000, Offset(4), Residency::Any).expect_err("damaged");
+    assert!(matches!(error, ReadError::Corrupt { offset: Offset(1), position: 0, .. }), "{error}");
+    assert_eq!(read_all(&reader, Offset(2), Offset(4)).expect("intact"), bytes_of(&harness.frames[1..]));
+}
+
+#[test]
 fn a_missing_segment_is_corruption() {
     let (disk, ..) = close(filled(9));
     for path in files(&disk, "log") {
@@ -416,6 +432,68 @@ fn the_brokers_clock_stamps_records_and_never_goes_back() {
     let end = harness.log.end_offset();
     let found = harness.log.reader().offset_at_time(Timestamp(101), end).expect("intact");
     assert_eq!(found, Some((Offset(4), Timestamp(110))));
+}
+
+/// Its last frame, of which nothing tells that it was ever on disk, is damaged.
+fn torn(segments: usize) -> (Harness, Vec<u8>) {
+    let mut harness = Harness::new(SimDisk::new(16), options());
+    for tag in 0..segments as u8 {
+        harness.append(vec![new_batch(1, 3500, tag, Timestamp(5))]).expect("room");
+        harness.settle(SYNC);
+    }
+    let kept = bytes_of(&harness.frames[..segments - 1]);
+    harness.disk.kill();
+    let active = files(&harness.disk, "log").pop().expect("a segment");
+    harness.disk.flip_bit(&active, 1000, 1);
+    harness.frames.pop();
+    harness.durable_end = Offset(segments as u64 - 1);
+    (harness, kept)
+}
+
+#[test]
+fn a_torn_tail_on_a_full_disk_is_cut_when_there_is_room() {
+    for segments in [1, 3] {
+        let (mut harness, kept) = torn(segments);
+        let end = harness.durable_end;
+        harness.disk.set_capacity(Some(0));
+        // The process dies again before there is room.
+        for _ in 0..2 {
+            let (log, report) = open(&harness.disk, &options()).expect("what is there can be read");
+            assert!(report.torn_tail.is_some() && report.corruption.is_none(), "{report:?}");
+            assert_eq!(log.end_offset(), end);
+            assert_eq!(read_all(&log.reader(), Offset::ZERO, end).expect("intact"), kept);
+            harness.log = log;
+            harness.disk.kill();
+        }
+        let closed = open(&harness.disk, &options()).expect("it can be opened").0.close();
+        assert!(closed.is_err(), "the cut could not be noted");
+        let (log, _) = open(&harness.disk, &options()).expect("it can be opened");
+        harness.log = log;
+        let refused = harness.append(vec![new_batch(1, 100, 9, Timestamp(6))]).expect_err("the disk is full");
+        assert_eq!(refused, AppendErrorKind::DiskFull);
+        harness.disk.set_capacity(None);
+        harness.append(vec![new_batch(1, 100, 9, Timestamp(6))]).expect("there is room again");
+        harness.commit();
+        let report = harness.restart(|disk| disk.crash(&CrashOptions::default()));
+        assert_eq!(report.torn_tail, None, "it is cut for good");
+        harness.append(vec![new_batch(1, 100, 9, Timestamp(7))]).expect("room");
+        harness.commit();
+        harness.check();
+    }
+}
+
+#[test]
+fn a_log_cut_without_room_is_closed_in_order_once_there_is_room() {
+    let (mut harness, kept) = torn(2);
+    harness.disk.set_capacity(Some(0));
+    harness.log = open(&harness.disk, &options()).expect("it can be opened").0;
+    harness.disk.set_capacity(None);
+    let (disk, bytes, end) = close(harness);
+    assert_eq!(bytes, kept);
+    let (log, report) = open(&disk, &options()).expect("closed in order");
+    assert!(report.was_clean);
+    assert_eq!(log.end_offset(), end);
+    log.close().expect("healthy");
 }
 
 proptest! {
