@@ -6,6 +6,7 @@ use quire_protocol::limits;
 
 use crate::error::Error;
 use crate::retry::Backoff;
+use crate::streams::PARTITION_STREAMS_MAX;
 
 /// How long a client waits for brokers, and how it comes back to them. The defaults suit a LAN and a WAN.
 #[derive(Debug, Clone)]
@@ -22,6 +23,9 @@ pub struct ClientConfig {
     pub backoff: Backoff,
     /// Age at which cached metadata is asked for again. Default 5 min.
     pub metadata_age_max: Duration,
+    /// Most streams to one broker for partitions that are produced to or consumed. Default and most 4,000. Producers
+    /// share them where they have more partitions; consumers keep theirs, and leave some to producers.
+    pub partition_streams: usize,
     /// Name that the broker's log shows for this client.
     pub client_name: String,
 }
@@ -34,6 +38,7 @@ impl Default for ClientConfig {
             idle_timeout: limits::CLIENT_IDLE_TIME_MAX,
             backoff: Backoff::default(),
             metadata_age_max: Duration::from_secs(300),
+            partition_streams: PARTITION_STREAMS_MAX,
             client_name: env!("CARGO_PKG_NAME").into(),
         }
     }

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use crate::config::{Address, ClientConfig};
 use crate::error::Error;
 use crate::retry::{Jitter, Retry};
+use crate::streams::{StreamPermit, StreamPool};
 use crate::transport::{ConnectError, Transport};
 
 /// An established connection whose hello exchange is done.
@@ -27,6 +28,8 @@ pub(crate) struct Connection {
     address: Arc<str>,
     config: Arc<ClientConfig>,
     pub(crate) greeting: HelloResponse,
+    /// What its partitions share.
+    pub(crate) streams: Arc<StreamPool>,
 }
 
 impl Connection {
@@ -37,6 +40,15 @@ impl Connection {
             Ok(answer) => answer,
             Err(_) => Err(Error::TimedOut { address: self.address.to_string(), what, after }),
         }
+    }
+
+    /// The right to a stream that a consumer keeps.
+    ///
+    /// # Errors
+    /// If this connection's consumers have as many as they may.
+    pub(crate) async fn stream_for_consuming(&self) -> Result<StreamPermit, Error> {
+        let permit = self.streams.for_consuming().await;
+        permit.map_err(|limit| Error::TooManyPartitions { address: self.address.to_string(), limit })
     }
 
     /// Opens a stream; its kind is yet to be written.
@@ -178,7 +190,8 @@ impl Link {
             return Err(Error::Protocol { address: address.to_string(), why });
         }
         tracing::debug!(%address, broker = greeting.broker_id, principal = greeting.principal, "connected");
-        Ok(Connection { quic, address, config: Arc::clone(&self.config), greeting })
+        let (config, streams) = (Arc::clone(&self.config), StreamPool::new(&self.config));
+        Ok(Connection { quic, address, config, greeting, streams })
     }
 }
 

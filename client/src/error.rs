@@ -86,6 +86,16 @@ pub enum Error {
         /// What was wrong.
         why: String,
     },
+    /// One client's consumers read as many partitions of one broker as they can.
+    #[error(
+        "this client consumes {limit} partitions of {address} already, and no more are possible over one connection"
+    )]
+    TooManyPartitions {
+        /// Host and port.
+        address: String,
+        /// How many it may.
+        limit: usize,
+    },
     /// A request that can not be sent as it is.
     #[error("{0}")]
     InvalidRequest(String),
@@ -120,6 +130,7 @@ impl Error {
             | Error::Address { .. }
             | Error::CertificateRefused { .. }
             | Error::Protocol { .. }
+            | Error::TooManyPartitions { .. }
             | Error::InvalidRequest(_)
             | Error::System { .. } => false,
         }
@@ -143,6 +154,7 @@ impl Error {
             Error::NoLeader { .. } => "Retry when the partition's brokers are back.".into(),
             Error::TimedOut { .. } => "Try again; look at the broker's log if it happens again.".into(),
             Error::Protocol { .. } => "Use a client and a broker of versions that overlap, and check that the port is a Quire broker's.".into(),
+            Error::TooManyPartitions { .. } => "Consume some of them with another client: each has a connection of its own.".into(),
             Error::InvalidRequest(_) => "Correct the request.".into(),
             Error::System { .. } => "Check the limits and permissions of this process.".into(),
         }

@@ -75,6 +75,7 @@ mod position;
 mod producer;
 mod profile;
 mod retry;
+mod streams;
 mod transport;
 
 pub use admin::{

@@ -50,6 +50,8 @@ pub const CONNECTIONS_MAX_DEFAULT: usize = 4096;
 pub const HANDSHAKES_MAX: usize = 256;
 /// Streams a client may have open at once on one connection.
 pub const STREAMS_MAX: u32 = 4096;
+/// Of these, streams that a client keeps for requests, whatever its partitions need.
+pub const STREAMS_FOR_REQUESTS: u32 = 96;
 /// Streams permitted before the hello exchange.
 pub const STREAMS_BEFORE_HELLO: u32 = 4;
 /// Control messages being read or answered, broker-wide (bytes).
@@ -147,6 +149,7 @@ const _: () = {
     assert!(BATCH_BYTES_MAX <= COLD_READ_MEMORY_BYTES_DEFAULT);
     assert!(BATCH_BYTES_TARGET <= PRODUCER_MEMORY_BYTES_DEFAULT);
     assert!(STREAMS_BEFORE_HELLO <= STREAMS_MAX);
+    assert!(2 * STREAMS_FOR_REQUESTS < STREAMS_MAX);
     assert!(RPC_BYTES_MAX <= RPC_MEMORY_BYTES);
     assert!(UDP_PAYLOAD_BYTES_MAX as u32 * 10 < 64 * 1024);
     assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);

@@ -13,15 +13,13 @@ use crate::admin::PartitionOffset;
 use crate::metadata::TopicMetadata;
 use crate::offsets::{self, Refused};
 use crate::position::Position;
+use crate::streams;
 
 use super::cursor::{Bound, Cursor};
 use super::fetcher::Fetcher;
 use super::merge::{Front, Merge};
 use super::shelf::Shelves;
 use super::{ConsumeError, Consumer, Order};
-
-/// Most partitions that one consumer reads: each takes a stream, and some streams are left for requests.
-const PARTITIONS_MAX: usize = limits::STREAMS_MAX as usize - 96;
 
 /// A consumer's settings.
 #[derive(Debug, Clone)]
@@ -167,9 +165,10 @@ impl ConsumerOptions {
         if partitions.is_empty() {
             return Err(ConsumeError::InvalidSettings("no partition was given".into()));
         }
-        if partitions.len() > PARTITIONS_MAX {
+        let limit = streams::consume_max(client.brokers().config());
+        if partitions.len() > limit {
             return Err(ConsumeError::InvalidSettings(format!(
-                "one consumer reads at most {PARTITIONS_MAX} partitions, not {}; use several",
+                "one client consumes at most {limit} partitions, not {}; use several clients",
                 partitions.len()
             )));
         }

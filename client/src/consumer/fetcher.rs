@@ -16,6 +16,7 @@ use crate::connection::Connection;
 use crate::error::Error;
 use crate::metadata::TopicMetadata;
 use crate::retry::{Jitter, Retry};
+use crate::streams::StreamPermit;
 
 use super::ConsumeError;
 use super::credit::Credit;
@@ -73,6 +74,7 @@ struct ConsumeStream {
     answers: AnswerStream,
     /// Credit messages yet to be written.
     outgoing: Vec<u8>,
+    _permit: StreamPermit,
 }
 
 impl Fetcher {
@@ -180,6 +182,7 @@ impl Fetcher {
             self.refresh().await?;
         }
         let connection = self.client.metadata().leader(&self.topic, self.partition).await?;
+        let permit = connection.stream_for_consuming().await?;
         let start = match &progress.reader {
             Some(reader) => Start::Offset(reader.next_offset()),
             None => progress.start,
@@ -189,7 +192,7 @@ impl Fetcher {
         ConsumeHeader { partition, start, credit: progress.credit.open() }.encode(&mut header);
         let opened = answers::open(&connection, &header).await?;
         Ok(opened.map(|(send, answers, opened)| {
-            (ConsumeStream { connection, send, answers, outgoing: Vec::new() }, opened)
+            (ConsumeStream { connection, send, answers, outgoing: Vec::new(), _permit: permit }, opened)
         }))
     }
 
@@ -365,7 +368,7 @@ impl Progress {
 impl ConsumeStream {
     /// Waits until something was received or the request changed; writes credit meanwhile.
     async fn exchange(&mut self, shelves: &Shelves, place: usize) -> Result<(), Error> {
-        let ConsumeStream { connection, send, answers, outgoing } = self;
+        let ConsumeStream { connection, send, answers, outgoing, .. } = self;
         let write = async {
             match outgoing.is_empty() {
                 true => std::future::pending().await,

@@ -56,6 +56,8 @@ pub(super) enum Input {
     Acked(Ack),
     /// The stream ended: with the broker's reason, or lost.
     Failed(Error),
+    /// Another partition waits for a stream: this one is to be given up once everything on it is answered.
+    AskedFor,
     /// Time passed.
     Tick,
 }
@@ -88,8 +90,16 @@ pub(super) struct DeliveryPolicy {
 enum Link {
     Closed,
     Opening,
-    Open { window: usize, used_at: Instant },
-    Paused { until: Instant },
+    Open {
+        /// Batches that may be unanswered.
+        window: usize,
+        used_at: Instant,
+        has_carried: bool,
+        is_asked_for: bool,
+    },
+    Paused {
+        until: Instant,
+    },
 }
 
 /// A batch on the current stream. One whose time is over keeps its place, so that answers stay matched.
@@ -125,8 +135,17 @@ impl Pipeline {
 
     /// Whether the next batch may be taken now.
     pub(super) fn wants_batch(&self) -> bool {
-        self.unsent.is_empty()
-            && matches!(self.link, Link::Open { window, .. } if self.unanswered.len() < window)
+        match self.link {
+            Link::Open { window, is_asked_for: false, .. } => {
+                self.unsent.is_empty() && self.unanswered.len() < window
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether anything was sent on the stream that is open.
+    pub(super) fn has_carried(&self) -> bool {
+        matches!(self.link, Link::Open { has_carried: true, .. })
     }
 
     /// Whether so little is on its way that a batch may leave that is not full.
@@ -157,6 +176,13 @@ impl Pipeline {
     }
 
     pub(super) fn handle(&mut self, now: Instant, input: Input, actions: &mut Vec<Action>) {
+        self.apply(now, input, actions);
+        if matches!(self.link, Link::Open { is_asked_for: true, .. }) && self.is_empty() {
+            self.finish(actions);
+        }
+    }
+
+    fn apply(&mut self, now: Instant, input: Input, actions: &mut Vec<Action>) {
         match input {
             Input::Records => self.open_if_closed(actions),
             Input::Batch(batch) => {
@@ -165,8 +191,14 @@ impl Pipeline {
                 self.send(now, actions);
             }
             Input::Opened(opened) => {
-                self.link = Link::Open { window: (opened.window as usize).max(1), used_at: now };
+                let window = (opened.window as usize).max(1);
+                self.link = Link::Open { window, used_at: now, has_carried: false, is_asked_for: false };
                 self.send(now, actions);
+            }
+            Input::AskedFor => {
+                if let Link::Open { is_asked_for, .. } = &mut self.link {
+                    *is_asked_for = true;
+                }
             }
             Input::Refused(error) => self.refused(now, error, actions),
             Input::Written if self.policy.acks == Acks::None => self.answered(now, unacknowledged(), actions),
@@ -201,11 +233,11 @@ impl Pipeline {
     }
 
     fn send(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let Link::Open { window, used_at } = &mut self.link else { return };
+        let Link::Open { window, used_at, has_carried, .. } = &mut self.link else { return };
         while self.unanswered.len() < *window
             && let Some(batch) = self.unsent.pop_front()
         {
-            *used_at = now;
+            (*used_at, *has_carried) = (now, true);
             actions.push(Action::Write(batch.bytes.clone()));
             self.unanswered.push_back(Unanswered::Batch(batch));
         }
@@ -272,11 +304,15 @@ impl Pipeline {
                 }
             }
             Link::Open { used_at, .. } if self.is_empty() && used_at + IDLE_STREAM_TIME_MAX <= now => {
-                self.link = Link::Closed;
-                actions.push(Action::Finish);
+                self.finish(actions);
             }
             _ => {}
         }
+    }
+
+    fn finish(&mut self, actions: &mut Vec<Action>) {
+        self.link = Link::Closed;
+        actions.push(Action::Finish);
     }
 
     fn expire(&mut self, now: Instant, actions: &mut Vec<Action>) {
@@ -514,6 +550,22 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_that_others_need_more_is_finished_once_all_is_answered() {
+        let mut script = Script::new(Acks::All);
+        script.step(Input::Records);
+        script.step(opened(8));
+        let batch = script.batch("a");
+        script.step(batch);
+        assert!(script.pipeline.wants_batch() && script.pipeline.has_carried());
+        assert_eq!(script.step(Input::AskedFor), [""; 0], "not before its answer");
+        assert!(!script.pipeline.wants_batch(), "and nothing more is sent on it");
+        assert_eq!(script.step(acked(1)), ["acked at 1", "finish"]);
+        assert_eq!(script.step(Input::Records), ["open"]);
+        script.step(opened(8));
+        assert_eq!(script.step(Input::AskedFor), ["finish"]);
+    }
+
+    #[test]
     fn an_acknowledgement_too_many_is_a_broken_protocol() {
         let mut script = Script::new(Acks::All);
         script.step(Input::Records);
@@ -524,7 +576,7 @@ mod tests {
     proptest! {
         /// Whatever happens, every batch ends exactly once, and what a stream carries is in order.
         #[test]
-        fn every_batch_ends_once_and_streams_carry_them_in_order(events in proptest::collection::vec(0u8..8, 1..300)) {
+        fn every_batch_ends_once_and_streams_carry_them_in_order(events in proptest::collection::vec(0u8..9, 1..300)) {
             let mut script = Script::new(Acks::All);
             let (mut made, mut ended) = (0u64, 0);
             let (mut is_open, mut on_stream): (bool, Vec<u64>) = (false, Vec::new());
@@ -540,6 +592,7 @@ mod tests {
                     3 if wants_stream => { wants_stream = false; Input::Refused(lost()) }
                     4 | 5 if is_open && !on_stream.is_empty() => { on_stream.remove(0); acked(1) }
                     6 if is_open => Input::Failed(lost()),
+                    8 if is_open => Input::AskedFor,
                     7 => { script.now += Duration::from_secs(7); Input::Tick }
                     _ => Input::Records,
                 };

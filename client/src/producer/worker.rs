@@ -17,11 +17,15 @@ use crate::Client;
 use crate::answers::{self, AnswerStream};
 use crate::connection::{Connection, lock};
 use crate::error::Error;
+use crate::streams::{Promise, StreamPermit};
 
 use super::SendError;
 use super::accumulator::{Accumulator, SealedBatch};
 use super::delivery::Outcome;
 use super::pipeline::{Action, Input, Pipeline, ReadyBatch};
+
+/// How long a broker may take to end a stream that has ended here.
+const FINISH_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// One partition's records, shared between those who append and the worker.
 #[derive(Debug)]
@@ -59,6 +63,9 @@ struct ProduceStream {
     answers: AnswerStream,
     /// What is yet to be written; one piece a batch.
     outgoing: VecDeque<Bytes>,
+    permit: StreamPermit,
+    /// Made when another partition needs the stream more.
+    promise: Option<Promise>,
 }
 
 type Opening = Pin<Box<dyn Future<Output = Result<(ProduceStream, Opened), Error>> + Send>>;
@@ -83,6 +90,8 @@ enum Event {
     /// Whole batches written.
     Written(usize),
     Received,
+    /// Another partition waits for a stream.
+    AskedFor(Promise),
     Lost(Error),
 }
 
@@ -102,7 +111,9 @@ impl Worker {
         loop {
             self.take_batches(&mut io);
             let deadline = self.deadline();
-            let event = io.next_event(&self.queue, deadline).await;
+            // A stream that was opened for records is not given up before it carried some.
+            let may_give_up = self.pipeline.has_carried() || lock(&self.queue.accumulator).is_empty();
+            let event = io.next_event(&self.queue, deadline, may_give_up).await;
             if matches!(event, Event::Aborted) {
                 return self.abort(&mut io);
             }
@@ -126,6 +137,12 @@ impl Worker {
             }
             Event::Written(count) => (0..count).for_each(|_| self.handle(Input::Written, io)),
             Event::Received => self.read_answers(io),
+            Event::AskedFor(promise) => {
+                if let Some(stream) = &mut io.stream {
+                    stream.promise = Some(promise);
+                }
+                self.handle(Input::AskedFor, io);
+            }
             Event::Lost(error) => self.fail(error, io),
         }
     }
@@ -221,8 +238,8 @@ impl Worker {
                 }
             }
             Action::Finish => {
-                if let Some(mut stream) = io.stream.take() {
-                    let _ = stream.send.finish();
+                if let Some(stream) = io.stream.take() {
+                    stream.finish();
                 }
             }
             Action::Complete { completion, memory, outcome } => {
@@ -243,8 +260,8 @@ impl Worker {
 
     fn abort(mut self, io: &mut Io) {
         let is_done = self.pipeline.is_empty();
-        if is_done && let Some(mut stream) = io.stream.take() {
-            let _ = stream.send.finish();
+        if is_done && let Some(stream) = io.stream.take() {
+            stream.finish();
         }
         let mut actions = Vec::new();
         self.pipeline.abort(&SendError::Closed, &mut actions);
@@ -268,8 +285,21 @@ impl Worker {
 }
 
 impl Io {
-    async fn next_event(&mut self, queue: &PartitionQueue, deadline: Option<Instant>) -> Event {
+    async fn next_event(
+        &mut self,
+        queue: &PartitionQueue,
+        deadline: Option<Instant>,
+        may_give_up: bool,
+    ) -> Event {
         let Io { stream, opening, .. } = self;
+        let streams = stream.as_ref().filter(|stream| may_give_up && stream.promise.is_none());
+        let streams = streams.map(|stream| Arc::clone(&stream.connection.streams));
+        let asked_for = async {
+            match &streams {
+                Some(streams) => streams.asked_for().await,
+                None => std::future::pending().await,
+            }
+        };
         let deadline = async {
             match deadline {
                 Some(deadline) => sleep_until(deadline.into()).await,
@@ -292,6 +322,7 @@ impl Io {
             () = queue.aborted.notified() => Event::Aborted,
             event = exchanged => event,
             opened = opened => Event::Opened(opened),
+            promise = asked_for => Event::AskedFor(promise),
             () = queue.changed.notified() => Event::Changed,
             () = deadline => Event::Deadline,
         };
@@ -303,9 +334,20 @@ impl Io {
 }
 
 impl ProduceStream {
+    /// Ends it. Its permit is free once the broker has ended its side too: only then another stream may take its place.
+    fn finish(self) {
+        let ProduceStream { mut send, mut answers, permit, promise, .. } = self;
+        let _ = send.finish();
+        tokio::spawn(async move {
+            let ended = async { while answers.fill().await.is_ok_and(|more| more) {} };
+            let _ = timeout(FINISH_TIME_MAX, ended).await;
+            drop((permit, promise));
+        });
+    }
+
     /// Writes what there is to write and reads what comes. Can be cancelled without losing anything.
     async fn exchange(&mut self) -> Event {
-        let ProduceStream { connection, send, answers, outgoing } = self;
+        let ProduceStream { connection, send, answers, outgoing, .. } = self;
         let write = async {
             match outgoing.is_empty() {
                 true => std::future::pending().await,
@@ -347,12 +389,14 @@ async fn open_stream(
         known = metadata.refresh(&known).await?;
     }
     let connection = metadata.leader(&known, partition).await?;
+    let permit = connection.streams.for_producing().await;
     let leader_epoch = known.leadership(partition).map(|leadership| leadership.epoch).unwrap_or_default();
     let mut header = StreamKind::Produce.prefix().to_vec();
     ProduceHeader { partition: known.partition(partition), leader_epoch, acks }.encode(&mut header);
     match answers::open(&connection, &header).await? {
         Ok((send, answers, opened)) => {
-            let stream = ProduceStream { connection, send, answers, outgoing: VecDeque::new() };
+            let outgoing = VecDeque::new();
+            let stream = ProduceStream { connection, send, answers, outgoing, permit, promise: None };
             Ok((stream, opened))
         }
         Err(failure) => Err(answers::failure_error(failure)),

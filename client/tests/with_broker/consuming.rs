@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use quire_client::{Client, ConsumeError, ErrorCode, Offset, PartitionLag, Position, Timestamp};
+use quire_client::{
+    Client, ClientConfig, ConsumeError, Error, ErrorCode, Offset, PartitionLag, Position, Timestamp,
+};
 use tokio::time::timeout;
 
-use crate::support::{Rig, all, partition, record, timed, values};
+use crate::support::{Rig, all, partition, profile, quick, record, timed, values};
 
 /// A topic of one partition with the records 0 to 99, whose timestamps are ten times their offsets.
 async fn hundred() -> Rig {
@@ -171,4 +173,39 @@ async fn a_consumer_that_is_not_polled_takes_no_more_than_its_memory() {
     let held = slow.buffered_bytes();
     assert!(held <= memory + 512 * 1024, "{held} bytes are held");
     assert_eq!(all(slow).await.len(), 399);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_client_says_at_once_that_it_can_consume_no_more_partitions() {
+    let rig = Rig::with_topic(3).await;
+    let config = ClientConfig { partition_streams: 4, ..quick() };
+    let client = Client::connect_configured(profile(&rig.broker), config).await.expect("connected");
+    let too_many = client.consumer().topic("t").build().await.expect_err("three of at most two");
+    assert!(too_many.to_string().contains("at most 2 partitions, not 3; use several clients"), "{too_many}");
+    let consumer = |number| client.consumer().topic("t").partitions([partition(number)]).follow(true);
+    let mut reading = Vec::new();
+    let producer = rig.client.producer().build();
+    for number in 0..2 {
+        producer.send_to("t", partition(number), record("a")).await.expect("acknowledged");
+        let mut one = consumer(number).build().await.expect("built");
+        one.next().await.expect("it follows").expect("a record");
+        reading.push(one);
+    }
+    let mut third = consumer(2).build().await.expect("built");
+    let refused = timeout(Duration::from_secs(10), third.next()).await.expect("at once");
+    let refused = refused.expect("an error first").expect_err("no stream is left");
+    assert!(matches!(refused, ConsumeError::Broker(Error::TooManyPartitions { limit: 2, .. })), "{refused}");
+    assert!(!refused.is_retriable() && refused.advice().contains("another client"));
+    drop(reading.pop());
+    producer.send_to("t", partition(2), record("b")).await.expect("acknowledged");
+    let read = async {
+        loop {
+            third.seek(partition(2), Position::Beginning).await.expect("in range");
+            if let Some(Ok(record)) = third.next().await {
+                return record;
+            }
+        }
+    };
+    let read = timeout(Duration::from_secs(10), read).await.expect("a stream is free again");
+    assert_eq!(read.value.as_deref(), Some(b"b".as_slice()));
 }

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use quire_client::{
-    Acks, Chain, Compression, Header, NewTopic, Offset, Partitioner, Position, Record, SendError, Timestamp,
+    Acks, Chain, Client, ClientConfig, Compression, Header, NewTopic, Offset, Partitioner, Position, Record,
+    SendError, Timestamp,
 };
 
-use crate::support::{Rig, all, partition, record, timed, values};
+use crate::support::{Rig, all, partition, profile, quick, record, timed, values};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_comes_back_with_everything_it_had() {
@@ -187,4 +188,24 @@ async fn a_closed_producer_takes_no_more_and_a_dropped_one_says_what_it_left_beh
     assert_eq!(delivery.await, Err(SendError::Closed));
     let unknown = rig.client.producer().build().enqueue_to("t", partition(1), record("d")).await;
     assert!(matches!(unknown, Err(SendError::UnknownPartition { partitions: 1, .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_share_streams_where_there_are_fewer() {
+    let rig = Rig::with_topic(30).await;
+    let config = ClientConfig { partition_streams: 4, ..quick() };
+    let client = Client::connect_configured(profile(&rig.broker), config).await.expect("connected");
+    let producer = client.producer().delivery_timeout(Duration::from_secs(20)).build();
+    for number in 0..3_000u32 {
+        let value = record(number.to_string());
+        drop(producer.enqueue_to("t", partition(number % 30), value).await.expect("room"));
+    }
+    // Requests have streams of their own, however many partitions wait for one.
+    client.admin().list_topics().await.expect("answered");
+    producer.flush().await.expect("all acknowledged");
+    // Idle streams are given up at once: this one does not wait for another to be closed for its age.
+    let one = client.consumer().topic("t").partitions([partition(7)]).build().await.expect("built");
+    let number = |value: &String| value.parse().expect("a number");
+    let read: Vec<u32> = values(&all(one).await).iter().map(number).collect();
+    assert_eq!(read, (7..3_000).step_by(30).collect::<Vec<_>>());
 }
