@@ -122,7 +122,6 @@ pub(crate) struct RollWork {
 #[derive(Debug)]
 pub(crate) struct RetainWork {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) old: Manifest,
     /// Without the segments removed.
     pub(crate) manifest: Manifest,
     pub(crate) removed: Vec<SegmentName>,
@@ -292,7 +291,7 @@ impl Place {
         })?;
         // A manifest that lists a segment must not be durable before the segment's name is.
         self.disk.sync_dir(&self.dir).map_err(Failure::fatal("syncing the log's directory"))?;
-        self.replace_manifest(&work.manifest, &manifest)?;
+        self.replace_manifest(&manifest)?;
         Ok(UpkeepDone::Rolled { manifest, name, file, writable })
     }
 
@@ -309,11 +308,11 @@ impl Place {
     }
 
     /// A full disk is survived only if the old manifest is certainly still there.
-    fn replace_manifest(&self, old: &Manifest, new: &Manifest) -> Result<(), Failure> {
+    fn replace_manifest(&self, new: &Manifest) -> Result<(), Failure> {
         let Err(error) = new.store(&*self.disk, &self.dir) else {
             return Ok(());
         };
-        let is_unchanged = Manifest::load(&*self.disk, &self.dir).is_ok_and(|manifest| manifest == *old);
+        let is_unchanged = Manifest::load(&*self.disk, &self.dir).is_ok_and(|manifest| manifest != *new);
         Err(Failure {
             operation: "replacing the manifest",
             is_disk_full: is_full(&error) && is_unchanged,
@@ -322,8 +321,8 @@ impl Place {
     }
 
     fn retain(&self, work: RetainWork) -> Result<UpkeepDone, Failure> {
-        let RetainWork { shared, old, manifest, removed } = work;
-        self.replace_manifest(&old, &manifest)?;
+        let RetainWork { shared, manifest, removed } = work;
+        self.replace_manifest(&manifest)?;
         // Before any file goes, so that a reader that misses one learns why.
         shared.raise_log_start(manifest.log_start);
         for name in &removed {

@@ -91,7 +91,7 @@ pub struct AppendContext {
 pub struct Log {
     shared: Arc<Shared>,
     options: LogOptions,
-    /// As it is on disk.
+    /// As it is on disk, unless recovery found no room for it.
     manifest: Manifest,
     /// The last segment, if it is not sealed.
     active: Option<Active>,
@@ -151,7 +151,17 @@ impl Log {
     }
 
     fn from_recovered(recovered: Recovered, options: LogOptions) -> (Log, RecoveryReport) {
-        let Recovered { shared, manifest, active, tail, epochs, is_marked_clean, is_new, report } = recovered;
+        let Recovered {
+            shared,
+            manifest,
+            active,
+            tail,
+            epochs,
+            is_marked_clean,
+            is_cut_unstored,
+            is_new,
+            report,
+        } = recovered;
         // A leadership that had not written yet when the log was closed.
         let latest = epochs.latest().map_or(tail.leader_epoch, |latest| latest.epoch);
         let tail = Checkpoint { leader_epoch: tail.leader_epoch.max(latest), ..tail };
@@ -164,7 +174,7 @@ impl Log {
             durable: tail,
             epochs,
             flush: Flush::default(),
-            upkeep: Upkeep::new(is_marked_clean, is_new, tail.next_offset),
+            upkeep: Upkeep::new(is_marked_clean, is_cut_unstored, is_new, tail.next_offset),
             poison: Poison::default(),
             corruption: report.corruption.clone(),
         };

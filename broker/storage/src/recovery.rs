@@ -102,6 +102,9 @@ pub(crate) struct Recovered {
     pub(crate) epochs: EpochCache,
     /// The clean marker is still there.
     pub(crate) is_marked_clean: bool,
+    /// The manifest on disk does not say yet where the log was cut: there was no room. Until it does, every recovery
+    /// cuts the log again.
+    pub(crate) is_cut_unstored: bool,
     /// There was never a segment: the manifest is all that is on disk.
     pub(crate) is_new: bool,
     pub(crate) report: RecoveryReport,
@@ -212,6 +215,7 @@ impl Opening<'_> {
             tail,
             epochs: EpochCache::new(),
             is_marked_clean: false,
+            is_cut_unstored: false,
             is_new: true,
             report: RecoveryReport { was_clean: true, ..RecoveryReport::default() },
         }

@@ -484,7 +484,7 @@ fn a_torn_tail_on_a_full_disk_is_cut_when_there_is_room() {
 
 #[test]
 fn a_log_cut_without_room_is_closed_in_order_once_there_is_room() {
-    let (mut harness, kept) = torn(2);
+    let (mut harness, kept) = torn(3);
     harness.disk.set_capacity(Some(0));
     harness.log = open(&harness.disk, &options()).expect("it can be opened").0;
     harness.disk.set_capacity(None);

@@ -82,6 +82,8 @@ pub(super) struct Upkeep {
     pub(super) is_checkpoint_due: bool,
     /// The clean marker of the last shutdown is still there; it goes before anything is changed.
     pub(super) is_marked_clean: bool,
+    /// The manifest on disk does not list yet where recovery cut the log. The next change of it does.
+    is_cut_unstored: bool,
     /// There was never a segment: nothing but an empty manifest is on disk.
     pub(super) is_new: bool,
     /// Allocating ahead found no room: wait until an append needs it.
@@ -97,8 +99,13 @@ pub(super) struct Upkeep {
 
 impl Upkeep {
     /// Of a log just opened, of which everything below `checkpoint` is known to be durable.
-    pub(super) fn new(is_marked_clean: bool, is_new: bool, checkpoint: Offset) -> Upkeep {
-        Upkeep { is_marked_clean, is_new, checkpoint, ..Upkeep::default() }
+    pub(super) fn new(
+        is_marked_clean: bool,
+        is_cut_unstored: bool,
+        is_new: bool,
+        checkpoint: Offset,
+    ) -> Upkeep {
+        Upkeep { is_marked_clean, is_cut_unstored, is_new, checkpoint, ..Upkeep::default() }
     }
 }
 
@@ -203,6 +210,11 @@ impl Log {
             dir: self.shared.dir.clone(),
             is_marked_clean: self.upkeep.is_marked_clean,
         };
+        if self.upkeep.is_cut_unstored {
+            self.manifest
+                .store(&*place.disk, &place.dir)
+                .map_err(|source| CloseError::Io { operation: "replacing the manifest", source })?;
+        }
         let work = self.checkpoint_work();
         let checkpoint = work.checkpoint;
         Job::upkeep(place, UpkeepWork::Checkpoint(work)).run().into_result()?;
@@ -313,12 +325,7 @@ impl Log {
             return None;
         }
         manifest.log_start = manifest.log_start.max(from);
-        Some(UpkeepWork::Retain(RetainWork {
-            shared: Arc::clone(&self.shared),
-            old: self.manifest.clone(),
-            manifest,
-            removed,
-        }))
+        Some(UpkeepWork::Retain(RetainWork { shared: Arc::clone(&self.shared), manifest, removed }))
     }
 
     fn checkpoint_work(&self) -> CheckpointWork {
@@ -399,6 +406,7 @@ impl Log {
             }
             UpkeepDone::Rolled { manifest, name, file, writable } => {
                 self.manifest = manifest;
+                self.upkeep.is_cut_unstored = false;
                 self.upkeep.is_new = false;
                 self.upkeep.is_rolling = false;
                 self.upkeep.is_seal_due = false;
@@ -411,6 +419,7 @@ impl Log {
                 self.epochs.forget_before(manifest.log_start);
                 completed.log_start = Some(manifest.log_start);
                 self.manifest = manifest;
+                self.upkeep.is_cut_unstored = false;
             }
             UpkeepDone::Checkpointed { checkpoint, stored } => {
                 stored.iter().for_each(|segment| segment.index_was_stored());

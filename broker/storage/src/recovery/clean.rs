@@ -49,6 +49,7 @@ pub(super) fn open(
         tail: clean,
         epochs,
         is_marked_clean: true,
+        is_cut_unstored: false,
         is_new: false,
         report,
     })

@@ -239,6 +239,7 @@ impl Ending<'_> {
             tail,
             epochs,
             is_marked_clean: false,
+            is_cut_unstored: false,
             is_new: false,
             report: self.report,
         })
@@ -252,12 +253,13 @@ impl Ending<'_> {
             let synced = piece.file.as_ref().map_or(Ok(()), |bytes| bytes.0.sync_data());
             synced.map_err(OpenError::io("syncing", dir.join(log_file(piece.entry.name))))?;
         }
-        if let Some(cut) = cut {
-            self.cut(cut)?;
-        }
+        let on_disk = match cut {
+            Some(cut) => self.cut(cut)?,
+            None => None,
+        };
         // What the last process changed may not have been made durable.
         sync_directories(disk, dir)?;
-        self.remove_unlisted();
+        self.report.removed = self.remove_unlisted(on_disk.as_ref().unwrap_or(&self.manifest));
         let tail = self.tail();
         let epochs = self.epochs(&tail)?;
         self.store_derived(&tail, &epochs)?;
@@ -276,19 +278,22 @@ impl Ending<'_> {
             tail,
             epochs,
             is_marked_clean: false,
+            is_cut_unstored: on_disk.is_some(),
             is_new: false,
             report: self.report,
         })
     }
 
-    /// Ends the log at a bad frame, unless there was never more than that.
-    fn cut(&mut self, cut: Cut) -> Result<(), OpenError> {
+    /// Ends the log at a bad frame, unless there was never more than that. Returns the manifest that is still on disk
+    /// if there is no room for the new one.
+    fn cut(&mut self, cut: Cut) -> Result<Option<Manifest>, OpenError> {
         let (disk, dir) = (&*self.opening.disk, self.opening.dir.as_path());
         let torn = self.scan.torn_tail(&self.pieces, &cut).map_err(OpenError::io("reading", dir))?;
         if torn.is_none() {
-            return Ok(());
+            return Ok(None);
         }
         self.report.torn_tail = torn;
+        let on_disk = self.manifest.clone();
         let at = cut.piece;
         let entries = &mut self.manifest.segments;
         entries.truncate(self.start.segment + at);
@@ -300,7 +305,13 @@ impl Ending<'_> {
         } else {
             self.pieces.truncate(at);
         }
-        self.manifest.store(disk, dir).map_err(OpenError::io("replacing the manifest in", dir))
+        match self.manifest.store(disk, dir) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                tracing::warn!(log = %dir.display(), %error, "no room to note where the log was cut");
+                Ok(Some(on_disk))
+            }
+            stored => stored.map(|()| None).map_err(OpenError::io("replacing the manifest in", dir)),
+        }
     }
 
     fn tail(&self) -> Checkpoint {
@@ -342,15 +353,15 @@ impl Ending<'_> {
         Ok(cache)
     }
 
-    fn remove_unlisted(&mut self) {
+    /// Removes garbage; returns its names.
+    fn remove_unlisted(&self, manifest: &Manifest) -> Vec<String> {
         let (disk, dir) = (&*self.opening.disk, self.opening.dir.as_path());
-        for name in &self.opening.names {
-            let is_unlisted =
-                SegmentName::parse(name).is_some_and(|(segment, _)| !self.manifest.lists(segment));
-            if (is_unlisted || small_file::is_temporary(name)) && remove_garbage(disk, dir, name) {
-                self.report.removed.push(name.clone());
-            }
-        }
+        let is_garbage = |name: &str| {
+            small_file::is_temporary(name)
+                || SegmentName::parse(name).is_some_and(|(segment, _)| !manifest.lists(segment))
+        };
+        let garbage = self.opening.names.iter().filter(|name| is_garbage(name));
+        garbage.filter(|name| remove_garbage(disk, dir, name)).cloned().collect()
     }
 
     /// So that the next recovery need not do this again. Without room it has to.
