@@ -322,7 +322,14 @@ impl Place {
 
     fn retain(&self, work: RetainWork) -> Result<UpkeepDone, Failure> {
         let RetainWork { shared, manifest, removed } = work;
-        self.replace_manifest(&manifest)?;
+        self.replace_manifest(&manifest).or_else(|failure| {
+            if !failure.is_disk_full {
+                return Err(failure);
+            }
+            // Not one block is left: what can be rebuilt makes room for the manifest that frees the rest.
+            removed.iter().for_each(|name| recovery::remove_indexes(&*self.disk, &self.dir, *name));
+            self.replace_manifest(&manifest)
+        })?;
         // Before any file goes, so that a reader that misses one learns why.
         shared.raise_log_start(manifest.log_start);
         for name in &removed {

@@ -38,7 +38,7 @@ use crate::small_file::LoadError;
 const NEW_PARENTS_MAX: usize = 3;
 
 pub(crate) use derived::{load_active_index, load_index};
-pub(crate) use unclean::remove_segment;
+pub(crate) use unclean::{remove_indexes, remove_segment};
 
 /// What opening a log found and did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

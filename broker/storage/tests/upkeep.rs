@@ -183,3 +183,27 @@ fn retention_reaches_the_records_of_the_active_segment() {
     harness.restart(|disk| disk.crash(&CrashOptions::default()));
     assert_eq!(harness.log.start_offset(), Offset(2));
 }
+
+#[test]
+fn retention_frees_a_disk_on_which_not_a_byte_is_left() {
+    for appends in 4..8 {
+        let mut harness = filled();
+        for tag in 1..appends {
+            harness.append(vec![new_batch(1, 3000, tag, Timestamp(5))]).expect("room");
+            harness.commit();
+        }
+        let size = 1 << 40;
+        harness.disk.set_capacity(Some(size));
+        let used = size - harness.disk.free_bytes(Path::new(DIR)).expect("healthy");
+        harness.disk.set_capacity(Some(used));
+        let refused = harness.append(vec![new_batch(1, 3000, 9, Timestamp(5))]).expect_err("it is full");
+        assert_eq!(refused, AppendErrorKind::DiskFull);
+        harness.log.retain(harness.now, None, Some(0));
+        harness.settle(NO_SYNC);
+        assert_eq!(harness.log.start_offset(), Offset(u64::from(appends) - 1), "{appends} appends");
+        harness.append(vec![new_batch(1, 3000, 9, Timestamp(5))]).expect("there is room again");
+        harness.commit();
+        harness.check();
+        harness.restart(|disk| disk.crash(&CrashOptions::default()));
+    }
+}

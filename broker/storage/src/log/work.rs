@@ -80,6 +80,8 @@ pub(super) struct Upkeep {
     /// The last attempt to make space found no room, and no append was told yet.
     pub(super) is_disk_full: bool,
     pub(super) is_checkpoint_due: bool,
+    /// The last attempt to write a checkpoint found no room.
+    is_checkpoint_refused: bool,
     /// The clean marker of the last shutdown is still there; it goes before anything is changed.
     pub(super) is_marked_clean: bool,
     /// The manifest on disk does not list yet where recovery cut the log. The next change of it does.
@@ -252,11 +254,15 @@ impl Log {
         if self.is_growth_due() {
             return self.grow_work(0);
         }
-        if self.upkeep.retain_from.is_some_and(|from| from <= self.upkeep.checkpoint) {
+        // Without room for a checkpoint recovery reads more, and deletion is what makes room.
+        let may_retain = |from| from <= self.upkeep.checkpoint || self.upkeep.is_checkpoint_refused;
+        if self.upkeep.retain_from.is_some_and(may_retain) {
             let from = self.upkeep.retain_from.take()?;
             return self.retain_work(from);
         }
         if !self.upkeep.is_new && std::mem::take(&mut self.upkeep.is_checkpoint_due) {
+            // Until it is done.
+            self.upkeep.is_checkpoint_refused = true;
             return Some(UpkeepWork::Checkpoint(self.checkpoint_work()));
         }
         None
@@ -424,6 +430,7 @@ impl Log {
             UpkeepDone::Checkpointed { checkpoint, stored } => {
                 stored.iter().for_each(|segment| segment.index_was_stored());
                 self.upkeep.checkpoint = checkpoint.next_offset;
+                self.upkeep.is_checkpoint_refused = false;
                 self.upkeep.synced_bytes = 0;
             }
         }

@@ -59,6 +59,13 @@ pub(crate) fn remove_segment(disk: &dyn Disk, dir: &Path, name: SegmentName) {
     }
 }
 
+/// Removes a segment's derived files, as [`remove_segment`].
+pub(crate) fn remove_indexes(disk: &dyn Disk, dir: &Path, name: SegmentName) {
+    for file in [SegmentFile::OffsetIndex, SegmentFile::TimeIndex] {
+        remove_garbage(disk, dir, &name.file(file));
+    }
+}
+
 fn remove_garbage(disk: &dyn Disk, dir: &Path, name: &str) -> bool {
     match disk.remove(&dir.join(name)) {
         Ok(()) => true,
