@@ -91,16 +91,19 @@ pub fn load(disk: &dyn Disk, dir: &Path, name: &str, format: Format) -> Result<V
     Ok(body.to_vec())
 }
 
-/// Removes the file `name` in `dir` durably; whether it was there.
+/// Removes the file `name` in `dir` durably; whether it was there. After an error it may be gone and come back with a
+/// power loss: try again.
 ///
 /// # Errors
 /// If it can not be removed, or the directory not synced.
 pub fn remove(disk: &dyn Disk, dir: &Path, name: &str) -> io::Result<bool> {
-    match disk.remove(&dir.join(name)) {
-        Ok(()) => disk.sync_dir(dir).map(|()| true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
+    let was_there = match disk.remove(&dir.join(name)) {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => return Err(error),
+    };
+    // Also if it is not there: an earlier attempt may have failed right here.
+    disk.sync_dir(dir).map(|()| was_there)
 }
 
 /// Whether a file of this name is what an interrupted [`replace`] left.
@@ -167,7 +170,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::disk::{CrashOptions, Fault, SimDisk, Stopped};
+    use crate::disk::{CrashOptions, Fault, SimDisk, Stopped, Survival};
 
     const FORMAT: Format = Format { magic: *b"QTST", version: 3, body_len_max: 1000 };
 
@@ -291,6 +294,16 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_removal_that_was_not_synced_is_made_durable_by_the_next_attempt() {
+        let disk = disk_with(b"old");
+        disk.inject(Fault::SyncDirFails { nth: 1 });
+        remove(&disk, dir(), "f").expect_err("a fault");
+        assert!(!remove(&disk, dir(), "f").expect("no fault"));
+        disk.crash(&CrashOptions { data: Survival::Nothing, names: Survival::Nothing });
+        assert!(matches!(load(&disk, dir(), "f", FORMAT), Err(LoadError::Missing)));
     }
 
     #[test]
