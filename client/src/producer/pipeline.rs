@@ -8,7 +8,8 @@
 //!    └───────────────  Paused  ◄──────────────────┘◄───────────────────────────────────────┘
 //! ```
 //! A reactive machine: time and input in, actions out. A batch that had been sent when its stream failed is sent again
-//! and may then be appended twice; one that was refused for good fails alone, and those behind it are sent again.
+//! and may then be appended twice; one that was refused for good fails alone, and those behind it are sent again. One
+//! whose time is over takes its stream with it: what was reported as not delivered is not sent afterwards.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -102,20 +103,14 @@ enum Link {
     },
 }
 
-/// A batch on the current stream. One whose time is over keeps its place, so that answers stay matched.
-#[derive(Debug)]
-enum Unanswered {
-    Batch(ReadyBatch),
-    TimedOut,
-}
-
 /// The sender of one partition.
 #[derive(Debug)]
 pub(super) struct Pipeline {
     policy: DeliveryPolicy,
     retry: Retry,
     link: Link,
-    unanswered: VecDeque<Unanswered>,
+    /// On the current stream, oldest first.
+    unanswered: VecDeque<ReadyBatch>,
     /// To be sent before anything new.
     unsent: VecDeque<ReadyBatch>,
     last_failure: Option<Error>,
@@ -218,11 +213,7 @@ impl Pipeline {
     }
 
     fn batches(&self) -> impl Iterator<Item = &ReadyBatch> {
-        let unanswered = self.unanswered.iter().filter_map(|unanswered| match unanswered {
-            Unanswered::Batch(batch) => Some(batch),
-            Unanswered::TimedOut => None,
-        });
-        unanswered.chain(&self.unsent)
+        self.unanswered.iter().chain(&self.unsent)
     }
 
     fn open_if_closed(&mut self, actions: &mut Vec<Action>) {
@@ -239,14 +230,13 @@ impl Pipeline {
         {
             (*used_at, *has_carried) = (now, true);
             actions.push(Action::Write(batch.bytes.clone()));
-            self.unanswered.push_back(Unanswered::Batch(batch));
+            self.unanswered.push_back(batch);
         }
     }
 
     fn answered(&mut self, now: Instant, ack: Ack, actions: &mut Vec<Action>) {
         match self.unanswered.pop_front() {
-            Some(Unanswered::Batch(batch)) => actions.push(complete(batch, Ok(ack))),
-            Some(Unanswered::TimedOut) => {}
+            Some(batch) => actions.push(complete(batch, Ok(ack))),
             None => {
                 let why = "it acknowledged a batch that was not sent".into();
                 return self.failed(now, Error::Protocol { address: "the broker".into(), why }, actions);
@@ -263,7 +253,7 @@ impl Pipeline {
     fn failed(&mut self, now: Instant, error: Error, actions: &mut Vec<Action>) {
         actions.push(Action::Abandon);
         let concerns_one_batch = !error.is_retriable() && !is_about_topic(&error);
-        if concerns_one_batch && let Some(Unanswered::Batch(batch)) = self.unanswered.pop_front() {
+        if concerns_one_batch && let Some(batch) = self.unanswered.pop_front() {
             // The others were not appended; they have done nothing wrong.
             actions.push(complete(batch, Err(error.into())));
             self.requeue_unanswered();
@@ -274,14 +264,16 @@ impl Pipeline {
             return;
         }
         self.requeue_unanswered();
-        self.pause(now, error);
+        self.last_failure = Some(error);
+        self.pause(now);
     }
 
     fn refused(&mut self, now: Instant, error: Error, actions: &mut Vec<Action>) {
         actions.push(Action::Abandon);
         self.requeue_unanswered();
         if error.is_retriable() {
-            return self.pause(now, error);
+            self.last_failure = Some(error);
+            return self.pause(now);
         }
         self.link = Link::Closed;
         let error = SendError::from(error);
@@ -289,9 +281,8 @@ impl Pipeline {
         actions.push(Action::RefuseWaiting(error));
     }
 
-    fn pause(&mut self, now: Instant, error: Error) {
+    fn pause(&mut self, now: Instant) {
         self.link = Link::Paused { until: self.retry.failed(now) };
-        self.last_failure = Some(error);
     }
 
     fn tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
@@ -315,16 +306,16 @@ impl Pipeline {
         actions.push(Action::Finish);
     }
 
+    /// Fails the batches whose time is over. One on the stream takes the stream with it: its bytes may not have left
+    /// yet, and must not once its failure was told and its memory is free.
     fn expire(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let error = self.timed_out();
         let timeout = self.policy.timeout;
         let is_over = |batch: &ReadyBatch| batch.begun_at + timeout <= now;
-        for slot in &mut self.unanswered {
-            if matches!(slot, Unanswered::Batch(batch) if is_over(batch))
-                && let Unanswered::Batch(batch) = std::mem::replace(slot, Unanswered::TimedOut)
-            {
-                actions.push(complete(batch, Err(error.clone())));
-            }
+        if self.unanswered.front().is_some_and(is_over) {
+            actions.push(Action::Abandon);
+            self.requeue_unanswered();
+            self.pause(now);
         }
         while self.unsent.front().is_some_and(is_over)
             && let Some(batch) = self.unsent.pop_front()
@@ -335,10 +326,8 @@ impl Pipeline {
 
     /// What the lost stream did not answer goes first on the next one.
     fn requeue_unanswered(&mut self) {
-        while let Some(unanswered) = self.unanswered.pop_back() {
-            if let Unanswered::Batch(batch) = unanswered {
-                self.unsent.push_front(batch);
-            }
+        while let Some(batch) = self.unanswered.pop_back() {
+            self.unsent.push_front(batch);
         }
     }
 
@@ -504,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_whose_time_is_over_fails_and_keeps_its_place_in_the_answers() {
+    fn a_batch_whose_time_is_over_takes_its_stream_with_it_and_the_others_are_sent_again() {
         let mut script = Script::new(Acks::All);
         script.step(Input::Records);
         script.step(opened(8));
@@ -514,9 +503,14 @@ mod tests {
         let batch = script.batch("b");
         script.step(batch);
         let failed = script.wait_for_deadline();
-        assert_eq!(failed, ["failed: not acknowledged within 30s"]);
-        assert_eq!(script.step(acked(5)), [""; 0], "this answers the one whose time was over");
-        assert_eq!(script.step(acked(6)), ["acked at 6"]);
+        assert_eq!(
+            failed,
+            ["abandon", "failed: not acknowledged within 30s"],
+            "nothing of it leaves any more"
+        );
+        assert_eq!(script.wait_for_deadline(), ["open"]);
+        assert_eq!(script.step(opened(8)), ["write b"]);
+        assert_eq!(script.step(acked(5)), ["acked at 5"]);
     }
 
     #[test]
