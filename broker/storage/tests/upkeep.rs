@@ -207,3 +207,16 @@ fn retention_frees_a_disk_on_which_not_a_byte_is_left() {
         harness.restart(|disk| disk.crash(&CrashOptions::default()));
     }
 }
+
+#[test]
+fn an_append_is_refused_for_want_of_space_only_after_space_was_looked_for() {
+    let mut harness = filled();
+    harness.disk.set_capacity(Some(0));
+    harness.log.request_checkpoint();
+    harness.settle(NO_SYNC);
+    harness.disk.set_capacity(None);
+    harness.append(vec![new_batch(1, 3000, 2, Timestamp(5))]).expect("there is room by now");
+    harness.disk.set_capacity(Some(0));
+    let refused = harness.append(vec![new_batch(1, 3000, 2, Timestamp(5))]).expect_err("none any more");
+    assert_eq!(refused, AppendErrorKind::DiskFull);
+}

@@ -73,6 +73,8 @@ struct Unsynced {
 #[derive(Debug, Default)]
 pub(super) struct Upkeep {
     pub(super) is_under_way: bool,
+    /// It makes the space that an append lacked.
+    is_for_append: bool,
     /// What the last append lacked.
     pub(super) space: Option<SpaceWanted>,
     /// The active segment is being sealed: nothing is appended to it.
@@ -241,7 +243,9 @@ impl Log {
     }
 
     fn next_upkeep(&mut self) -> Option<UpkeepWork> {
-        if let Some(wanted) = self.upkeep.space.take() {
+        let wanted = self.upkeep.space.take();
+        self.upkeep.is_for_append = wanted.is_some();
+        if let Some(wanted) = wanted {
             return Some(match wanted {
                 SpaceWanted::Open => self.open_work()?,
                 SpaceWanted::Grow { end } => self.grow_work(end)?,
@@ -469,7 +473,8 @@ impl Log {
         }
         tracing::warn!(log = %self.shared.dir.display(), operation, %error, "the disk is full");
         self.upkeep.is_rolling = false;
-        self.upkeep.is_disk_full = true;
+        // An append is told of the attempt that was made for it, and has one made if that was none.
+        self.upkeep.is_disk_full = self.upkeep.is_for_append;
         self.upkeep.is_refused_ahead = true;
         // Not at once again: the next interval is soon enough.
         self.upkeep.synced_bytes = 0;
