@@ -15,7 +15,7 @@ use quire_protocol::topic_config::MessageTimestampType;
 use quire_protocol::{PartitionIndex, Timestamp, limits};
 
 use super::SendError;
-use super::delivery::{Completion, Delivery};
+use super::delivery::{Completer, Completion, Delivery};
 
 /// When a batch is full, and how long one that is not waits.
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +31,7 @@ pub(super) struct BatchPolicy {
 #[derive(Debug)]
 pub(super) struct SealedBatch {
     pub builder: BatchBuilder,
-    pub completion: Arc<Completion>,
+    pub completer: Completer,
     /// What its records took of the producer's memory (bytes).
     pub memory: usize,
     /// When its first record was accepted.
@@ -122,9 +122,9 @@ impl Accumulator {
         }
         batch.memory += memory;
         let timestamp = record.timestamp.unwrap_or(timestamp);
-        let delivery = Delivery::new(Arc::clone(&batch.completion), index, timestamp);
+        let delivery = Delivery::new(Arc::clone(batch.completer.completion()), index, timestamp);
         if index == 0 {
-            self.newest = Some(Arc::clone(&batch.completion));
+            self.newest = Some(Arc::clone(batch.completer.completion()));
         }
         // Full when not even the smallest record would fit.
         let is_full = batch.builder.encoded_len() + 16 > full_bytes;
@@ -195,7 +195,7 @@ impl Accumulator {
         let completion = Completion::new(Arc::clone(&self.topic), self.partition, self.policy.timestamp_type);
         SealedBatch {
             builder: BatchBuilder::new(self.policy.compression),
-            completion: Arc::new(completion),
+            completer: Completer::new(completion),
             memory: 0,
             begun_at: now,
         }
@@ -277,8 +277,11 @@ mod tests {
         assert!(accumulator.flush().is_none());
         let delivery = append(&mut accumulator, 10, now).delivery;
         let newest = accumulator.flush().expect("a batch was there");
-        accumulator.take(now, false).expect("sealed");
-        newest.complete(Ok(Ack { base_offset: Offset(9), ..crate::producer::delivery::unacknowledged() }));
+        let batch = accumulator.take(now, false).expect("sealed");
+        assert!(Arc::ptr_eq(&newest, batch.completer.completion()));
+        batch
+            .completer
+            .complete(Ok(Ack { base_offset: Offset(9), ..crate::producer::delivery::unacknowledged() }));
         assert_eq!(delivery.now_or_never().expect("done").expect("acknowledged").offset, Offset(9));
     }
 

@@ -93,7 +93,7 @@ impl Completion {
     }
 
     /// Ends the batch. Only the first outcome counts.
-    pub(super) fn complete(&self, outcome: Outcome) {
+    fn complete(&self, outcome: Outcome) {
         let mut state = lock(&self.state);
         if let State::Pending(wakers) = &mut *state {
             let wakers = std::mem::take(wakers);
@@ -143,6 +143,33 @@ impl Completion {
     }
 }
 
+/// The duty to end a batch, which has one holder at a time. If that goes away without, with its runtime or in a panic,
+/// the batch ends as closed: nobody waits for ever.
+#[derive(Debug)]
+pub(super) struct Completer(Arc<Completion>);
+
+impl Completer {
+    pub(super) fn new(completion: Completion) -> Completer {
+        Completer(Arc::new(completion))
+    }
+
+    /// What is waited for.
+    pub(super) fn completion(&self) -> &Arc<Completion> {
+        &self.0
+    }
+
+    /// Ends the batch.
+    pub(super) fn complete(self, outcome: Outcome) {
+        self.0.complete(outcome);
+    }
+}
+
+impl Drop for Completer {
+    fn drop(&mut self) {
+        self.0.complete(Err(SendError::Closed));
+    }
+}
+
 /// What stands in for the acknowledgement that nobody asked for: nothing is known.
 pub(super) fn unacknowledged() -> Ack {
     Ack {
@@ -188,6 +215,15 @@ mod tests {
         shared.complete(Ok(ack()));
         let metadata = Delivery::new(shared, 0, Timestamp(5)).now_or_never().expect("done").expect("ok");
         assert_eq!(metadata.timestamp, Timestamp(77));
+    }
+
+    #[test]
+    fn a_batch_that_nobody_ends_is_closed() {
+        let completer =
+            Completer::new(Completion::new("t".into(), PartitionIndex(0), MessageTimestampType::CreateTime));
+        let delivery = Delivery::new(Arc::clone(completer.completion()), 0, Timestamp(0));
+        drop(completer);
+        assert_eq!(delivery.now_or_never().expect("done"), Err(SendError::Closed));
     }
 
     #[tokio::test]

@@ -12,7 +12,6 @@
 //! whose time is over takes its stream with it: what was reported as not delivered is not sent afterwards.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -23,7 +22,7 @@ use crate::error::Error;
 use crate::retry::Retry;
 
 use super::SendError;
-use super::delivery::{Completion, Outcome, unacknowledged};
+use super::delivery::{Completer, Outcome, unacknowledged};
 
 /// Unanswered batches up to which a batch leaves that is not full: one being synced and one that waits for the next
 /// sync. Above, records gather.
@@ -35,7 +34,7 @@ const IDLE_STREAM_TIME_MAX: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct ReadyBatch {
     pub bytes: Bytes,
-    pub completion: Arc<Completion>,
+    pub completer: Completer,
     pub memory: usize,
     pub begun_at: Instant,
 }
@@ -75,7 +74,7 @@ pub(super) enum Action {
     /// End the stream: everything on it is answered.
     Finish,
     /// A batch has ended; its memory is free.
-    Complete { completion: Arc<Completion>, memory: usize, outcome: Outcome },
+    Complete { completer: Completer, memory: usize, outcome: Outcome },
     /// Everything that waits to be taken fails too.
     RefuseWaiting(SendError),
 }
@@ -207,7 +206,6 @@ impl Pipeline {
     /// Ends everything with this error; used when the producer goes away.
     pub(super) fn abort(&mut self, error: &SendError, actions: &mut Vec<Action>) {
         self.link = Link::Closed;
-        actions.push(Action::Abandon);
         self.requeue_unanswered();
         self.fail_all(error, actions);
     }
@@ -342,12 +340,13 @@ fn is_about_topic(error: &Error) -> bool {
 }
 
 fn complete(batch: ReadyBatch, outcome: Outcome) -> Action {
-    Action::Complete { completion: batch.completion, memory: batch.memory, outcome }
+    Action::Complete { completer: batch.completer, memory: batch.memory, outcome }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::producer::delivery::Completion;
     use crate::retry::{Backoff, Jitter};
     use proptest::prelude::*;
     use quire_protocol::topic_config::MessageTimestampType;
@@ -378,7 +377,7 @@ mod tests {
             let completion = Completion::new("t".into(), PartitionIndex(0), MessageTimestampType::CreateTime);
             Input::Batch(ReadyBatch {
                 bytes: Bytes::from_static(name.as_bytes()),
-                completion: Arc::new(completion),
+                completer: Completer::new(completion),
                 memory: 1,
                 begun_at: self.now,
             })

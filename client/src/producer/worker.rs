@@ -21,7 +21,7 @@ use crate::streams::{Promise, StreamPermit};
 
 use super::SendError;
 use super::accumulator::{Accumulator, SealedBatch};
-use super::delivery::Outcome;
+use super::delivery::{Completer, Outcome};
 use super::pipeline::{Action, Input, Pipeline, ReadyBatch};
 
 /// How long a broker may take to end a stream that has ended here.
@@ -47,12 +47,12 @@ pub(super) struct Delivered {
 }
 
 impl Delivered {
-    fn complete(&self, completion: &super::delivery::Completion, memory: usize, outcome: Outcome) {
+    fn complete(&self, completer: Completer, memory: usize, outcome: Outcome) {
         if let Err(error) = &outcome {
             lock(&self.first_failure).get_or_insert_with(|| error.clone());
         }
         self.memory.add_permits(memory);
-        completion.complete(outcome);
+        completer.complete(outcome);
     }
 }
 
@@ -115,7 +115,8 @@ impl Worker {
             let may_give_up = self.pipeline.has_carried() || lock(&self.queue.accumulator).is_empty();
             let event = io.next_event(&self.queue, deadline, may_give_up).await;
             if matches!(event, Event::Aborted) {
-                return self.abort(&mut io);
+                let end = if self.pipeline.is_empty() { Action::Finish } else { Action::Abandon };
+                return self.perform(end, &mut io);
             }
             self.apply(event, &mut io);
         }
@@ -162,13 +163,13 @@ impl Worker {
                 }
             };
             let Some(batch) = taken else { return self.handle(Input::Records, io) };
-            let SealedBatch { builder, completion, memory, begun_at } = batch;
+            let SealedBatch { builder, completer, memory, begun_at } = batch;
             match builder.finish() {
                 Ok(bytes) => {
-                    self.handle(Input::Batch(ReadyBatch { bytes, completion, memory, begun_at }), io);
+                    self.handle(Input::Batch(ReadyBatch { bytes, completer, memory, begun_at }), io);
                 }
                 Err(error) => {
-                    self.delivered.complete(&completion, memory, Err(error.into()));
+                    self.delivered.complete(completer, memory, Err(error.into()));
                 }
             }
         }
@@ -203,9 +204,7 @@ impl Worker {
     fn tick(&mut self, io: &mut Io) {
         let begun_until = Instant::now().checked_sub(self.delivery_timeout);
         let expired = begun_until.map(|time| lock(&self.queue.accumulator).take_begun_until(time));
-        for batch in expired.into_iter().flatten() {
-            self.delivered.complete(&batch.completion, batch.memory, Err(self.pipeline.timed_out()));
-        }
+        self.refuse(expired.unwrap_or_default(), &self.pipeline.timed_out());
         self.handle(Input::Tick, io);
     }
 
@@ -242,8 +241,8 @@ impl Worker {
                     stream.finish();
                 }
             }
-            Action::Complete { completion, memory, outcome } => {
-                self.delivered.complete(&completion, memory, outcome);
+            Action::Complete { completer, memory, outcome } => {
+                self.delivered.complete(completer, memory, outcome);
             }
             Action::RefuseWaiting(error) => {
                 let waiting = lock(&self.queue.accumulator).drain();
@@ -254,20 +253,8 @@ impl Worker {
 
     fn refuse(&self, batches: Vec<SealedBatch>, error: &SendError) {
         for batch in batches {
-            self.delivered.complete(&batch.completion, batch.memory, Err(error.clone()));
+            self.delivered.complete(batch.completer, batch.memory, Err(error.clone()));
         }
-    }
-
-    fn abort(mut self, io: &mut Io) {
-        let is_done = self.pipeline.is_empty();
-        if is_done && let Some(stream) = io.stream.take() {
-            stream.finish();
-        }
-        let mut actions = Vec::new();
-        self.pipeline.abort(&SendError::Closed, &mut actions);
-        actions.into_iter().for_each(|action| self.perform(action, io));
-        let waiting = lock(&self.queue.accumulator).close();
-        self.refuse(waiting, &SendError::Closed);
     }
 
     fn open(&self, is_stale: bool) -> Opening {
@@ -281,6 +268,25 @@ impl Worker {
                 Err(Error::TimedOut { address, what: "opening a produce stream", after })
             })
         })
+    }
+}
+
+impl Drop for Worker {
+    /// However it ends, also with its runtime or in a panic: what it leaves behind is closed, and no more is taken in.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // What was in hand at that moment is in no queue any more, and must not look delivered to a flush.
+            lock(&self.delivered.first_failure).get_or_insert(SendError::Closed);
+        }
+        let mut actions = Vec::new();
+        self.pipeline.abort(&SendError::Closed, &mut actions);
+        for action in actions {
+            if let Action::Complete { completer, memory, outcome } = action {
+                self.delivered.complete(completer, memory, outcome);
+            }
+        }
+        let waiting = lock(&self.queue.accumulator).close();
+        self.refuse(waiting, &SendError::Closed);
     }
 }
 

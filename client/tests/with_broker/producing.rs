@@ -6,8 +6,9 @@ use quire_client::{
     Acks, Chain, Client, ClientConfig, Compression, Header, NewTopic, Offset, Partitioner, Position, Record,
     SendError, Timestamp,
 };
+use tokio::time::timeout;
 
-use crate::support::{Rig, all, partition, profile, quick, record, timed, values};
+use crate::support::{Rig, all, connect, partition, profile, quick, record, timed, values};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_comes_back_with_everything_it_had() {
@@ -208,4 +209,25 @@ async fn partitions_share_streams_where_there_are_fewer() {
     let number = |value: &String| value.parse().expect("a number");
     let read: Vec<u32> = values(&all(one).await).iter().map(number).collect();
     assert_eq!(read, (7..3_000).step_by(30).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_delivery_ends_with_the_runtime_of_its_producer() {
+    let runtime = || tokio::runtime::Runtime::new().expect("threads");
+    let (brokers, producers) = (runtime(), runtime());
+    let rig = brokers.block_on(Rig::with_topic(1));
+    let (producer, delivery) = producers.block_on(async {
+        let client = connect(&rig.broker).await;
+        let producer = client.producer().linger(Duration::from_secs(10)).build();
+        let delivery = producer.enqueue("t", record("a")).await.expect("room");
+        (producer, delivery)
+    });
+    producers.shutdown_timeout(Duration::from_secs(10));
+    brokers.block_on(async {
+        let ended = timeout(Duration::from_secs(10), delivery).await.expect("nobody waits for ever");
+        assert_eq!(ended, Err(SendError::Closed));
+        let later = producer.enqueue("t", record("b")).await;
+        assert!(matches!(later, Err(SendError::Closed)), "nobody would send it");
+        rig.broker.shutdown().await;
+    });
 }
