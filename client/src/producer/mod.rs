@@ -172,6 +172,10 @@ struct TopicQueues {
     metadata: Arc<TopicMetadata>,
     queues: Vec<Arc<PartitionQueue>>,
     known_since: Instant,
+    /// Whether a task asks for it again.
+    is_refreshing: AtomicBool,
+    /// Whether the answer was that there is no such topic any more, or another refusal: the next record waits for it.
+    is_refused: AtomicBool,
     /// The partition that records without a key go to at the moment.
     sticky: AtomicU32,
 }
@@ -256,48 +260,54 @@ impl Producer {
 }
 
 impl Shared {
-    /// The topic's queues; looked up, with retries until the delivery timeout, the first time and when they are old.
-    async fn topic(&self, name: &str) -> Result<Arc<TopicQueues>, SendError> {
+    /// The topic's queues; looked up, with retries until the delivery timeout, the first time. When they are old they
+    /// are asked for again, and serve meanwhile: an outage holds up nobody.
+    async fn topic(self: &Arc<Self>, name: &str) -> Result<Arc<TopicQueues>, SendError> {
         if self.is_closed.load(Ordering::Acquire) {
             return Err(SendError::Closed);
         }
-        let age_max = self.client.brokers().config().metadata_age_max;
-        let known = self.known_topic(name);
-        if let Some(topic) = known.as_ref().filter(|topic| topic.known_since.elapsed() < age_max) {
-            return Ok(Arc::clone(topic));
+        if let Some(known) = self.usable_topic(name) {
+            if known.known_since.elapsed() >= self.client.brokers().config().metadata_age_max {
+                self.refresh(&known);
+            }
+            return Ok(known);
         }
         let _looking_up = self.looking_up.lock().await;
-        if let Some(topic) = self.known_topic(name).filter(|topic| topic.known_since.elapsed() < age_max) {
-            return Ok(topic);
+        if let Some(known) = self.usable_topic(name) {
+            return Ok(known);
         }
-        match (self.look_up(name).await, known) {
-            (Ok(metadata), known) => Ok(self.remember(metadata, known.as_deref())),
-            // What was known serves until a broker can be asked again.
-            (Err(SendError::DeliveryTimeout { .. }), Some(known)) => Ok(known),
-            (Err(error), _) => Err(error),
+        let metadata = look_up(&self.client, name, self.options.delivery_timeout).await?;
+        Ok(self.remember(metadata, self.known_topic(name).as_deref()))
+    }
+
+    fn usable_topic(&self, name: &str) -> Option<Arc<TopicQueues>> {
+        self.known_topic(name).filter(|known| !known.is_refused.load(Ordering::Acquire))
+    }
+
+    /// Asks for a topic again without holding up anybody, nor the producer's end.
+    fn refresh(self: &Arc<Self>, known: &Arc<TopicQueues>) {
+        if known.is_refreshing.swap(true, Ordering::AcqRel) {
+            return;
         }
+        let (producer, client, known) = (Arc::downgrade(self), self.client.clone(), Arc::clone(known));
+        let timeout = self.options.delivery_timeout;
+        tokio::spawn(async move {
+            let looked_up = look_up(&client, &known.metadata.name, timeout).await;
+            let Some(producer) = producer.upgrade() else { return };
+            let _looking_up = producer.looking_up.lock().await;
+            match looked_up {
+                Ok(metadata) => drop(producer.remember(metadata, Some(&known))),
+                Err(error) => {
+                    let is_refused = !matches!(error, SendError::DeliveryTimeout { .. });
+                    known.is_refused.store(is_refused, Ordering::Release);
+                    known.is_refreshing.store(false, Ordering::Release);
+                }
+            }
+        });
     }
 
     fn known_topic(&self, name: &str) -> Option<Arc<TopicQueues>> {
         self.topics.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
-    }
-
-    async fn look_up(&self, name: &str) -> Result<Arc<TopicMetadata>, SendError> {
-        let after = self.options.delivery_timeout;
-        let deadline = Instant::now() + after;
-        let mut retry = Retry::new(self.client.brokers().config().backoff, Jitter::from_entropy());
-        loop {
-            let error = match self.client.metadata().topic(name).await {
-                Ok(metadata) => return Ok(metadata),
-                Err(error) if error.is_retriable() => error,
-                Err(error) => return Err(error.into()),
-            };
-            let due = retry.failed(Instant::now());
-            if due >= deadline {
-                return Err(SendError::DeliveryTimeout { after, cause: Some(Box::new(error)) });
-            }
-            tokio::time::sleep_until(due.into()).await;
-        }
     }
 
     /// Makes the queues of a topic, with those there are already.
@@ -315,7 +325,14 @@ impl Shared {
         let sticky = (Jitter::from_entropy().next_u64() % u64::from(metadata.partitions())) as u32;
         let known_since = Instant::now();
         let name = Arc::clone(&metadata.name);
-        let topic = Arc::new(TopicQueues { metadata, queues, known_since, sticky: AtomicU32::new(sticky) });
+        let topic = Arc::new(TopicQueues {
+            metadata,
+            queues,
+            known_since,
+            is_refreshing: AtomicBool::new(false),
+            is_refused: AtomicBool::new(false),
+            sticky: AtomicU32::new(sticky),
+        });
         self.topics.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::clone(&topic));
         topic
     }
@@ -428,6 +445,24 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         self.abort_workers();
+    }
+}
+
+/// The topic, with retries until `after` is over.
+async fn look_up(client: &Client, name: &str, after: Duration) -> Result<Arc<TopicMetadata>, SendError> {
+    let deadline = Instant::now() + after;
+    let mut retry = Retry::new(client.brokers().config().backoff, Jitter::from_entropy());
+    loop {
+        let error = match client.metadata().topic(name).await {
+            Ok(metadata) => return Ok(metadata),
+            Err(error) if error.is_retriable() => error,
+            Err(error) => return Err(error.into()),
+        };
+        let due = retry.failed(Instant::now());
+        if due >= deadline {
+            return Err(SendError::DeliveryTimeout { after, cause: Some(Box::new(error)) });
+        }
+        tokio::time::sleep_until(due.into()).await;
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use quire_client::{Client, ClientConfig, Error, Position, Profile, SendError};
+use quire_client::{Client, ClientConfig, Error, ErrorCode, Position, Profile, SendError};
 use tokio::time::timeout;
 
 use crate::support::{Relay, Rig, all, connect, profile, quick, record, start_broker, values};
@@ -173,4 +173,33 @@ async fn a_consumer_of_a_quiet_topic_survives_one_lost_connection_after_another(
     rig.client.producer().build().send("t", record("a")).await.expect("acknowledged");
     let next = timeout(Duration::from_secs(20), consumer.next()).await.expect("in time");
     assert_eq!(next.expect("it follows").expect("a record").value.as_deref(), Some(b"a".as_slice()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_longer_than_metadata_lives_holds_up_no_record() {
+    let rig = Rig::with_topic(1).await;
+    let address = rig.broker.address();
+    let config = ClientConfig { metadata_age_max: Duration::ZERO, ..quick() };
+    let client = Client::connect_configured(profile(&rig.broker), config).await.expect("connected");
+    let producer = client.producer().delivery_timeout(Duration::from_secs(20)).build();
+    producer.send("t", record("0")).await.expect("acknowledged");
+    rig.broker.shutdown().await;
+    let begun = Instant::now();
+    for number in 1..4 {
+        drop(producer.enqueue("t", record(number.to_string())).await.expect("room"));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "they wait in memory, not at the door");
+    let broker = start_broker(rig.dir.path(), address).await;
+    producer.flush().await.expect("all acknowledged");
+
+    connect(&broker).await.admin().delete_topic("t").await.expect("deleted");
+    let refused = async {
+        loop {
+            if let Err(error) = producer.send("t", record("4")).await {
+                return error;
+            }
+        }
+    };
+    let refused = timeout(Duration::from_secs(20), refused).await.expect("it hears of it");
+    assert_eq!(refused.code(), Some(ErrorCode::UnknownTopic), "{refused}");
 }
