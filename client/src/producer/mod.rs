@@ -73,7 +73,8 @@ impl ProducerBuilder {
     }
 
     /// How long a batch that is not full waits for more records. Default 0: it leaves as soon as fewer than two
-    /// batches of its partition are on their way, so that records gather while others are being written.
+    /// batches of its partition are on their way, so that records gather while others are being written. At most half of
+    /// the delivery timeout, which is for the way there and back.
     #[must_use]
     pub fn linger(mut self, linger: Duration) -> ProducerBuilder {
         self.options.linger = linger;
@@ -127,6 +128,7 @@ impl ProducerBuilder {
     pub fn build(mut self) -> Producer {
         let options = &mut self.options;
         options.batch_bytes = options.batch_bytes.clamp(BATCH_BYTES_MIN, limits::BATCH_BYTES_MAX);
+        options.linger = options.linger.min(options.delivery_timeout / 2);
         options.memory_bytes = options.memory_bytes.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
         let delivered =
             Delivered { memory: Semaphore::new(self.options.memory_bytes), first_failure: Mutex::new(None) };

@@ -231,3 +231,11 @@ fn a_delivery_ends_with_the_runtime_of_its_producer() {
         rig.broker.shutdown().await;
     });
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_linger_leaves_time_for_the_delivery() {
+    let rig = Rig::with_topic(1).await;
+    let timeout = Duration::from_secs(1);
+    let producer = rig.client.producer().linger(10 * timeout).delivery_timeout(timeout).build();
+    producer.send("t", record("a")).await.expect("acknowledged");
+}
