@@ -107,6 +107,7 @@ impl From<ProposeError> for RequestError {
         let code = match error {
             ProposeError::Refused(refusal) => return refusal.into(),
             ProposeError::DiskFull => ErrorCode::DiskFull,
+            ProposeError::Unavailable { .. } => ErrorCode::Unavailable,
             ProposeError::Failed { .. } => ErrorCode::StorageFailed,
             ProposeError::Stopped => return RequestError::shutting_down(),
         };
@@ -133,7 +134,7 @@ impl From<ReadError> for RequestError {
 impl From<&AppendErrorKind> for RequestError {
     fn from(kind: &AppendErrorKind) -> RequestError {
         let code = match kind {
-            AppendErrorKind::NoSpaceYet => ErrorCode::Unavailable,
+            AppendErrorKind::NoSpaceYet | AppendErrorKind::Exhausted(_) => ErrorCode::Unavailable,
             AppendErrorKind::DiskFull => ErrorCode::DiskFull,
             AppendErrorKind::Poisoned(_) => ErrorCode::StorageFailed,
             AppendErrorKind::Corrupt => ErrorCode::CorruptLog,

@@ -283,6 +283,7 @@ impl Journal {
                 AppendErrorKind::NoSpaceYet | AppendErrorKind::DiskFull => {
                     return Err(ProposeError::DiskFull);
                 }
+                AppendErrorKind::Exhausted(what) => return Err(ProposeError::Unavailable { what }),
                 kind => return Err(self.fail(kind.to_string())),
             }
         }

@@ -35,6 +35,12 @@ pub enum ProposeError {
     /// The metadata log has no room. Retriable.
     #[error("the disk is full: the cluster's metadata can not change")]
     DiskFull,
+    /// The operating system is short of something else. Retriable.
+    #[error("the cluster's metadata can not change for now: {what}")]
+    Unavailable {
+        /// What is lacking.
+        what: String,
+    },
     /// The metadata log failed; whether the change was kept shows when the broker is started again.
     #[error("the metadata log failed: {what}")]
     Failed {

@@ -315,7 +315,9 @@ impl Partition {
                 self.refuse_queued(&RequestError::from(&kind));
             }
             AppendErrorKind::Poisoned(_) => self.lead(now, Input::SyncFailed),
-            AppendErrorKind::Corrupt | AppendErrorKind::OffsetsExhausted => {
+            AppendErrorKind::Corrupt
+            | AppendErrorKind::OffsetsExhausted
+            | AppendErrorKind::Exhausted(_) => {
                 self.refuse_queued(&RequestError::from(&kind));
             }
         }

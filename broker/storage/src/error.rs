@@ -88,6 +88,9 @@ pub enum AppendErrorKind {
     /// The disk has no room. Retriable later: the next append looks for room again.
     #[error("the disk is full")]
     DiskFull,
+    /// The operating system is out of file descriptors or memory. Retriable later: the next append tries again.
+    #[error("{0}")]
+    Exhausted(String),
     /// A write or a sync failed: the log takes nothing more until it was opened again.
     #[error("the log refuses writes since {0}")]
     Poisoned(Arc<PoisonReason>),
@@ -102,7 +105,10 @@ pub enum AppendErrorKind {
 impl AppendErrorKind {
     /// Whether the same append may succeed later without the log being opened again.
     pub fn is_retriable(&self) -> bool {
-        matches!(self, AppendErrorKind::NoSpaceYet | AppendErrorKind::DiskFull)
+        matches!(
+            self,
+            AppendErrorKind::NoSpaceYet | AppendErrorKind::DiskFull | AppendErrorKind::Exhausted(_)
+        )
     }
 }
 

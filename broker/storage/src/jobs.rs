@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use quire_protocol::ids::Offset;
+use rustix::io::Errno;
 
 use crate::checkpoint::{self, Checkpoint};
 use crate::disk::{Disk, DiskFile, OpenMode};
@@ -16,7 +17,7 @@ use crate::manifest::{Manifest, Sealed, SegmentEntry, SegmentFile, SegmentName};
 use crate::recovery;
 use crate::segment::Segment;
 use crate::shared::Shared;
-use crate::small_file;
+use crate::small_file::{self, ReplaceError};
 
 /// Zeros written with one call (bytes).
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
@@ -158,8 +159,18 @@ pub(crate) enum UpkeepDone {
 pub(crate) struct Failure {
     pub(crate) operation: &'static str,
     pub(crate) error: io::Error,
+    pub(crate) kind: FailureKind,
+}
+
+/// What a failure leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FailureKind {
     /// There was no room, and everything is as it was before: it may be tried again.
-    pub(crate) is_disk_full: bool,
+    DiskFull,
+    /// There was no descriptor or no memory, and everything is as it was before: it may be tried again.
+    Exhausted,
+    /// What is on disk is not known.
+    Fatal,
 }
 
 impl Job {
@@ -263,7 +274,7 @@ impl Place {
         let end = end.map_err(Failure::of("allocating space"))?;
         if is_zeroed {
             write_zeros(file, from, end).map_err(Failure::of("filling space with zeros"))?;
-            file.sync_data().map_err(Failure::fatal("syncing space filled with zeros"))?;
+            file.sync_data().map_err(Failure::of_sync("syncing space filled with zeros"))?;
         }
         Ok(end)
     }
@@ -272,7 +283,7 @@ impl Place {
         if work.manifest.is_full() {
             let error =
                 io::Error::new(io::ErrorKind::StorageFull, "the log has as many segments as it may have");
-            return Err(Failure { operation: "adding a segment", error, is_disk_full: true });
+            return Err(Failure { operation: "adding a segment", error, kind: FailureKind::DiskFull });
         }
         let mut manifest = work.manifest.clone();
         if let Some(active) = &work.active {
@@ -290,7 +301,7 @@ impl Place {
             let _ = self.disk.remove(&self.dir.join(name.file(SegmentFile::Log)));
         })?;
         // A manifest that lists a segment must not be durable before the segment's name is.
-        self.disk.sync_dir(&self.dir).map_err(Failure::fatal("syncing the log's directory"))?;
+        self.disk.sync_dir(&self.dir).map_err(Failure::of_sync("syncing the log's directory"))?;
         self.replace_manifest(&manifest)?;
         Ok(UpkeepDone::Rolled { manifest, name, file, writable })
     }
@@ -307,23 +318,18 @@ impl Place {
         created.map_err(Failure::of("creating a segment"))
     }
 
-    /// A full disk is survived only if the old manifest is certainly still there.
+    /// A lack of anything is survived only if the old manifest is certainly still there.
     fn replace_manifest(&self, new: &Manifest) -> Result<(), Failure> {
-        let Err(error) = new.store(&*self.disk, &self.dir) else {
-            return Ok(());
-        };
-        let is_unchanged = Manifest::load(&*self.disk, &self.dir).is_ok_and(|manifest| manifest != *new);
-        Err(Failure {
-            operation: "replacing the manifest",
-            is_disk_full: is_full(&error) && is_unchanged,
-            error,
+        new.replace(&*self.disk, &self.dir).map_err(|ReplaceError { error, is_unchanged }| {
+            let kind = if is_unchanged { FailureKind::of(&error) } else { FailureKind::Fatal };
+            Failure { operation: "replacing the manifest", error, kind }
         })
     }
 
     fn retain(&self, work: RetainWork) -> Result<UpkeepDone, Failure> {
         let RetainWork { shared, manifest, removed } = work;
         self.replace_manifest(&manifest).or_else(|failure| {
-            if !failure.is_disk_full {
+            if failure.kind != FailureKind::DiskFull {
                 return Err(failure);
             }
             // Not one block is left: what can be rebuilt makes room for the manifest that frees the rest.
@@ -351,13 +357,28 @@ impl Place {
 }
 
 impl Failure {
-    /// A failure before anything changed that matters: a full disk is survived.
+    /// A failure before anything changed that matters: a lack of anything is survived.
     fn of(operation: &'static str) -> impl FnOnce(io::Error) -> Failure {
-        move |error| Failure { operation, is_disk_full: is_full(&error), error }
+        move |error| Failure { operation, kind: FailureKind::of(&error), error }
     }
 
-    fn fatal(operation: &'static str) -> impl FnOnce(io::Error) -> Failure {
-        move |error| Failure { operation, is_disk_full: false, error }
+    /// A sync failed: what it should have covered may be lost, unless there was no descriptor to sync with.
+    fn of_sync(operation: &'static str) -> impl FnOnce(io::Error) -> Failure {
+        move |error| {
+            let is_untried = matches!(Errno::from_io_error(&error), Some(Errno::MFILE | Errno::NFILE));
+            let kind = if is_untried { FailureKind::Exhausted } else { FailureKind::Fatal };
+            Failure { operation, kind, error }
+        }
+    }
+}
+
+impl FailureKind {
+    fn of(error: &io::Error) -> FailureKind {
+        match Errno::from_io_error(error) {
+            _ if is_full(error) => FailureKind::DiskFull,
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM) => FailureKind::Exhausted,
+            _ => FailureKind::Fatal,
+        }
     }
 }
 

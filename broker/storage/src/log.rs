@@ -360,13 +360,15 @@ impl Log {
         assert!(bytes <= SEGMENT_LEN_MAX, "an append fits a segment");
         match self.space_for(bytes, records) {
             Ok(file) => Ok(file),
-            // Said once; the next append has another attempt made.
-            Err(_) if std::mem::take(&mut self.upkeep.is_disk_full) => Err(AppendErrorKind::DiskFull),
-            Err(wanted) => {
-                // A roll under way makes the space, and another one after it would leave an empty segment.
-                self.upkeep.space = Some(wanted).filter(|_| !self.upkeep.is_rolling);
-                Err(AppendErrorKind::NoSpaceYet)
-            }
+            Err(wanted) => match self.upkeep.refusal.take() {
+                // Said once; the next append has another attempt made.
+                Some(refusal) => Err(refusal),
+                None => {
+                    // A roll under way makes the space, and another one after it would leave an empty segment.
+                    self.upkeep.space = Some(wanted).filter(|_| !self.upkeep.is_rolling);
+                    Err(AppendErrorKind::NoSpaceYet)
+                }
+            },
         }
     }
 

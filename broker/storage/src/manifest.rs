@@ -11,7 +11,7 @@ use quire_protocol::ids::{Offset, PartitionIndex, Timestamp, TopicId, TopicParti
 use quire_protocol::{frame, limits};
 
 use crate::disk::Disk;
-use crate::small_file::{self, Format, LoadError};
+use crate::small_file::{self, Format, LoadError, ReplaceError};
 
 /// Name of the file in the partition's directory.
 pub const FILE_NAME: &str = "manifest";
@@ -140,12 +140,17 @@ impl Manifest {
     /// Replaces the partition's manifest, durably.
     ///
     /// # Errors
-    /// As [`small_file::replace`].
+    /// As [`small_file::try_replace`].
     ///
     /// # Panics
     /// If the manifest contradicts itself.
+    pub fn replace(&self, disk: &dyn Disk, dir: &Path) -> Result<(), ReplaceError> {
+        small_file::try_replace(disk, dir, FILE_NAME, FORMAT, &self.encode())
+    }
+
+    /// As [`Manifest::replace`], for who does not go on after an error.
     pub fn store(&self, disk: &dyn Disk, dir: &Path) -> io::Result<()> {
-        small_file::replace(disk, dir, FILE_NAME, FORMAT, &self.encode())
+        self.replace(disk, dir).map_err(|failed| failed.error)
     }
 
     /// The partition's manifest.

@@ -52,24 +52,50 @@ pub enum LoadError {
     Io(io::Error),
 }
 
+/// A small file was not replaced.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct ReplaceError {
+    /// What failed.
+    pub error: io::Error,
+    /// Whether the old file is certainly still there. If not, which of the two a crash leaves is not known.
+    pub is_unchanged: bool,
+}
+
 /// Replaces the file `name` in `dir`, atomically and durably.
 ///
 /// # Errors
-/// If a step fails. Then the old file is still there, unless only the last step, syncing the directory, failed: then
-/// which of the two a crash leaves is not known.
+/// As [`try_replace`].
 ///
 /// # Panics
 /// If the body is longer than the format allows.
 pub fn replace(disk: &dyn Disk, dir: &Path, name: &str, format: Format, body: &[u8]) -> io::Result<()> {
+    try_replace(disk, dir, name, format, body).map_err(|failed| failed.error)
+}
+
+/// As [`replace`], for who has to know what a failure left.
+///
+/// # Errors
+/// If a step fails. Then the old file is still there, unless only the last step, syncing the directory, failed.
+///
+/// # Panics
+/// If the body is longer than the format allows.
+pub fn try_replace(
+    disk: &dyn Disk,
+    dir: &Path,
+    name: &str,
+    format: Format,
+    body: &[u8],
+) -> Result<(), ReplaceError> {
     let temporary = dir.join(format!("{name}{TEMPORARY_SUFFIX}"));
     let written = write_new(disk, &temporary, &seal(format, body))
         .and_then(|()| disk.rename(&temporary, &dir.join(name)));
     if let Err(error) = written {
         // It may never have been there; the error worth telling is the first.
         let _ = disk.remove(&temporary);
-        return Err(error);
+        return Err(ReplaceError { error, is_unchanged: true });
     }
-    disk.sync_dir(dir)
+    disk.sync_dir(dir).map_err(|error| ReplaceError { error, is_unchanged: false })
 }
 
 /// The body of the file `name` in `dir`.

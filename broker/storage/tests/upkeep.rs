@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use quire_protocol::ids::{Offset, Timestamp};
-use quire_storage::disk::{CrashOptions, Disk, OpenMode, SimDisk};
+use quire_storage::disk::{CrashOptions, Disk, Fault, OpenMode, SimDisk};
 use quire_storage::small_file::{self, Format};
 use quire_storage::{AppendErrorKind, Job, JobKind, LogOptions, ReadError, Residency};
 
@@ -219,4 +219,32 @@ fn an_append_is_refused_for_want_of_space_only_after_space_was_looked_for() {
     harness.disk.set_capacity(Some(0));
     let refused = harness.append(vec![new_batch(1, 3000, 2, Timestamp(5))]).expect_err("none any more");
     assert_eq!(refused, AppendErrorKind::DiskFull);
+}
+
+#[test]
+fn a_lack_of_descriptors_is_survived() {
+    let mut harness = filled();
+    harness.disk.inject(Fault::NoDescriptors);
+    for _ in 0..3 {
+        let refused = harness.append(vec![new_batch(1, 3000, 2, Timestamp(5))]).expect_err("no new segment");
+        assert!(matches!(refused, AppendErrorKind::Exhausted(_)) && refused.is_retriable(), "{refused}");
+    }
+    harness.disk.heal();
+    harness.append(vec![new_batch(1, 3000, 2, Timestamp(5))]).expect("it is over");
+    harness.commit();
+    harness.disk.inject(Fault::NoDescriptors);
+    harness.log.rest();
+    let refused = harness.append(vec![new_batch(1, 10, 2, Timestamp(5))]).expect_err("it can not be opened");
+    assert!(matches!(refused, AppendErrorKind::Exhausted(_)), "{refused}");
+    harness.log.retain(harness.now, None, Some(0));
+    harness.settle(NO_SYNC);
+    assert_eq!(harness.log.poisoned(), None);
+    harness.disk.heal();
+    harness.append(vec![new_batch(1, 10, 2, Timestamp(5))]).expect("it is over");
+    harness.commit();
+    harness.log.retain(harness.now, None, Some(0));
+    harness.settle(SYNC);
+    assert_eq!(harness.log.start_offset(), Offset(1));
+    harness.check();
+    harness.restart(|disk| disk.crash(&CrashOptions::default()));
 }

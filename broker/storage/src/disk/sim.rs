@@ -66,6 +66,7 @@ struct Failing {
     dir_syncs: BTreeSet<u64>,
     writes: BTreeSet<u64>,
     stop_at: Option<u64>,
+    has_no_descriptors: bool,
 }
 
 impl SimDisk {
@@ -119,6 +120,7 @@ impl SimDisk {
             Fault::SyncFails { nth } => state.failing.syncs.extend([counters.syncs + nth]),
             Fault::SyncDirFails { nth } => state.failing.dir_syncs.extend([counters.dir_syncs + nth]),
             Fault::WriteFails { nth } => state.failing.writes.extend([counters.writes + nth]),
+            Fault::NoDescriptors => state.failing.has_no_descriptors = true,
             Fault::ReadFails { path, range } => {
                 let inode = state.linked(&path);
                 state.inode_mut(inode).make_unreadable(range);
@@ -230,10 +232,12 @@ impl Disk for SimDisk {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let state = self.state();
         state.check_running()?;
+        state.check_descriptors()?;
         state.names.list(dir)
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        self.state().check_descriptors()?;
         if mode == OpenMode::CreateNew {
             self.change(Operation::Create(path.to_owned()), |state| state.create_file(path))?;
         }
@@ -258,6 +262,7 @@ impl Disk for SimDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         self.change(Operation::SyncDir(dir.to_owned()), |state| {
+            state.check_descriptors()?;
             state.counters.dir_syncs += 1;
             if state.failing.dir_syncs.contains(&state.counters.dir_syncs) {
                 return Err(Errno::IO.into());
@@ -299,6 +304,10 @@ enum Step {
 impl State {
     fn check_running(&self) -> io::Result<()> {
         if self.is_stopped { Err(Stopped::error()) } else { Ok(()) }
+    }
+
+    fn check_descriptors(&self) -> io::Result<()> {
+        if self.failing.has_no_descriptors { Err(Errno::MFILE.into()) } else { Ok(()) }
     }
 
     fn begin(&mut self) -> io::Result<Step> {

@@ -11,10 +11,10 @@ use quire_protocol::ids::{Offset, Timestamp};
 use super::{Active, Log};
 use crate::checkpoint::Checkpoint;
 use crate::disk::DiskFile;
-use crate::error::CloseError;
+use crate::error::{AppendErrorKind, CloseError};
 use crate::jobs::{
-    CheckpointWork, Failure, GrowWork, IndexToStore, Job, JobDone, OpenWork, Outcome, Place, RetainWork,
-    RollWork, SyncWork, UpkeepDone, UpkeepWork,
+    CheckpointWork, Failure, FailureKind, GrowWork, IndexToStore, Job, JobDone, OpenWork, Outcome, Place,
+    RetainWork, RollWork, SyncWork, UpkeepDone, UpkeepWork,
 };
 use crate::manifest::{Sealed, SegmentName};
 use crate::poison::PoisonReason;
@@ -80,8 +80,8 @@ pub(super) struct Upkeep {
     pub(super) space: Option<SpaceWanted>,
     /// The active segment is being sealed: nothing is appended to it.
     pub(super) is_rolling: bool,
-    /// The last attempt to make space found no room, and no append was told yet.
-    pub(super) is_disk_full: bool,
+    /// Why the last attempt to make space failed, if no append was told yet.
+    pub(super) refusal: Option<AppendErrorKind>,
     pub(super) is_checkpoint_due: bool,
     /// The last attempt to write a checkpoint found no room.
     is_checkpoint_refused: bool,
@@ -445,7 +445,7 @@ impl Log {
     fn has_space(&mut self) {
         // What was asked for meanwhile is asked for again, in view of what there is now.
         self.upkeep.space = None;
-        self.upkeep.is_disk_full = false;
+        self.upkeep.refusal = None;
         self.upkeep.is_refused_ahead = false;
     }
 
@@ -467,15 +467,19 @@ impl Log {
     }
 
     fn upkeep_failed(&mut self, failure: Failure) -> Completed {
-        let Failure { operation, error, is_disk_full } = failure;
-        if !is_disk_full {
-            let reason = self.poison(operation, &error);
-            return Completed { poisoned: Some((*reason).clone()), space: true, ..Completed::default() };
-        }
-        tracing::warn!(log = %self.shared.dir.display(), operation, %error, "the disk is full");
+        let Failure { operation, error, kind } = failure;
+        let refusal = match kind {
+            FailureKind::DiskFull => AppendErrorKind::DiskFull,
+            FailureKind::Exhausted => AppendErrorKind::Exhausted(format!("{operation}: {error}")),
+            FailureKind::Fatal => {
+                let reason = self.poison(operation, &error);
+                return Completed { poisoned: Some((*reason).clone()), space: true, ..Completed::default() };
+            }
+        };
+        tracing::warn!(log = %self.shared.dir.display(), operation, %error, "file work is put off");
         self.upkeep.is_rolling = false;
         // An append is told of the attempt that was made for it, and has one made if that was none.
-        self.upkeep.is_disk_full = self.upkeep.is_for_append;
+        self.upkeep.refusal = self.upkeep.is_for_append.then_some(refusal);
         self.upkeep.is_refused_ahead = true;
         // Not at once again: the next interval is soon enough.
         self.upkeep.synced_bytes = 0;

@@ -51,6 +51,8 @@ pub enum Fault {
         /// Which.
         nth: u64,
     },
+    /// From now on nothing can be opened, listed, or synced by its name: EMFILE, until [`SimDisk::heal`](super::SimDisk::heal).
+    NoDescriptors,
     /// Reads of these bytes of the file that now has this name fail with EIO.
     ReadFails {
         /// The file.
