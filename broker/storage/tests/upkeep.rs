@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use quire_protocol::ids::{Offset, Timestamp};
-use quire_storage::disk::{CrashOptions, Disk, Fault, OpenMode, SimDisk};
+use quire_storage::disk::{CrashOptions, Disk, Event, Fault, OpenMode, Operation, SimDisk};
 use quire_storage::small_file::{self, Format};
 use quire_storage::{AppendErrorKind, Job, JobKind, LogOptions, ReadError, Residency};
 
@@ -224,7 +224,7 @@ fn an_append_is_refused_for_want_of_space_only_after_space_was_looked_for() {
 #[test]
 fn a_lack_of_descriptors_is_survived() {
     let mut harness = filled();
-    harness.disk.inject(Fault::NoDescriptors);
+    harness.disk.inject(Fault::FewDescriptors { count: 0 });
     for _ in 0..3 {
         let refused = harness.append(vec![new_batch(1, 3000, 2, Timestamp(5))]).expect_err("no new segment");
         assert!(matches!(refused, AppendErrorKind::Exhausted(_)) && refused.is_retriable(), "{refused}");
@@ -232,7 +232,7 @@ fn a_lack_of_descriptors_is_survived() {
     harness.disk.heal();
     harness.append(vec![new_batch(1, 3000, 2, Timestamp(5))]).expect("it is over");
     harness.commit();
-    harness.disk.inject(Fault::NoDescriptors);
+    harness.disk.inject(Fault::FewDescriptors { count: 0 });
     harness.log.rest();
     let refused = harness.append(vec![new_batch(1, 10, 2, Timestamp(5))]).expect_err("it can not be opened");
     assert!(matches!(refused, AppendErrorKind::Exhausted(_)), "{refused}");
@@ -247,4 +247,26 @@ fn a_lack_of_descriptors_is_survived() {
     assert_eq!(harness.log.start_offset(), Offset(1));
     harness.check();
     harness.restart(|disk| disk.crash(&CrashOptions::default()));
+}
+
+#[test]
+fn a_log_of_more_segments_than_descriptors_is_recovered() {
+    let mut harness = filled();
+    for tag in 1..12 {
+        harness.append(vec![new_batch(1, 3000, tag, Timestamp(5))]).expect("room");
+        harness.commit();
+    }
+    harness.disk.kill();
+    harness.disk.remove(&Path::new(DIR).join("checkpoint")).expect("there");
+    harness.disk.inject(Fault::FewDescriptors { count: 3 });
+    let report = harness.restart(|_| {});
+    assert_eq!(report.frames_scanned, 12, "all of it");
+    harness.append(vec![new_batch(1, 10, 2, Timestamp(5))]).expect("room");
+    harness.commit();
+    harness.disk.take_trace();
+    harness.log.request_checkpoint();
+    harness.settle(NO_SYNC);
+    let is_index = |event: &Event| matches!(&event.operation, Operation::Create(path) if path.to_string_lossy().contains("index"));
+    let written = harness.disk.take_trace().iter().filter(|event| is_index(event)).count();
+    assert_eq!(written, 2, "those of the active segment; recovery wrote the others");
 }

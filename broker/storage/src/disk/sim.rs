@@ -66,7 +66,7 @@ struct Failing {
     dir_syncs: BTreeSet<u64>,
     writes: BTreeSet<u64>,
     stop_at: Option<u64>,
-    has_no_descriptors: bool,
+    descriptors: Option<u64>,
 }
 
 impl SimDisk {
@@ -120,7 +120,7 @@ impl SimDisk {
             Fault::SyncFails { nth } => state.failing.syncs.extend([counters.syncs + nth]),
             Fault::SyncDirFails { nth } => state.failing.dir_syncs.extend([counters.dir_syncs + nth]),
             Fault::WriteFails { nth } => state.failing.writes.extend([counters.writes + nth]),
-            Fault::NoDescriptors => state.failing.has_no_descriptors = true,
+            Fault::FewDescriptors { count } => state.failing.descriptors = Some(count),
             Fault::ReadFails { path, range } => {
                 let inode = state.linked(&path);
                 state.inode_mut(inode).make_unreadable(range);
@@ -307,7 +307,11 @@ impl State {
     }
 
     fn check_descriptors(&self) -> io::Result<()> {
-        if self.failing.has_no_descriptors { Err(Errno::MFILE.into()) } else { Ok(()) }
+        let in_use: u64 = self.open.values().sum();
+        match self.failing.descriptors {
+            Some(count) if in_use >= count => Err(Errno::MFILE.into()),
+            _ => Ok(()),
+        }
     }
 
     fn begin(&mut self) -> io::Result<Step> {

@@ -11,7 +11,6 @@ use crate::checkpoint::Checkpoint;
 use crate::disk::{Disk, OpenMode};
 use crate::index::SegmentIndex;
 use crate::manifest::{self, Manifest, SegmentEntry, SegmentFile};
-use crate::recovery::FileBytes;
 use crate::recovery::scan::{self, Cut, Piece, Scan, Totals};
 
 /// What reading a whole log found.
@@ -109,7 +108,7 @@ pub fn verify(
     let mut pieces = Vec::with_capacity(manifest.segments.len());
     for entry in &manifest.segments {
         let path = dir.join(entry.name.file(SegmentFile::Log));
-        pieces.push(open_piece(disk, &path, *entry).map_err(io_error(&path))?);
+        pieces.push(piece(disk, &path, *entry).map_err(io_error(&path))?);
     }
     let mut scan = whole_log(&manifest, point.as_ref());
     let mut corruption = None;
@@ -144,16 +143,17 @@ fn unusable(log: &LogReport, partition: Option<TopicPartition>) -> Option<Findin
     })
 }
 
-fn open_piece(disk: &dyn Disk, path: &Path, entry: SegmentEntry) -> io::Result<Piece> {
-    let file = match disk.open(path, OpenMode::Read) {
-        Ok(file) => Some(FileBytes(file)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+fn piece<'a>(disk: &'a dyn Disk, path: &Path, entry: SegmentEntry) -> io::Result<Piece<'a>> {
+    let (len, is_missing) = match disk.open(path, OpenMode::Read) {
+        Ok(file) => (file.len()?, false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => (0, true),
         Err(error) => return Err(error),
     };
-    let len = file.as_ref().map_or(Ok(0), |file| file.0.len())?;
     Ok(Piece {
+        disk,
+        path: path.to_owned(),
         entry,
-        file,
+        is_missing,
         start: 0,
         limit: entry.sealed.map_or(len, |sealed| sealed.len.min(len)),
         position: 0,
@@ -181,7 +181,7 @@ fn whole_log(manifest: &Manifest, point: Option<&Checkpoint>) -> Scan {
     }
 }
 
-fn torn_tail(scan: &Scan, pieces: &[Piece], cut: Cut) -> io::Result<Option<Finding>> {
+fn torn_tail(scan: &Scan, pieces: &[Piece<'_>], cut: Cut) -> io::Result<Option<Finding>> {
     let Some(torn) = scan.torn_tail(pieces, &cut)? else {
         return Ok(None);
     };
@@ -224,7 +224,7 @@ impl Finding {
 }
 
 impl VerifyReport {
-    fn new(log: LogReport, scan: &Scan, pieces: &[Piece], finding: Option<Finding>) -> VerifyReport {
+    fn new(log: LogReport, scan: &Scan, pieces: &[Piece<'_>], finding: Option<Finding>) -> VerifyReport {
         let segments = pieces.iter().map(|piece| SegmentCheck {
             file_name: piece.entry.name.file(SegmentFile::Log),
             base_offset: piece.entry.name.base_offset,

@@ -1,13 +1,14 @@
 //! Checking the frames after the recovery point, one by one, each against the one before it.
 
 use std::io::{self, IoSlice};
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use quire_protocol::frame::{self, Chain, FrameHeader, FrameSeed};
 use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp};
 
 use super::{Corruption, FileBytes, TornTail, log_file};
-use crate::disk::DiskFile;
+use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::epochs::EpochStart;
 use crate::frames::{self, Walk, WalkError};
 use crate::index::SegmentIndex;
@@ -17,10 +18,11 @@ use crate::manifest::{Sealed, SegmentEntry};
 const WINDOW_BYTES: u64 = 1024 * 1024;
 
 /// A segment that lies wholly or partly behind the recovery point.
-pub(crate) struct Piece {
+pub(crate) struct Piece<'a> {
+    pub(crate) disk: &'a dyn Disk,
+    pub(crate) path: PathBuf,
     pub(crate) entry: SegmentEntry,
-    /// `None` if the file is missing.
-    pub(crate) file: Option<FileBytes>,
+    pub(crate) is_missing: bool,
     /// Where the scan begins in it.
     pub(crate) start: u64,
     /// No frame reaches beyond this: the cut, or the end of the file.
@@ -51,7 +53,7 @@ pub(crate) struct Scan {
     pub(crate) floor: Offset,
     pub(crate) epoch_starts: Vec<EpochStart>,
     pub(crate) totals: Totals,
-    /// Whether good frames are written again where they are, so that the next sync covers them.
+    /// Whether good frames are written again where they are, and synced.
     pub(crate) is_rewriting: bool,
 }
 
@@ -76,9 +78,10 @@ pub(crate) struct Cut {
 /// at the end of the last piece.
 pub(crate) fn run(
     scan: &mut Scan,
-    pieces: &mut [Piece],
+    pieces: &mut [Piece<'_>],
     corruption: &mut Option<Corruption>,
 ) -> io::Result<Option<Cut>> {
+    // One file is open at a time: a log may have more than there are descriptors.
     let mut at = 0;
     while at < pieces.len() {
         let Some(bad) = scan.check(&mut pieces[at])? else {
@@ -131,14 +134,16 @@ impl Bad {
 
 impl Scan {
     /// Checks frames from the piece's position on, until its limit or the first bad one.
-    pub(crate) fn check(&mut self, piece: &mut Piece) -> io::Result<Option<Bad>> {
-        let Some(bytes) = piece.file.clone() else {
+    fn check(&mut self, piece: &mut Piece<'_>) -> io::Result<Option<Bad>> {
+        if piece.is_missing {
             return Ok(Some(Bad::lost(piece.position, "the file is missing")));
-        };
+        }
         if piece.limit < piece.start {
             return Ok(Some(Bad::lost(piece.limit, "the file is shorter than what was synced")));
         }
-        let mut rewrite = Rewrite { position: piece.position, frames: Vec::new(), len: 0 };
+        let bytes = piece.open(if self.is_rewriting { OpenMode::ReadWrite } else { OpenMode::Read })?;
+        let checked_from = piece.position;
+        let mut rewrite = Rewrite { position: checked_from, frames: Vec::new(), len: 0 };
         let mut walk = Walk::new(&bytes, piece.position..piece.limit, WINDOW_BYTES);
         let bad = loop {
             let (position, header, frame) = match walk.next_frame(self.seed) {
@@ -156,6 +161,9 @@ impl Scan {
             }
         };
         rewrite.flush(&*bytes.0)?;
+        if self.is_rewriting && piece.position > checked_from {
+            bytes.0.sync_data()?;
+        }
         if bad.is_some() {
             return Ok(bad);
         }
@@ -165,7 +173,7 @@ impl Scan {
     }
 
     /// What is cut off by ending the log here, if anything is: not if there is only space that was never written.
-    pub(crate) fn torn_tail(&self, pieces: &[Piece], cut: &Cut) -> io::Result<Option<TornTail>> {
+    pub(crate) fn torn_tail(&self, pieces: &[Piece<'_>], cut: &Cut) -> io::Result<Option<TornTail>> {
         let (piece, position) = (&pieces[cut.piece], cut.bad.position);
         let content_end = piece.content_end(position)?;
         let is_last = piece.entry.sealed.is_none() && cut.piece + 1 == pieces.len();
@@ -183,29 +191,30 @@ impl Scan {
 
     /// Whether an intact frame, from `position` in the first piece on, was appended when `self.expected` was already
     /// committed.
-    fn is_loss_proven(&self, pieces: &[Piece], position: u64) -> io::Result<bool> {
+    fn is_loss_proven(&self, pieces: &[Piece<'_>], position: u64) -> io::Result<bool> {
         let is_proof = |header: &FrameHeader| header.durable_floor > self.expected;
         self.find(pieces, position, is_proof).map(|found| found.is_some())
     }
 
     /// The first intact frame, from `position` in the first piece on, that holds later offsets than expected: how many
     /// pieces further on it is, its position and its offset.
-    fn next_intact(&self, pieces: &[Piece], position: u64) -> io::Result<Option<(usize, u64, Offset)>> {
+    fn next_intact(&self, pieces: &[Piece<'_>], position: u64) -> io::Result<Option<(usize, u64, Offset)>> {
         self.find(pieces, position, |header| header.base_offset > self.expected)
     }
 
     fn find(
         &self,
-        pieces: &[Piece],
+        pieces: &[Piece<'_>],
         position: u64,
         is_it: impl Fn(&FrameHeader) -> bool,
     ) -> io::Result<Option<(usize, u64, Offset)>> {
         for (at, piece) in pieces.iter().enumerate() {
-            let Some(bytes) = &piece.file else {
+            if piece.is_missing {
                 continue;
-            };
+            }
+            let bytes = piece.open(OpenMode::Read)?;
             let mut start = if at == 0 { position } else { 0 };
-            while let Some((found, header)) = frames::search(bytes, self.seed, start..piece.limit)? {
+            while let Some((found, header)) = frames::search(&bytes, self.seed, start..piece.limit)? {
                 if is_it(&header) {
                     return Ok(Some((at, found, header.base_offset)));
                 }
@@ -240,7 +249,7 @@ impl Scan {
         Ok(())
     }
 
-    fn accept(&mut self, piece: &mut Piece, position: u64, header: &FrameHeader) {
+    fn accept(&mut self, piece: &mut Piece<'_>, position: u64, header: &FrameHeader) {
         if header.leader_epoch > self.leader_epoch || self.epoch_starts.is_empty() {
             let start = EpochStart { epoch: header.leader_epoch, start_offset: header.base_offset };
             self.epoch_starts.push(start);
@@ -291,13 +300,17 @@ impl Rewrite {
     }
 }
 
-impl Piece {
+impl Piece<'_> {
+    fn open(&self, mode: OpenMode) -> io::Result<FileBytes> {
+        self.disk.open(&self.path, mode).map(FileBytes)
+    }
+
     /// Where what was written behind `position` ends, if anything was.
     fn content_end(&self, position: u64) -> io::Result<Option<u64>> {
-        match &self.file {
-            Some(bytes) => frames::end_of_content(bytes, position..self.limit.max(position)),
-            None => Ok(None),
+        if self.is_missing {
+            return Ok(None);
         }
+        frames::end_of_content(&self.open(OpenMode::Read)?, position..self.limit.max(position))
     }
 
     /// The offset that the manifest says it reaches.

@@ -42,7 +42,7 @@ pub(super) fn open(opening: &Opening<'_>, manifest: Manifest) -> Result<Recovere
     let start = loaded.and_then(|point| start_at(&manifest, point));
     let start = start.unwrap_or_else(|| start_of_log(&manifest, opening.options.is_synced));
     report.corruption = missing_segment(opening, &manifest.segments[..start.segment]);
-    let mut pieces = open_pieces(opening, &manifest, &start, &mut report)?;
+    let mut pieces = pieces(opening, &manifest, &start, &mut report)?;
     let mut scan = start.scan(opening);
     let failed = |error| OpenError::io("scanning", dir)(error);
     let cut = scan::run(&mut scan, &mut pieces, &mut report.corruption).map_err(failed)?;
@@ -163,31 +163,31 @@ fn missing_segment(opening: &Opening<'_>, segments: &[SegmentEntry]) -> Option<C
     })
 }
 
-fn open_pieces(
-    opening: &Opening<'_>,
+fn pieces<'a>(
+    opening: &'a Opening<'_>,
     manifest: &Manifest,
     start: &Start,
     report: &mut RecoveryReport,
-) -> Result<Vec<Piece>, OpenError> {
+) -> Result<Vec<Piece<'a>>, OpenError> {
     let mut pieces = Vec::new();
     for (at, entry) in manifest.segments.iter().enumerate().skip(start.segment) {
         let position = if at == start.segment { start.position } else { 0 };
         let path = opening.dir.join(log_file(entry.name));
-        let piece = open_piece(opening, *entry, position, start, report);
+        let piece = piece(opening, &path, *entry, position, start, report);
         pieces.push(piece.map_err(OpenError::io("opening", path))?);
     }
     Ok(pieces)
 }
 
-fn open_piece(
-    opening: &Opening<'_>,
+fn piece<'a>(
+    opening: &'a Opening<'_>,
+    path: &Path,
     entry: SegmentEntry,
     position: u64,
     start: &Start,
     report: &mut RecoveryReport,
-) -> io::Result<Piece> {
-    let path = opening.dir.join(log_file(entry.name));
-    let file = match opening.disk.open(&path, OpenMode::ReadWrite) {
+) -> io::Result<Piece<'a>> {
+    let file = match opening.disk.open(path, OpenMode::ReadWrite) {
         Ok(file) => Some(FileBytes(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error),
@@ -211,8 +211,10 @@ fn open_piece(
         }
     }
     Ok(Piece {
+        disk: &*opening.disk,
+        path: path.to_owned(),
         entry,
-        file,
+        is_missing: file.is_none(),
         start: position,
         limit,
         position,
@@ -228,7 +230,7 @@ struct Ending<'a> {
     opening: &'a Opening<'a>,
     manifest: Manifest,
     start: Start,
-    pieces: Vec<Piece>,
+    pieces: Vec<Piece<'a>>,
     scan: Scan,
     report: RecoveryReport,
 }
@@ -238,7 +240,7 @@ impl Ending<'_> {
     fn keep(mut self) -> Result<Recovered, OpenError> {
         let tail = self.tail();
         let epochs = self.epochs(&tail)?;
-        let segments = self.segments();
+        let segments = self.segments(false);
         Ok(Recovered {
             shared: self.opening.share(segments, self.manifest.log_start, &tail),
             manifest: self.manifest,
@@ -255,11 +257,6 @@ impl Ending<'_> {
     /// Makes what was found good durable, and forgets what was not.
     fn settle(mut self, cut: Option<Cut>) -> Result<Recovered, OpenError> {
         let (disk, dir) = (&*self.opening.disk, self.opening.dir.as_path());
-        let kept = cut.as_ref().map_or(self.pieces.len(), |cut| cut.piece + 1);
-        for piece in self.pieces[..kept].iter().filter(|piece| piece.start < piece.position) {
-            let synced = piece.file.as_ref().map_or(Ok(()), |bytes| bytes.0.sync_data());
-            synced.map_err(OpenError::io("syncing", dir.join(log_file(piece.entry.name))))?;
-        }
         let on_disk = match cut {
             Some(cut) => self.cut(cut)?,
             None => None,
@@ -269,8 +266,8 @@ impl Ending<'_> {
         self.report.removed = self.remove_unlisted(on_disk.as_ref().unwrap_or(&self.manifest));
         let tail = self.tail();
         let epochs = self.epochs(&tail)?;
-        self.store_derived(&tail, &epochs)?;
-        let segments = self.segments();
+        let is_stored = self.store_derived(&tail, &epochs)?;
+        let segments = self.segments(is_stored);
         let last = self.manifest.segments.last().filter(|last| last.sealed.is_none());
         let active = last.and(segments.last()).map(|segment| Active {
             segment: Arc::clone(segment),
@@ -371,8 +368,8 @@ impl Ending<'_> {
         garbage.filter(|name| remove_garbage(disk, dir, name)).cloned().collect()
     }
 
-    /// So that the next recovery need not do this again. Without room it has to.
-    fn store_derived(&self, tail: &Checkpoint, epochs: &EpochCache) -> Result<(), OpenError> {
+    /// So that the next recovery need not do this again. Without room it has to. Whether there was.
+    fn store_derived(&self, tail: &Checkpoint, epochs: &EpochCache) -> Result<bool, OpenError> {
         let (disk, dir) = (&*self.opening.disk, self.opening.dir.as_path());
         let stored = self
             .pieces
@@ -382,13 +379,14 @@ impl Ending<'_> {
         match stored.and_then(|()| epochs.store(disk, dir)).and_then(|()| tail.store(disk, dir)) {
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                 tracing::warn!(log = %dir.display(), %error, "no room for a checkpoint");
-                Ok(())
+                Ok(false)
             }
-            stored => stored.map_err(OpenError::io("writing the checkpoint of", dir)),
+            stored => stored.map(|()| true).map_err(OpenError::io("writing the checkpoint of", dir)),
         }
     }
 
-    fn segments(&mut self) -> Vec<Arc<Segment>> {
+    /// Indexes that are in their files are loaded again when a read needs them.
+    fn segments(&mut self, is_stored: bool) -> Vec<Arc<Segment>> {
         let mut segments = Vec::with_capacity(self.manifest.segments.len());
         let before = &self.manifest.segments[..self.start.segment.min(self.manifest.segments.len())];
         for entry in before {
@@ -398,7 +396,9 @@ impl Ending<'_> {
         }
         for piece in self.pieces.drain(..) {
             let extent = Extent::of(&piece.sealed());
-            segments.push(Arc::new(self.opening.segment(piece.entry.name, extent, Some(piece.index))));
+            let is_to_be_loaded = is_stored && piece.entry.sealed.is_some() && piece.position > 0;
+            let index = (!is_to_be_loaded).then_some(piece.index);
+            segments.push(Arc::new(self.opening.segment(piece.entry.name, extent, index)));
         }
         segments
     }

@@ -51,8 +51,12 @@ pub enum Fault {
         /// Which.
         nth: u64,
     },
-    /// From now on nothing can be opened, listed, or synced by its name: EMFILE, until [`SimDisk::heal`](super::SimDisk::heal).
-    NoDescriptors,
+    /// From now on so many files can be open at a time; to list and to sync a directory takes one more. Whatever
+    /// exceeds that fails with EMFILE, until [`SimDisk::heal`](super::SimDisk::heal).
+    FewDescriptors {
+        /// How many.
+        count: u64,
+    },
     /// Reads of these bytes of the file that now has this name fail with EIO.
     ReadFails {
         /// The file.
