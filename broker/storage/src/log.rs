@@ -99,6 +99,8 @@ pub struct Log {
     tail: Checkpoint,
     /// The point after the last frame synced.
     durable: Checkpoint,
+    /// Records before it may have been acknowledged before they were synced.
+    acked_unsynced_to: Offset,
     epochs: EpochCache,
     flush: Flush,
     upkeep: Upkeep,
@@ -172,6 +174,7 @@ impl Log {
             active,
             tail,
             durable: tail,
+            acked_unsynced_to: Offset::ZERO,
             epochs,
             flush: Flush::default(),
             upkeep: Upkeep::new(is_marked_clean, is_cut_unstored, is_new, tail.next_offset),
@@ -240,6 +243,11 @@ impl Log {
 
     /// Changes how the log is kept from now on.
     pub fn set_options(&mut self, options: LogOptions) {
+        if options.is_synced != self.options.is_synced {
+            // The next recovery goes by the checkpoint to tell whether acknowledged records can be missing.
+            self.upkeep.is_checkpoint_due = true;
+            self.acked_unsynced_to = self.tail.next_offset;
+        }
         self.options = options;
     }
 

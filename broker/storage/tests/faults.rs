@@ -496,6 +496,30 @@ fn a_log_cut_without_room_is_closed_in_order_once_there_is_room() {
     log.close().expect("healthy");
 }
 
+/// Acknowledged records may be missing after a power loss for as long as any was acknowledged before its sync, whatever
+/// the settings say by then.
+#[test]
+fn a_log_is_suspect_until_all_that_was_acknowledged_unsynced_is_synced() {
+    let interval = LogOptions { is_synced: false, ..options() };
+    let mut harness = Harness::new(SimDisk::new(17), interval);
+    harness.append(vec![new_batch(1, 100, 1, Timestamp(5))]).expect("room");
+    harness.settle(NO_SYNC);
+    let restarted = |disk: &SimDisk| {
+        let disk = disk.fork(1);
+        disk.crash(&CrashOptions { data: Survival::Nothing, names: Survival::Nothing });
+        open(&disk, &options()).expect("nothing is damaged").1.is_suspect
+    };
+    assert!(restarted(&harness.disk), "before any checkpoint was due");
+    harness.log.set_options(options());
+    harness.settle(NO_SYNC);
+    assert!(restarted(&harness.disk), "not synced yet");
+    harness.settle(SYNC);
+    assert!(!restarted(&harness.disk), "synced");
+    harness.log.set_options(LogOptions { is_synced: false, ..options() });
+    harness.settle(NO_SYNC);
+    assert!(restarted(&harness.disk), "and back");
+}
+
 proptest! {
     #![proptest_config(config(300))]
 

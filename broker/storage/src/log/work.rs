@@ -342,7 +342,7 @@ impl Log {
     fn checkpoint_work(&self) -> CheckpointWork {
         let checkpoint = Checkpoint {
             high_watermark: self.high_watermark(),
-            is_synced: self.options.is_synced,
+            is_synced: self.options.is_synced && self.durable.next_offset >= self.acked_unsynced_to,
             ..self.durable
         };
         CheckpointWork { checkpoint, epochs: self.epochs.clone(), indexes: self.unstored_indexes() }
@@ -374,6 +374,10 @@ impl Log {
             return Completed { poisoned: Some((*reason).clone()), ..Completed::default() };
         }
         assert!(point.next_offset > self.durable.next_offset, "a sync covers what was unsynced");
+        if self.durable.next_offset < self.acked_unsynced_to && self.acked_unsynced_to <= point.next_offset {
+            // What the checkpoint on disk says of the log is over.
+            self.upkeep.is_checkpoint_due = true;
+        }
         self.durable = point;
         self.flush.unsynced_bytes -= bytes;
         self.flush.average_bytes = match self.flush.average_bytes {
@@ -418,6 +422,8 @@ impl Log {
             UpkeepDone::Rolled { manifest, name, file, writable } => {
                 self.manifest = manifest;
                 self.upkeep.is_cut_unstored = false;
+                // A log that acknowledges before it syncs says so on disk from its first record on.
+                self.upkeep.is_checkpoint_due |= self.upkeep.is_new && !self.options.is_synced;
                 self.upkeep.is_new = false;
                 self.upkeep.is_rolling = false;
                 self.upkeep.is_seal_due = false;
