@@ -242,7 +242,15 @@ impl Place {
         recovery::load_active_index(&work.shared, &work.segment)
             .map_err(Failure::of("reading the active segment"))?;
         let opened = self.disk.open(&self.dir.join(work.segment.file_name()), OpenMode::ReadWrite);
-        let (file, writable) = opened.and_then(|file| file.len().map(|len| (file, len))).map_err(failed)?;
+        let (file, writable) = opened
+            .and_then(|file| match file.len()? {
+                len if len < work.segment.position() => {
+                    let what = format!("{} is shorter than what was written to it", work.segment.file_name());
+                    Err(io::Error::new(io::ErrorKind::UnexpectedEof, what))
+                }
+                len => Ok((file, len)),
+            })
+            .map_err(failed)?;
         Ok(UpkeepDone::Opened { file, writable })
     }
 

@@ -2,6 +2,7 @@
 
 mod harness;
 
+use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -269,4 +270,17 @@ fn a_log_of_more_segments_than_descriptors_is_recovered() {
     let is_index = |event: &Event| matches!(&event.operation, Operation::Create(path) if path.to_string_lossy().contains("index"));
     let written = harness.disk.take_trace().iter().filter(|event| is_index(event)).count();
     assert_eq!(written, 2, "those of the active segment; recovery wrote the others");
+}
+
+#[test]
+fn a_segment_cut_short_by_others_is_not_written_on() {
+    let mut harness = filled();
+    harness.settle(SYNC);
+    harness.log.rest();
+    let path = &segment_files(&harness.disk)[0];
+    harness.disk.remove(path).expect("there");
+    let file = harness.disk.open(path, OpenMode::CreateNew).expect("room");
+    file.write_at(0, &[IoSlice::new(&[1; 100])]).expect("room");
+    let refused = harness.append(vec![new_batch(1, 10, 2, Timestamp(5))]).expect_err("there would be a hole");
+    assert!(matches!(refused, AppendErrorKind::Poisoned(_)), "{refused}");
 }
