@@ -154,8 +154,10 @@ impl Partition {
     /// Takes back a job that was handed out.
     pub(super) fn job_done(&mut self, now: Now, done: JobDone) {
         self.jobs_under_way -= 1;
-        self.awaits_space = false;
         let completed = self.log.complete(done);
+        if completed.space {
+            self.awaits_space = false;
+        }
         if let Some(end) = completed.durable_end {
             self.lead(now, Input::LocalDurable { end });
         }

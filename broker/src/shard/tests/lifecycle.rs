@@ -187,3 +187,27 @@ fn settings_that_change_while_the_log_is_opened_count() {
     assert_eq!((handle.config().message_bytes_max, handle.leader_epoch()), (2048, LeaderEpoch(2)));
     assert_eq!(*handle.state(), PartitionState::Online);
 }
+
+#[test]
+fn a_sync_that_ends_while_a_segment_is_rolled_does_not_roll_another() {
+    let config = TopicConfig { segment_bytes: 64 * 1024, ..TopicConfig::default() };
+    let mut rig = Rig::warm(config);
+    let (mut stream, large) = (Stream::new(Acks::All), "x".repeat(40_000));
+    rig.produce(&stream, &large);
+    rig.run_all();
+    assert_eq!(stream.outcomes(), [Ok(1)]);
+    for number in 1..=5 {
+        // One batch with its sync out, and one that needs the next segment.
+        rig.produce(&stream, "small");
+        rig.produce(&stream, &large);
+        let kinds = rig.job_kinds();
+        let sync = kinds.iter().position(|kind| *kind == JobKind::Sync).expect("the first is being synced");
+        assert!(kinds.len() > 1, "the second waits for a segment");
+        rig.run(sync);
+        rig.run_all();
+        assert_eq!(stream.outcomes(), [Ok(2 * number), Ok(2 * number + 1)]);
+    }
+    let names = rig.disk.list(&rig.shard.store.partition_dir(PARTITION)).expect("it is there");
+    let segments = names.iter().filter(|name| name.ends_with(".log")).count();
+    assert_eq!(segments, 6, "one for each that was filled: {names:?}");
+}
