@@ -41,6 +41,7 @@ mod net;
 mod running;
 mod shard;
 mod shutdown;
+mod threads;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -29,6 +29,7 @@ use crate::net::endpoint;
 use crate::net::tls::{self, TlsError};
 use crate::shard::{Clock, Shards, ShardsOptions, SystemClock};
 use crate::shutdown::{ShutdownReport, StopSignal, Stopping, Underway};
+use crate::threads;
 
 /// How long connections are given to take their closing, whatever the drain time.
 const CLOSE_TIME_MAX: Duration = Duration::from_secs(1);
@@ -114,7 +115,7 @@ impl Running {
             tokio::spawn(listener.serve(Arc::clone(&context), Arc::clone(&ready)));
         }
         tokio::spawn(admin::upkeep(Arc::clone(&context)));
-        tokio::spawn(connection::accept_all(endpoint.clone(), Arc::clone(&context)));
+        threads::spawn_task("accept", connection::accept_all(endpoint.clone(), Arc::clone(&context)));
 
         // From here on dropping it closes the logs, also if the caller stops waiting.
         let mut running = Running {
@@ -191,7 +192,7 @@ impl Drop for Running {
                 runtime.block_on(logs.close());
             }
         };
-        if let Err(error) = std::thread::Builder::new().name("broker-close".to_owned()).spawn(close) {
+        if let Err(error) = threads::spawn("broker-close".to_owned(), close) {
             tracing::error!(%error, "a broker was dropped, and its logs cannot be closed");
         }
     }

@@ -5,7 +5,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -28,6 +27,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{Metadata, ProposeError};
 use crate::error::describe_damage;
 use crate::shard::Clock;
+use crate::threads;
 
 /// The partition that the metadata log is.
 const METADATA: TopicPartition = TopicPartition { topic: TopicId::METADATA, partition: PartitionIndex(0) };
@@ -92,6 +92,17 @@ pub enum MetadataOpenError {
     Thread(std::io::Error),
 }
 
+/// The metadata log was not closed cleanly; the next start recovers it.
+#[derive(Debug, thiserror::Error)]
+pub enum MetadataCloseError {
+    /// The log refused.
+    #[error(transparent)]
+    Log(CloseError),
+    /// The thread that owns it ended without an answer.
+    #[error("the metadata thread is gone")]
+    Gone,
+}
+
 #[derive(Debug)]
 enum Command {
     Propose { request: Request, answer: oneshot::Sender<Result<Response, ProposeError>> },
@@ -109,9 +120,7 @@ impl LocalMetadata {
         journal.commit(vec![registration]).remove(0)?;
         let image = journal.image.subscribe();
         let (commands, inbox) = mpsc::channel(limits::METADATA_QUEUE_REQUESTS);
-        thread::Builder::new()
-            .name("metadata".to_owned())
-            .spawn(move || run(journal, inbox))
+        threads::spawn("metadata".to_owned(), move || run(journal, inbox))
             .map_err(MetadataOpenError::Thread)?;
         Ok(LocalMetadata { commands, image })
     }
@@ -120,12 +129,12 @@ impl LocalMetadata {
     ///
     /// # Errors
     /// If the log was not closed cleanly, and is recovered at the next start.
-    pub async fn close(&self) -> Result<(), CloseError> {
+    pub async fn close(&self) -> Result<(), MetadataCloseError> {
         let (done, is_done) = oneshot::channel();
         if self.commands.send(Command::Close { done }).await.is_err() {
             return Ok(());
         }
-        is_done.await.unwrap_or(Ok(()))
+        is_done.await.map_err(|_| MetadataCloseError::Gone)?.map_err(MetadataCloseError::Log)
     }
 }
 

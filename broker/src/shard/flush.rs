@@ -6,7 +6,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle, Thread};
+use std::thread::{JoinHandle, Thread};
 
 use crossbeam_channel::{Receiver, Sender};
 use quire_protocol::TopicPartition;
@@ -14,6 +14,7 @@ use quire_storage::disk::Disk;
 use quire_storage::{CloseError, Job, JobDone, Log, LogOptions, OpenError, RecoveryReport};
 
 use super::event::Event;
+use crate::threads;
 
 /// Something slow that a shard wants done.
 #[derive(Debug)]
@@ -95,7 +96,7 @@ impl Flushers {
         let (submit, submitted) = crossbeam_channel::unbounded();
         let start = |number| {
             let submitted = submitted.clone();
-            thread::Builder::new().name(format!("flusher-{number}")).spawn(move || flush(&submitted))
+            threads::spawn(format!("flusher-{number}"), move || flush(&submitted))
         };
         let threads = (0..count).map(start).collect::<io::Result<_>>()?;
         Ok((FlusherQueue(submit), Flushers(threads)))

@@ -18,6 +18,7 @@ use super::handle::Partitions;
 use super::run::{self, Inbox};
 use super::{Shard, Store};
 use crate::controller::Metadata;
+use crate::threads;
 
 /// How a broker keeps its partitions.
 #[derive(Debug, Clone)]
@@ -94,7 +95,7 @@ impl Shards {
             clock: options.clock,
             deletion_grace: options.deletion_grace,
         };
-        Ok(Shards { partitions, shards, assigner: tokio::spawn(assigner.follow()), flushers })
+        Ok(Shards { partitions, shards, assigner: threads::spawn_task("assigner", assigner.follow()), flushers })
     }
 
     /// The partitions, for handlers to look up.
@@ -114,8 +115,7 @@ impl Shards {
             answers.push(answer);
         }
         for answer in answers {
-            // A shard that panicked has closed nothing; joining it says so.
-            let closed = answer.await.unwrap_or_default();
+            let closed = answer.await.expect("a shard answers before it ends");
             total.partitions += closed.partitions;
             total.clean += closed.clean;
         }
@@ -149,7 +149,7 @@ fn start_shard(number: usize, options: &ShardsOptions, flushers: &FlusherQueue) 
     let store = Store { disk: options.disk.clone(), dir: options.dir.clone() };
     let shard = Shard::new(options.clock.now(), options.broker, store, options.retention_interval);
     let (clock, flushers, events) = (options.clock.clone(), flushers.clone(), direct.clone());
-    let thread = thread::Builder::new().name(format!("shard-{number}")).spawn(move || {
+    let thread = threads::spawn(format!("shard-{number}"), move || {
         let back = Direct { events, shard: thread::current() };
         run::run(shard, inbox, &back, &flushers, &*clock);
     })?;
