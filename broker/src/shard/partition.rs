@@ -76,6 +76,16 @@ pub(super) fn log_options(config: &TopicConfig) -> LogOptions {
     }
 }
 
+/// Why nothing can be appended to a log that knows of a later leadership than the metadata does.
+fn outdated_leadership(led: LeaderEpoch, logged: LeaderEpoch) -> Option<String> {
+    (led < logged).then(|| {
+        format!(
+            "it was written in leader epoch {logged}, but the metadata knows only {led}: the metadata directory is \
+             older than the log; restore a newer one"
+        )
+    })
+}
+
 impl Partition {
     /// Takes over a log that was just opened and begins to lead. Everything in it survived, and so is committed.
     pub(super) fn open(broker: BrokerId, shared: Arc<Shared>, mut log: Log) -> Partition {
@@ -95,6 +105,8 @@ impl Partition {
             &mut actions,
         );
         let damage = log.corruption().map(describe_damage);
+        let outdated = outdated_leadership(shared.leader_epoch(), log.leader_epoch());
+        let refusal = damage.as_deref().map(RequestError::corrupt_log);
         let mut partition = Partition {
             shared,
             config,
@@ -105,7 +117,7 @@ impl Partition {
             awaits_space: false,
             waiters: Waiters::default(),
             broken: Vec::new(),
-            refusal: damage.as_deref().map(RequestError::corrupt_log),
+            refusal: refusal.or_else(|| outdated.as_deref().map(RequestError::storage_failed)),
             jobs_under_way: 0,
             sync_due: None,
             has_moved: true,
@@ -115,9 +127,13 @@ impl Partition {
         partition.act();
         partition.publish_moves();
         partition.shared.publish_reader(partition.log.reader());
-        partition.shared.publish_state(match damage {
-            None => PartitionState::Online,
-            Some(what) => PartitionState::Corrupt { what },
+        partition.shared.publish_state(match (damage, outdated) {
+            (None, None) => PartitionState::Online,
+            (Some(what), _) => PartitionState::Corrupt { what },
+            (None, Some(what)) => {
+                tracing::error!(partition = %partition.shared.id, what, "the partition takes nothing");
+                PartitionState::Failed { what }
+            }
         });
         partition
     }

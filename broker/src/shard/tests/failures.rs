@@ -160,6 +160,22 @@ fn a_damaged_log_reads_what_is_intact_and_takes_nothing() {
     assert_eq!(read(5).map_err(|error| RequestError::from(error).code).err(), Some(ErrorCode::CorruptLog));
 }
 
+#[test]
+fn metadata_older_than_the_log_is_told_and_reads_go_on() {
+    let rig = Rig::warm(TopicConfig::default());
+    rig.disk.kill();
+    rig.disk.heal();
+    let mut rig = Rig::led(rig.disk.fork(2), TopicConfig::default(), LeaderEpoch(0));
+    let PartitionState::Failed { what } = (*rig.handle().state()).clone() else {
+        panic!("it can not lead in an epoch that has passed")
+    };
+    assert!(what.contains("leader epoch 1, but the metadata knows only 0"), "{what}");
+    let mut refused = Stream::new(Acks::All);
+    rig.produce(&refused, "one more");
+    assert_eq!(refused.outcomes(), [Err(ErrorCode::StorageFailed)]);
+    assert_eq!(rig.read(), [0]);
+}
+
 /// The partition's only segment.
 fn segment(rig: &Rig) -> PathBuf {
     let is_log = |operation: &Operation| match operation {

@@ -88,6 +88,10 @@ impl Rig {
     }
 
     fn on(disk: SimDisk, config: TopicConfig) -> Rig {
+        Rig::led(disk, config, LeaderEpoch(1))
+    }
+
+    fn led(disk: SimDisk, config: TopicConfig, leader_epoch: LeaderEpoch) -> Rig {
         let store = store(&disk);
         disk.create_dir_all(&store.dir).expect("the disk has room");
         for dir in store.dir.ancestors().skip(1) {
@@ -95,7 +99,7 @@ impl Rig {
         }
         let now = Now { time: Time::ZERO, timestamp: Timestamp(1_000_000) };
         let (queue, _queue) = mpsc::channel(1);
-        let shared = Arc::new(Shared::new(PARTITION, queue, LeaderEpoch(1), Arc::new(config)));
+        let shared = Arc::new(Shared::new(PARTITION, queue, leader_epoch, Arc::new(config)));
         let mut rig = Rig {
             shard: Shard::new(now, BrokerId(0), store, RETENTION_INTERVAL),
             disk,
