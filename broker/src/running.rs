@@ -295,6 +295,7 @@ async fn open_logs(
     let options = LocalMetadataOptions {
         disk: Arc::clone(&disk),
         dir: config.data_dir.join("metadata"),
+        topics_dir: config.data_dir.join("topics"),
         clock: Arc::clone(&clock),
         seed: u64::from_le_bytes(random()),
         registration: RegisterBroker {

@@ -230,6 +230,34 @@ fn a_deleted_topic_is_remembered_until_every_holder_confirmed() {
 }
 
 #[test]
+fn who_holds_a_topic_is_known_partition_by_partition() {
+    let (mut controller, mut random) = controller(1, 1);
+    let Ok(Response::Topic(topic)) =
+        commit(&mut controller, &mut random, Request::CreateTopic(create("flights", 2)))
+    else {
+        panic!("the name is free")
+    };
+    assert!(!topic.is_held(PartitionIndex(0), BrokerId(0)), "not before the broker said so");
+    let hold = |partitions| Request::HoldTopic { id: topic.id, broker: BrokerId(0), partitions };
+    for partitions in [2, 1] {
+        commit(&mut controller, &mut random, hold(partitions)).expect("never refused");
+        let topic = controller.image().topic(topic.id).expect("it exists");
+        assert!(topic.is_all_held(BrokerId(0)) && !topic.is_held(PartitionIndex(0), BrokerId(1)));
+    }
+    let again = decide(&mut controller, &mut random, hold(2)).expect("never refused");
+    assert_eq!(again.records, [], "it is known");
+    let grow = AlterTopic { name: "flights".into(), partitions: Some(3), ..AlterTopic::default() };
+    commit(&mut controller, &mut random, Request::AlterTopic(grow)).expect("it can grow");
+    let grown = controller.image().topic(topic.id).expect("it exists");
+    assert!(grown.is_held(PartitionIndex(1), BrokerId(0)) && !grown.is_all_held(BrokerId(0)));
+
+    let name = "flights".to_owned();
+    commit(&mut controller, &mut random, Request::DeleteTopic { name }).expect("it exists");
+    let late = decide(&mut controller, &mut random, hold(3)).expect("never refused");
+    assert_eq!(late.records, [], "a topic that is gone is held by nobody");
+}
+
+#[test]
 fn a_record_that_does_not_fit_changes_nothing() {
     let mut image = Image::default();
     let id = TopicId([9; 16]);
@@ -245,6 +273,8 @@ fn foreign_bytes_are_refused_and_records_survive_their_encoding() {
     let confirmed = Record::TopicDeletionConfirmed { id: TopicId([1; 16]), broker: BrokerId(3) };
     let mut bytes = confirmed.encode();
     assert_eq!(Record::decode(&bytes), Ok(confirmed));
+    let held = Record::TopicHeld { id: TopicId([1; 16]), broker: BrokerId(3), partitions: 7 };
+    assert_eq!(Record::decode(&held.encode()), Ok(held));
     // The id's length, one byte after the outer and the inner tag with theirs.
     bytes.remove(4);
     bytes[3] -= 1;

@@ -3,7 +3,7 @@
 //! One thread owns both. It takes every request that is ready, decides them one after another, appends what was
 //! decided with one write and one sync, applies it, shows the new image, and answers in order.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -39,6 +39,8 @@ pub struct LocalMetadataOptions {
     pub disk: Arc<dyn Disk>,
     /// `<data>/metadata`
     pub dir: PathBuf,
+    /// `<data>/topics`: what is in it belongs to some metadata, and none is begun anew beside it.
+    pub topics_dir: PathBuf,
     /// Where the time comes from.
     pub clock: Arc<dyn Clock>,
     /// Where topic ids come from: unpredictable in a running broker, chosen in a test.
@@ -60,6 +62,25 @@ pub enum MetadataOpenError {
     /// Its log could not be opened.
     #[error("the metadata log can not be opened: {0}")]
     Open(#[from] OpenError),
+    /// Its log holds nothing, but there are topics.
+    #[error(
+        "the metadata log in {dir} is empty or gone, but {topics_dir} holds topics, which nobody would know any more; \
+         restore the directory from a backup"
+    )]
+    Missing {
+        /// Where it should be.
+        dir: PathBuf,
+        /// Where the topics are.
+        topics_dir: PathBuf,
+    },
+    /// Whether there are topics could not be looked up.
+    #[error("cannot read {dir}: {source}")]
+    Topics {
+        /// Where the topics are.
+        dir: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// Its log is damaged.
     #[error("the metadata log in {dir} is damaged: {what}; restore the directory from a backup")]
     Damaged {
@@ -201,9 +222,12 @@ struct Journal {
 impl Journal {
     fn open(options: LocalMetadataOptions) -> Result<Journal, MetadataOpenError> {
         let dir = options.dir;
-        let (mut log, report) = Log::open(options.disk, &dir, METADATA, LogOptions::default())?;
+        let (mut log, report) = Log::open(options.disk.clone(), &dir, METADATA, LogOptions::default())?;
         if let Some(damage) = report.corruption {
             return Err(MetadataOpenError::Damaged { dir, what: describe_damage(&damage) });
+        }
+        if log.end_offset() == Offset::ZERO {
+            refuse_orphans(&*options.disk, &dir, &options.topics_dir)?;
         }
         log.set_high_watermark(log.end_offset());
         let controller = replay(&log).map_err(|error| match error {
@@ -308,6 +332,18 @@ impl Journal {
     fn fail(&mut self, what: String) -> ProposeError {
         tracing::error!(%what, "the metadata log failed: nothing can be changed until the broker is started again");
         self.failure.insert(ProposeError::Failed { what }).clone()
+    }
+}
+
+/// A metadata log that begins must not have topics beside it: they belong to one that is lost.
+fn refuse_orphans(disk: &dyn Disk, dir: &Path, topics_dir: &Path) -> Result<(), MetadataOpenError> {
+    match disk.list(topics_dir) {
+        Ok(topics) if topics.is_empty() => Ok(()),
+        Ok(_) => {
+            Err(MetadataOpenError::Missing { dir: dir.to_owned(), topics_dir: topics_dir.to_owned() })
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(MetadataOpenError::Topics { dir: topics_dir.to_owned(), source }),
     }
 }
 

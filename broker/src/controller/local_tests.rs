@@ -4,6 +4,7 @@ use std::path::Path;
 
 use quire_engine::controller::{CreateTopic, Refusal};
 use quire_protocol::BrokerId;
+use quire_storage::remove_log;
 use quire_storage::disk::{CrashOptions, Fault, Operation, SimDisk, Survival};
 
 use super::*;
@@ -15,6 +16,7 @@ fn options(disk: &SimDisk) -> LocalMetadataOptions {
     LocalMetadataOptions {
         disk: Arc::new(disk.clone()),
         dir: PathBuf::from(DIR),
+        topics_dir: PathBuf::from("/data/topics"),
         clock: Arc::new(SystemClock::new()),
         seed: 11,
         registration: RegisterBroker {
@@ -138,6 +140,18 @@ fn a_damaged_log_is_refused_and_left_as_it_is() {
         error.to_string().starts_with("the metadata log in /data/metadata is damaged: offsets"),
         "{error}"
     );
+}
+
+#[test]
+fn lost_metadata_beside_topics_is_refused_and_not_begun_anew() {
+    let disk = disk();
+    drop(journal(&disk));
+    disk.create_dir_all(Path::new("/data/topics/0707")).expect("the disk has room");
+    Journal::open(options(&disk)).expect("what is there is the topics' own");
+    remove_log(&disk, Path::new(DIR)).expect("it can be removed");
+    let error = Journal::open(options(&disk)).map(|_| ()).expect_err("its topics would be forgotten");
+    let text = "the metadata log in /data/metadata is empty or gone, but /data/topics holds topics";
+    assert!(error.to_string().starts_with(text), "{error}");
 }
 
 #[test]

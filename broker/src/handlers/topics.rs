@@ -92,10 +92,10 @@ async fn propose_topic(context: &Context, request: Request) -> Result<Arc<Topic>
     }
 }
 
-/// The topic, once its partitions are open. One whose partitions take long is described as it is then: the change is
+/// The topic, once its partitions are open, and known to be held here. One whose partitions take long is described as it is then: the change is
 /// made, and the partitions say for themselves that they are being opened.
 async fn opened(context: &Context, topic: &Topic) -> quire_protocol::rpc::control::Topic {
-    if timeout(limits::MESSAGE_TIME_MAX / 2, context.partitions.opened(topic.id)).await.is_err() {
+    if timeout(limits::MESSAGE_TIME_MAX / 2, context.partitions.opened_and_held(topic.id)).await.is_err() {
         tracing::warn!(topic = %topic.name, "partitions are still being opened");
     }
     metadata::describe(topic, &context.partitions, LogState::Included)

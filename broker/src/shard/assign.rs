@@ -20,7 +20,10 @@ use super::clock::Clock;
 use super::event::Event;
 use super::handle::{Held, Partitions, Shared};
 use super::pool::{WayIn, shard_of};
-use crate::controller::Metadata;
+use crate::controller::{Metadata, ProposeError};
+
+/// How long to wait for space before it is tried again to keep that logs are held.
+const HOLD_RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Brings what the shards own in line with the metadata.
 #[derive(Debug)]
@@ -39,20 +42,25 @@ impl Assigner {
     pub(super) async fn follow(self) {
         let assigner = Arc::new(self);
         let mut changes = assigner.metadata.changes();
-        let mut removals = HashSet::new();
-        // Removals end with this task.
-        let mut removing = tokio::task::JoinSet::new();
+        let (mut removals, mut holdings) = (HashSet::new(), HashSet::new());
+        // They end with this task.
+        let mut under_way = tokio::task::JoinSet::new();
         loop {
             let image = changes.borrow_and_update().clone();
             assigner.assign(&image);
             for topic in image.deleted_topics() {
                 if topic.unconfirmed.contains(&assigner.broker) && removals.insert(topic.id) {
-                    removing.spawn(assigner.clone().remove(topic.clone()));
+                    under_way.spawn(assigner.clone().remove(topic.clone()));
+                }
+            }
+            for topic in image.topics().filter(|topic| !topic.is_all_held(assigner.broker)) {
+                if assigner.led(topic).next().is_some() && holdings.insert((topic.id, topic.partitions.len())) {
+                    under_way.spawn(assigner.clone().hold(topic.clone()));
                 }
             }
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
-                Some(_) = removing.join_next(), if !removing.is_empty() => {}
+                Some(_) = under_way.join_next(), if !under_way.is_empty() => {}
             }
         }
     }
@@ -63,7 +71,7 @@ impl Assigner {
         let mut wanted = Held::with_capacity(held.len());
         let mut opened = Vec::new();
         for topic in image.topics() {
-            for partition in topic.partitions.iter().filter(|partition| partition.leader == self.broker) {
+            for partition in self.led(topic) {
                 let id = TopicPartition { topic: topic.id, partition: partition.index };
                 let shared = match held.get(&id) {
                     Some(shared) => {
@@ -87,7 +95,13 @@ impl Assigner {
 
     fn share(&self, id: TopicPartition, topic: &Topic, partition: &Partition) -> Arc<Shared> {
         let requests = self.way_in(id).requests.clone();
-        Arc::new(Shared::new(id, requests, partition.leader_epoch, topic.config.clone()))
+        let is_held = topic.is_held(id.partition, self.broker);
+        Arc::new(Shared::new(id, is_held, requests, partition.leader_epoch, topic.config.clone()))
+    }
+
+    fn led<'a>(&self, topic: &'a Topic) -> impl Iterator<Item = &'a Partition> {
+        let broker = self.broker;
+        topic.partitions.iter().filter(move |partition| partition.leader == broker)
     }
 
     fn configure(&self, shared: &Shared, topic: &Topic, partition: &Partition) {
@@ -103,6 +117,30 @@ impl Assigner {
 
     fn way_in(&self, id: TopicPartition) -> &WayIn {
         &self.ways_in[shard_of(id, self.ways_in.len())]
+    }
+
+    /// Once the topic's logs are on disk, has it remembered that they are: one that is missing from then on is lost, and
+    /// not begun anew.
+    async fn hold(self: Arc<Self>, topic: Arc<Topic>) {
+        for partition in self.led(&topic) {
+            let id = TopicPartition { topic: topic.id, partition: partition.index };
+            if !self.partitions.is_on_disk(id).await {
+                return;
+            }
+        }
+        let partitions = topic.partitions.len() as u32;
+        let request = Request::HoldTopic { id: topic.id, broker: self.broker, partitions };
+        loop {
+            let error = match self.metadata.propose(request.clone()).await {
+                Ok(_) => return,
+                Err(error) => error,
+            };
+            tracing::warn!(topic = %topic.name, %error, "that the topic's logs are held here is not kept");
+            if error != ProposeError::DiskFull {
+                return;
+            }
+            tokio::time::sleep(HOLD_RETRY_INTERVAL).await;
+        }
     }
 
     /// Removes all that this broker holds of a deleted topic, and confirms it.

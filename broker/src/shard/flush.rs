@@ -19,8 +19,8 @@ use crate::threads;
 /// Something slow that a shard wants done.
 #[derive(Debug)]
 pub(crate) enum Task {
-    /// Open a log, and recover it if needed.
-    Open { disk: Arc<dyn Disk>, dir: PathBuf, partition: TopicPartition, options: LogOptions },
+    /// Open a log, and recover it if needed; create it unless it is known to be there.
+    Open { disk: Arc<dyn Disk>, dir: PathBuf, partition: TopicPartition, is_held: bool, options: LogOptions },
     /// A log's own file job.
     Job(Job),
     /// Sync a log and mark it clean.
@@ -42,9 +42,10 @@ impl Task {
     /// Does it, however long that takes.
     pub(crate) fn run(self) -> TaskDone {
         match self {
-            Task::Open { disk, dir, partition, options } => {
-                TaskDone::Opened(Box::new(Log::open(disk, &dir, partition, options)))
-            }
+            Task::Open { disk, dir, partition, is_held, options } => TaskDone::Opened(Box::new(match is_held {
+                true => Log::open_existing(disk, &dir, partition, options),
+                false => Log::open(disk, &dir, partition, options),
+            })),
             Task::Job(job) => TaskDone::Job(job.run()),
             Task::Close(log) => TaskDone::Closed(log.close()),
         }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
+use quire_engine::controller::Image;
 use quire_protocol::topic_config::TopicConfig;
 use quire_protocol::{BrokerId, ErrorCode, LeaderEpoch, Offset, TopicId, TopicPartition};
 use quire_storage::LogReader;
@@ -76,6 +77,8 @@ pub struct PartitionHandle(Arc<Shared>);
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(super) id: TopicPartition,
+    /// Its log is known to be on disk, since before this start.
+    pub(super) is_held: bool,
     queue: mpsc::Sender<Event>,
     leader_epoch: AtomicU32,
     config: ArcSwap<TopicConfig>,
@@ -140,12 +143,14 @@ impl PartitionHandle {
 impl Shared {
     pub(super) fn new(
         id: TopicPartition,
+        is_held: bool,
         queue: mpsc::Sender<Event>,
         leader_epoch: LeaderEpoch,
         config: Arc<TopicConfig>,
     ) -> Shared {
         Shared {
             id,
+            is_held,
             queue,
             leader_epoch: AtomicU32::new(leader_epoch.0),
             config: ArcSwap::new(config),
@@ -257,6 +262,35 @@ impl Partitions {
         for partition in image.topic(topic).iter().flat_map(|topic| &topic.partitions) {
             if partition.leader == self.broker {
                 self.settled(TopicPartition { topic, partition: partition.index }).await;
+            }
+        }
+    }
+
+    /// Waits until every partition of the topic that this broker leads was opened and is known to be held, or could not
+    /// be opened.
+    pub async fn opened_and_held(&self, topic: TopicId) {
+        self.opened(topic).await;
+        let is_open = |id| self.held.load().get(&id).is_some_and(|shared| shared.reader.get().is_some());
+        let is_settled = |image: &Arc<Image>| {
+            let Some(topic) = image.topic(topic) else { return true };
+            let mut led = topic.partitions.iter().filter(|partition| partition.leader == self.broker);
+            topic.is_all_held(self.broker)
+                || !led.all(|partition| is_open(TopicPartition { topic: topic.id, partition: partition.index }))
+        };
+        // An error is the end of the metadata.
+        let _ = self.metadata.changes().wait_for(is_settled).await;
+    }
+
+    /// Waits until a partition's log is open, and so on disk; whether that came.
+    pub(super) async fn is_on_disk(&self, id: TopicPartition) -> bool {
+        let Some(shared) = self.held.load().get(&id).cloned() else { return false };
+        let mut changes = shared.watermarks.subscribe();
+        loop {
+            if shared.reader.get().is_some() {
+                return true;
+            }
+            if *shared.state() == PartitionState::Closed || changes.changed().await.is_err() {
+                return false;
             }
         }
     }

@@ -226,6 +226,7 @@ impl Shard {
             disk: self.store.disk.clone(),
             dir: self.store.partition_dir(id),
             partition: id,
+            is_held: shared.is_held,
             options: partition::log_options(&shared.config()),
         };
         let earlier = self.slots.insert(id, Slot::Opening { shared, end: None });

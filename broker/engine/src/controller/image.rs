@@ -52,6 +52,8 @@ pub struct Topic {
     pub config: Arc<TopicConfig>,
     /// When it was created.
     pub created_at: Timestamp,
+    /// Of how many of its first partitions each broker is known to have the logs that it replicates on disk.
+    pub held: BTreeMap<BrokerId, u32>,
 }
 
 /// One partition of a topic.
@@ -133,6 +135,16 @@ impl Topic {
     pub fn partition(&self, index: PartitionIndex) -> Option<&Partition> {
         self.partitions.get(usize::try_from(index.0).ok()?)
     }
+
+    /// Whether a broker that replicates this partition is known to have its log on disk.
+    pub fn is_held(&self, index: PartitionIndex, broker: BrokerId) -> bool {
+        self.held.get(&broker).is_some_and(|held| index.0 < *held)
+    }
+
+    /// Whether a broker is known to have the logs of every partition that it replicates on disk.
+    pub fn is_all_held(&self, broker: BrokerId) -> bool {
+        self.partitions.last().is_some_and(|last| self.is_held(last.index, broker))
+    }
 }
 
 impl Image {
@@ -213,6 +225,7 @@ impl Image {
                     overrides: config.clone(),
                     config: Arc::new(TopicConfig::with_overrides(config)?),
                     created_at: *created_at,
+                    held: BTreeMap::new(),
                 };
                 topic.add_partitions(partitions)?;
                 self.create_topic(topic)
@@ -228,6 +241,10 @@ impl Image {
             Record::TopicDeleted { id, deleted_at } => self.delete_topic(*id, *deleted_at),
             Record::TopicDeletionConfirmed { id, broker } => {
                 self.confirm_deletion(*id, *broker);
+                Ok(())
+            }
+            Record::TopicHeld { id, broker, partitions } => {
+                self.hold(*id, *broker, *partitions);
                 Ok(())
             }
         }
@@ -293,6 +310,13 @@ impl Image {
         let name = topic.name.clone();
         self.deleted.insert(id, DeletedTopic { id, name, deleted_at, partitions, unconfirmed });
         Ok(())
+    }
+
+    /// The topic may have been deleted since the broker said so.
+    fn hold(&mut self, id: TopicId, broker: BrokerId, partitions: u32) {
+        let Some(topic) = self.topics.get_mut(&id) else { return };
+        let held = Arc::make_mut(topic).held.entry(broker).or_default();
+        *held = partitions.max(*held);
     }
 
     fn confirm_deletion(&mut self, id: TopicId, broker: BrokerId) {

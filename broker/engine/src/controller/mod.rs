@@ -42,6 +42,15 @@ pub enum Request {
         /// The broker.
         broker: BrokerId,
     },
+    /// A broker has the logs of a topic's first partitions on disk.
+    HoldTopic {
+        /// The topic.
+        id: TopicId,
+        /// The broker.
+        broker: BrokerId,
+        /// Of the partitions below this number, those that the broker replicates.
+        partitions: u32,
+    },
 }
 
 /// A broker's registration, at each of its starts.
@@ -104,6 +113,8 @@ pub enum Response {
     },
     /// The confirmation is kept.
     DeletionConfirmed,
+    /// It is known who holds the topic, unless it is gone.
+    TopicHeld,
 }
 
 /// Why a request is refused; nothing changed. The sentences are for users.
@@ -272,6 +283,10 @@ impl Controller {
             Request::ConfirmTopicDeletion { id, broker } => {
                 let records = topics::confirm_deletion(image, id, broker).into_iter().collect();
                 Ok(Decision { records, response: Response::DeletionConfirmed })
+            }
+            Request::HoldTopic { id, broker, partitions } => {
+                let records = topics::hold(image, id, broker, partitions).into_iter().collect();
+                Ok(Decision { records, response: Response::TopicHeld })
             }
         }
     }

@@ -62,6 +62,15 @@ pub enum Record {
         /// The broker.
         broker: BrokerId,
     },
+    /// A broker has the logs of a topic's first partitions on disk: none of them may be missing from here on.
+    TopicHeld {
+        /// The topic.
+        id: TopicId,
+        /// The broker.
+        broker: BrokerId,
+        /// Of the partitions below this number, those that the broker replicates.
+        partitions: u32,
+    },
 }
 
 /// Who holds and leads a new partition.
@@ -151,6 +160,11 @@ impl Record {
                     broker_id: broker.0,
                 })
             }
+            Record::TopicHeld { id, broker, partitions } => Body::TopicHeld(stored::TopicHeld {
+                topic_id: id.0.to_vec(),
+                broker_id: broker.0,
+                partitions,
+            }),
         }
     }
 
@@ -186,6 +200,11 @@ impl Record {
             Body::TopicDeletionConfirmed(record) => Record::TopicDeletionConfirmed {
                 id: topic_id(&record.topic_id)?,
                 broker: BrokerId(record.broker_id),
+            },
+            Body::TopicHeld(record) => Record::TopicHeld {
+                id: topic_id(&record.topic_id)?,
+                broker: BrokerId(record.broker_id),
+                partitions: record.partitions,
             },
         })
     }

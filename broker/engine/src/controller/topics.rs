@@ -72,6 +72,13 @@ pub(super) fn confirm_deletion(image: &Image, id: TopicId, broker: BrokerId) -> 
     is_open.then_some(Record::TopicDeletionConfirmed { id, broker })
 }
 
+/// Decides that a broker holds a topic's first partitions; nothing is to be kept of it if that is known, or the topic
+/// is gone.
+pub(super) fn hold(image: &Image, id: TopicId, broker: BrokerId, partitions: u32) -> Option<Record> {
+    let known = image.topic(id)?.held.get(&broker).copied().unwrap_or_default();
+    (known < partitions).then_some(Record::TopicHeld { id, broker, partitions })
+}
+
 fn find<'a>(image: &'a Image, name: &str) -> Result<&'a Arc<Topic>, Refusal> {
     image.topic_named(name).ok_or_else(|| Refusal::UnknownTopic {
         name: name.chars().take(limits::TOPIC_NAME_BYTES_MAX).collect(),

@@ -65,7 +65,7 @@ fn a_partition_deleted_while_it_is_opened_is_let_go_of() {
     let disk = SimDisk::new(1);
     let mut shard = Shard::new(now, BrokerId(0), store(&disk), RETENTION_INTERVAL);
     let (queue, _events) = mpsc::channel(1);
-    let shared = Arc::new(Shared::new(PARTITION, queue, LeaderEpoch(1), Arc::default()));
+    let shared = Arc::new(Shared::new(PARTITION, false, queue, LeaderEpoch(1), Arc::default()));
     let mut tasks = Vec::new();
     shard.apply(now, Event::Open(shared), &mut tasks);
     let (event, mut removed) = removal();
@@ -175,7 +175,7 @@ fn settings_that_change_while_the_log_is_opened_count() {
     let now = Now { time: Time::ZERO, timestamp: Timestamp(0) };
     let mut shard = Shard::new(now, BrokerId(0), store(&SimDisk::new(1)), RETENTION_INTERVAL);
     let (queue, _events) = mpsc::channel(1);
-    let shared = Arc::new(Shared::new(PARTITION, queue, LeaderEpoch(1), Arc::default()));
+    let shared = Arc::new(Shared::new(PARTITION, false, queue, LeaderEpoch(1), Arc::default()));
     let mut tasks = Vec::new();
     shard.apply(now, Event::Open(shared.clone()), &mut tasks);
     let config = Arc::new(TopicConfig { message_bytes_max: 2048, ..TopicConfig::default() });

@@ -99,7 +99,7 @@ impl Rig {
         }
         let now = Now { time: Time::ZERO, timestamp: Timestamp(1_000_000) };
         let (queue, _queue) = mpsc::channel(1);
-        let shared = Arc::new(Shared::new(PARTITION, queue, leader_epoch, Arc::new(config)));
+        let shared = Arc::new(Shared::new(PARTITION, false, queue, leader_epoch, Arc::new(config)));
         let mut rig = Rig {
             shard: Shard::new(now, BrokerId(0), store, RETENTION_INTERVAL),
             disk,

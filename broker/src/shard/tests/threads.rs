@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use quire_engine::controller::{AlterTopic, CreateTopic, RegisterBroker, Request, Response};
 use quire_storage::disk::Disk;
+use quire_storage::remove_log;
 
 use super::*;
 use crate::controller::{LocalMetadata, LocalMetadataOptions, Metadata};
@@ -19,6 +20,7 @@ impl Broker {
         let options = LocalMetadataOptions {
             disk: Arc::new(disk.clone()),
             dir: PathBuf::from("/data/metadata"),
+            topics_dir: PathBuf::from("/data/topics"),
             clock: clock.clone(),
             seed: 3,
             registration: RegisterBroker {
@@ -54,7 +56,7 @@ impl Broker {
         let request = CreateTopic { name: name.into(), partitions, ..CreateTopic::default() };
         let response = self.metadata.propose(Request::CreateTopic(request)).await;
         let Ok(Response::Topic(topic)) = response else { panic!("the topic is made: {response:?}") };
-        self.shards.partitions().opened(topic.id).await;
+        self.shards.partitions().opened_and_held(topic.id).await;
         topic.id
     }
 
@@ -160,6 +162,28 @@ async fn a_deleted_topic_is_removed_from_the_disk_and_its_name_is_free() {
     let again = broker.create("flights", 1).await;
     assert_ne!(again, topic);
     assert_eq!(produce(&broker.find(again, 0).expect("it is open"), 1).await, [0]);
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn a_log_that_is_gone_is_told_and_not_begun_anew() {
+    let disk = SimDisk::new(5);
+    let broker = Broker::start(&disk).await;
+    let topic = broker.create("flights", 2).await;
+    produce(&broker.find(topic, 0).expect("it is open"), 3).await;
+    broker.stop().await;
+    for partition in ["0", "1"] {
+        let dir = PathBuf::from("/data/topics").join(topic.to_string()).join(partition);
+        remove_log(&disk, &dir).expect("it can be removed");
+    }
+
+    let broker = Broker::start(&disk).await;
+    for partition in [0, 1] {
+        let lost = broker.find(topic, partition).map(|_| ());
+        assert_eq!(lost, Err(ErrorCode::StorageFailed), "partition {partition}, written or not");
+    }
+    let other = broker.create("orders", 1).await;
+    assert_eq!(produce(&broker.find(other, 0).expect("it is open"), 1).await, [0]);
     broker.stop().await;
 }
 
