@@ -180,6 +180,7 @@ impl Metadata for LocalMetadata {
 }
 
 fn run(mut journal: Journal, mut inbox: mpsc::Receiver<Command>) {
+    journal.checkpoint();
     while let Some(first) = inbox.blocking_recv() {
         let (mut requests, mut answers, mut close) = (Vec::new(), Vec::new(), None);
         let mut next = Some(first);
@@ -200,6 +201,7 @@ fn run(mut journal: Journal, mut inbox: mpsc::Receiver<Command>) {
             // Who asked may have gone; the change is made all the same.
             let _ = answer.send(result);
         }
+        journal.checkpoint();
         if let Some(done) = close {
             let _ = done.send(journal.log.close());
             return;
@@ -222,7 +224,7 @@ struct Journal {
 impl Journal {
     fn open(options: LocalMetadataOptions) -> Result<Journal, MetadataOpenError> {
         let dir = options.dir;
-        let (mut log, report) = Log::open(options.disk.clone(), &dir, METADATA, LogOptions::default())?;
+        let (mut log, report) = Log::open(options.disk.clone(), &dir, METADATA, log_options())?;
         if let Some(damage) = report.corruption {
             return Err(MetadataOpenError::Damaged { dir, what: describe_damage(&damage) });
         }
@@ -283,7 +285,7 @@ impl Journal {
             return Ok(());
         }
         self.append(batches)?;
-        self.run_jobs();
+        self.sync();
         if self.log.durable_end() < self.log.end_offset() {
             let what =
                 self.log.poisoned().map_or_else(|| "it was not synced".to_owned(), ToString::to_string);
@@ -311,7 +313,7 @@ impl Journal {
             match error.kind {
                 kind if kind.is_retriable() && attempts_left > 0 => {
                     batches = error.batches;
-                    self.run_jobs();
+                    self.log.run_jobs(Want { sync: true });
                 }
                 AppendErrorKind::NoSpaceYet | AppendErrorKind::DiskFull => {
                     return Err(ProposeError::DiskFull);
@@ -322,17 +324,30 @@ impl Journal {
         }
     }
 
-    /// Runs the log's jobs right here until none is due: metadata changes are rare.
-    fn run_jobs(&mut self) {
-        while let Some(job) = self.log.next_job(Want { sync: true }) {
+    /// Runs the log's jobs right here until all that was appended is synced: metadata changes are rare.
+    fn sync(&mut self) {
+        while self.log.durable_end() < self.log.end_offset()
+            && let Some(job) = self.log.next_job(Want { sync: true })
+        {
             self.log.complete(job.run());
         }
+    }
+
+    /// Writes down that all that was committed is on disk, which a start trusts: what is damaged below is damage, and
+    /// never taken for the torn end of an append. Nobody waits for it.
+    fn checkpoint(&mut self) {
+        self.log.run_jobs(Want { sync: true });
     }
 
     fn fail(&mut self, what: String) -> ProposeError {
         tracing::error!(%what, "the metadata log failed: nothing can be changed until the broker is started again");
         self.failure.insert(ProposeError::Failed { what }).clone()
     }
+}
+
+/// A checkpoint is due after each commit.
+fn log_options() -> LogOptions {
+    LogOptions { checkpoint_interval_bytes: 1, ..LogOptions::default() }
 }
 
 /// A metadata log that begins must not have topics beside it: they belong to one that is lost.

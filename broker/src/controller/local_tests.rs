@@ -143,6 +143,29 @@ fn a_damaged_log_is_refused_and_left_as_it_is() {
 }
 
 #[test]
+fn damage_to_the_last_change_is_not_taken_for_a_torn_append() {
+    let disk = disk();
+    let mut journal = journal(&disk);
+    disk.take_trace();
+    assert!(journal.commit(vec![create("flights")])[0].is_ok());
+    let trace = disk.take_trace();
+    journal.checkpoint();
+    let is_segment = |path: &Path| path.extension().is_some_and(|extension| extension == "log");
+    let last = trace.iter().rev().find_map(|event| match &event.operation {
+        Operation::Write(path, range) if is_segment(path) && range.end > range.start => {
+            Some((path.clone(), range.end - 1))
+        }
+        _ => None,
+    });
+    let (segment, position) = last.expect("the change was written");
+    disk.kill();
+    disk.heal();
+    disk.flip_bit(&segment, position, 1);
+    let error = Journal::open(options(&disk.fork(5))).map(|_| ()).expect_err("a topic would be forgotten");
+    assert!(matches!(error, MetadataOpenError::Damaged { .. }), "{error:?}");
+}
+
+#[test]
 fn lost_metadata_beside_topics_is_refused_and_not_begun_anew() {
     let disk = disk();
     drop(journal(&disk));
