@@ -33,8 +33,8 @@ pub(crate) struct Memory {
     pub(crate) produce: Arc<Semaphore>,
     /// Reads from the disk that no client has taken yet.
     pub(crate) cold_read: Arc<Semaphore>,
-    /// Control requests being read or answered.
-    pub(crate) rpc: Arc<Semaphore>,
+    /// Control requests being read, and answers being written.
+    pub(crate) rpc: Semaphore,
 }
 
 impl Memory {
@@ -42,7 +42,7 @@ impl Memory {
         Memory {
             produce: Arc::new(Semaphore::new(config.memory.produce_bytes)),
             cold_read: Arc::new(Semaphore::new(config.memory.cold_read_bytes)),
-            rpc: Arc::new(Semaphore::new(limits::RPC_MEMORY_BYTES)),
+            rpc: Semaphore::new(limits::RPC_MEMORY_BYTES),
         }
     }
 }

@@ -285,3 +285,25 @@ async fn a_shutdown_answers_what_was_taken_and_tells_every_stream() -> Result<()
     assert_eq!((report.connections, report.partitions, report.clean), (1, 1, true));
     Ok(())
 }
+
+#[tokio::test]
+async fn a_client_that_stalls_its_requests_keeps_nobody_else_waiting() -> Result<()> {
+    let started = start().await?;
+    let stalling = RawClient::connect(&started.broker).await?;
+    let mut stalled = Vec::new();
+    for _ in 0..2 * limits::RPC_MEMORY_BYTES / limits::RPC_BYTES_MAX {
+        let (mut send, recv) = stalling.connection.open_bi().await?;
+        let mut announced = StreamKind::Rpc.prefix().to_vec();
+        announced.extend_from_slice(&(limits::RPC_BYTES_MAX as u32).to_le_bytes());
+        announced.push(0);
+        send.write_all(&announced).await?;
+        stalled.push((send, recv));
+    }
+    // What was sent is there before what follows is: all of it is read, or waits to be.
+    let asked = request::Body::ListTopics(Default::default());
+    let _ = tokio::time::timeout(std::time::Duration::from_millis(100), stalling.rpc(asked.clone())).await;
+    let client = RawClient::connect(&started.broker).await?;
+    let answer = client.rpc(asked).await?;
+    ensure!(matches!(answer, response::Body::ListTopics(_)), "answered {answer:?}");
+    Ok(())
+}

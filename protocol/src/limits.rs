@@ -19,6 +19,9 @@ pub const RECORD_HEADERS_MAX: usize = 1024;
 
 /// Largest control message (bytes).
 pub const RPC_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Control messages being read or answered for one connection (bytes): a small part of what there is for all, so that a
+/// client that stalls keeps nobody else waiting.
+pub const RPC_CONNECTION_BYTES: usize = 2 * RPC_BYTES_MAX;
 /// Most fields of one control request, and so most names or partitions it asks for.
 pub const RPC_REQUEST_ITEMS_MAX: usize = 16 * 1024;
 /// Largest control message before the hello exchange (bytes).
@@ -150,7 +153,9 @@ const _: () = {
     assert!(BATCH_BYTES_TARGET <= PRODUCER_MEMORY_BYTES_DEFAULT);
     assert!(STREAMS_BEFORE_HELLO <= STREAMS_MAX);
     assert!(2 * STREAMS_FOR_REQUESTS < STREAMS_MAX);
-    assert!(RPC_BYTES_MAX <= RPC_MEMORY_BYTES);
+    assert!(RPC_BYTES_MAX <= RPC_CONNECTION_BYTES && RPC_CONNECTION_BYTES <= RPC_MEMORY_BYTES);
+    // Hello is bounded by its connection alone.
+    assert!(HELLO_BYTES_MAX * STREAMS_BEFORE_HELLO as usize <= RPC_CONNECTION_BYTES);
     assert!(UDP_PAYLOAD_BYTES_MAX as u32 * 10 < 64 * 1024);
     assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
     assert!(KEEP_ALIVE_INTERVAL.as_millis() * 3 < IDLE_TIME_MAX.as_millis());

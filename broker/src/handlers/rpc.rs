@@ -1,4 +1,7 @@
 //! One control request and its response: length, message, and the deadline for both.
+//!
+//! Both are accounted for while they are held: first with their connection, so that a client that stalls keeps only
+//! itself waiting, then with the broker. A request's memory is returned before its answer's is taken.
 
 use std::sync::Arc;
 
@@ -7,7 +10,7 @@ use quinn::{RecvStream, SendStream};
 use quire_protocol::rpc::control::{Request, Response, request, response};
 use quire_protocol::rpc::decode_request;
 use quire_protocol::{ErrorCode, limits};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{AcquireError, SemaphorePermit};
 use tokio::time::timeout;
 
 use super::{metadata, offsets, topics};
@@ -18,11 +21,10 @@ use crate::net::message;
 /// Serves one request.
 pub(crate) async fn serve(session: &Arc<Session>, send: &mut SendStream, recv: &mut RecvStream) {
     let received = timeout(limits::MESSAGE_TIME_MAX, receive(session, recv)).await;
-    // The memory is held until the answer is written.
-    let (outcome, _memory) = match received.unwrap_or_else(|_| Err(message::too_slow("the request"))) {
+    let outcome = match received.unwrap_or_else(|_| Err(message::too_slow("the request"))) {
         Ok(None) => return,
-        Ok(Some((request, memory))) => (answer(session, request).await, Some(memory)),
-        Err(error) => (Err(error), None),
+        Ok(Some((request, _memory))) => answer(session, request).await,
+        Err(error) => Err(error),
     };
     let metrics = &session.context.metrics;
     metrics.requests.increment(1);
@@ -30,17 +32,22 @@ pub(crate) async fn serve(session: &Arc<Session>, send: &mut SendStream, recv: &
         metrics.requests_failed.increment(1);
     }
     let body = outcome.unwrap_or_else(|error| response::Body::Error(error.into()));
-    if timeout(limits::MESSAGE_TIME_MAX, send.write_all(&encode(body))).await.is_err() {
+    let written = timeout(limits::MESSAGE_TIME_MAX, async {
+        let response = bounded(body);
+        let _memory = Memory::of_answer(session, response.encoded_len()).await;
+        send.write_all(&encode(&response)).await
+    });
+    if written.await.is_err() {
         // A part of an answer must not pass for one.
         let _ = send.reset(close_code(ErrorCode::TimedOut));
     }
 }
 
 /// Reads a request; `None` if the client is gone.
-async fn receive(
-    session: &Session,
+async fn receive<'a>(
+    session: &'a Session,
     recv: &mut RecvStream,
-) -> Result<Option<(Request, OwnedSemaphorePermit)>, RequestError> {
+) -> Result<Option<(Request, Memory<'a>)>, RequestError> {
     let mut length = [0; 4];
     if recv.read_exact(&mut length).await.is_err() {
         return Ok(None);
@@ -51,8 +58,7 @@ async fn receive(
         let message = format!("a request of {length} bytes exceeds the limit of {limit}");
         return Err(RequestError::new(ErrorCode::InvalidRequest, message));
     }
-    let memory = Arc::clone(&session.context.memory.rpc).acquire_many_owned(length as u32).await;
-    let memory = memory.map_err(|_| RequestError::shutting_down())?;
+    let memory = Memory::of_request(session, length).await?;
     let mut bytes = vec![0; length];
     if recv.read_exact(&mut bytes).await.is_err() {
         return Ok(None);
@@ -89,14 +95,57 @@ fn invalid(message: &str) -> RequestError {
     RequestError::new(ErrorCode::InvalidRequest, message)
 }
 
-/// Length and message; an error in place of an answer that no client would take.
-fn encode(body: response::Body) -> Vec<u8> {
-    let mut response = Response { body: Some(body) };
-    if response.encoded_len() > limits::RPC_BYTES_MAX {
-        let message = format!("the answer has {} bytes; ask for less at once", response.encoded_len());
-        let error = RequestError::new(ErrorCode::LimitExceeded, message);
-        response = Response { body: Some(response::Body::Error(error.into())) };
+/// Room for one message, until it is dropped.
+struct Memory<'a> {
+    _of_connection: SemaphorePermit<'a>,
+    /// `None` before the hello exchange: so little, and so few, that the connection's own bound is enough. Nobody is
+    /// kept from saying hello by what others ask for.
+    _of_broker: Option<SemaphorePermit<'a>>,
+}
+
+impl<'a> Memory<'a> {
+    async fn of_request(session: &'a Session, bytes: usize) -> Result<Memory<'a>, RequestError> {
+        let taken = match session.is_greeted() {
+            true => Memory::take(session, bytes).await,
+            false => session
+                .rpc_memory
+                .acquire_many(bytes as u32)
+                .await
+                .map(|permit| Memory { _of_connection: permit, _of_broker: None }),
+        };
+        taken.map_err(|_| RequestError::shutting_down())
     }
+
+    /// `None` only if the broker is gone.
+    async fn of_answer(session: &'a Session, bytes: usize) -> Option<Memory<'a>> {
+        // An answer that fits what is sent before hello is nothing to wait for.
+        if bytes <= limits::HELLO_BYTES_MAX {
+            return None;
+        }
+        Memory::take(session, bytes).await.ok()
+    }
+
+    /// The connection's share comes first: who waits for it holds nothing of what others need.
+    async fn take(session: &'a Session, bytes: usize) -> Result<Memory<'a>, AcquireError> {
+        let of_connection = session.rpc_memory.acquire_many(bytes as u32).await?;
+        let of_broker = session.context.memory.rpc.acquire_many(bytes as u32).await?;
+        Ok(Memory { _of_connection: of_connection, _of_broker: Some(of_broker) })
+    }
+}
+
+/// An error in place of an answer that no client would take.
+fn bounded(body: response::Body) -> Response {
+    let response = Response { body: Some(body) };
+    if response.encoded_len() <= limits::RPC_BYTES_MAX {
+        return response;
+    }
+    let message = format!("the answer has {} bytes; ask for less at once", response.encoded_len());
+    let error = RequestError::new(ErrorCode::LimitExceeded, message);
+    Response { body: Some(response::Body::Error(error.into())) }
+}
+
+/// Length and message.
+fn encode(response: &Response) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(4 + response.encoded_len());
     bytes.extend_from_slice(&(response.encoded_len() as u32).to_le_bytes());
     response.encode(&mut bytes).expect("a vector grows as needed");

@@ -29,6 +29,8 @@ pub(crate) struct Session {
     pub(crate) principal: String,
     /// One permit for each read from the disk that its consumers have in hand.
     pub(crate) cold_reads: Semaphore,
+    /// Its share of the memory for control messages (bytes).
+    pub(crate) rpc_memory: Semaphore,
     connection: Connection,
     greeted: AtomicBool,
 }
@@ -95,6 +97,7 @@ async fn serve(incoming: Incoming, context: Arc<Context>, slots: Slots) {
         context,
         principal,
         cold_reads: Semaphore::new(limits::COLD_READS_PER_CONNECTION),
+        rpc_memory: Semaphore::new(limits::RPC_CONNECTION_BYTES),
         connection: connection.clone(),
         greeted: AtomicBool::new(false),
     });
