@@ -307,3 +307,34 @@ async fn a_client_that_stalls_its_requests_keeps_nobody_else_waiting() -> Result
     ensure!(matches!(answer, response::Body::ListTopics(_)), "answered {answer:?}");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_client_that_stalls_its_batches_keeps_nobody_else_from_producing() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut config = quire_broker::Config::new(dir.path());
+    config.network.listen = "127.0.0.1:0".parse()?;
+    config.admin_listen = None;
+    config.memory.produce_bytes = 2 * limits::BATCH_BYTES_MAX;
+    let broker = quire_broker::Broker::from_config(config).await?;
+    let stalling = RawClient::connect(&broker).await?;
+    let largest = limits::BATCH_BYTES_MAX.to_string();
+    let partition = stalling.create_topic("flights", &[("max.message.bytes", &largest)]).await?;
+    let mut stalled = Vec::new();
+    for _ in 0..2 {
+        let (mut producer, _) = stalling.produce(partition).await?;
+        let mut prefix = [0; 12];
+        prefix[8..].copy_from_slice(&(limits::BATCH_BYTES_MAX as i32 - 12).to_be_bytes());
+        producer.send.write_all(&prefix).await?;
+        stalled.push(producer);
+    }
+    // One of them has the connection's share, the other does not get it.
+    let (first, second) = stalled.split_at_mut(1);
+    let refused = tokio::select! { one = first[0].failure() => one?, other = second[0].failure() => other? };
+    assert_eq!(refused.code, ErrorCode::MemoryFull);
+
+    let client = RawClient::connect(&broker).await?;
+    let (mut producer, _) = client.produce(partition).await?;
+    producer.send.write_all(&batch(&["x"])?).await?;
+    assert_eq!(producer.ack().await?, Offset::ZERO);
+    Ok(())
+}

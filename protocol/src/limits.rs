@@ -40,6 +40,9 @@ pub const BROKER_PARTITIONS_MAX: u32 = 20_000;
 pub const PRODUCE_WINDOW_BATCHES: u32 = 64;
 /// Bytes of batches received and not yet acknowledged, broker-wide, by default.
 pub const PRODUCE_MEMORY_BYTES_DEFAULT: usize = 256 * 1024 * 1024;
+/// One connection may receive batches into at most one part in so many of the broker's produce memory at once: a client
+/// that stalls in the middle of batches keeps nobody else from producing. A producer of default size fits.
+pub const PRODUCE_MEMORY_SHARES: usize = 4;
 /// Largest credit one consume stream may hold (bytes).
 pub const CONSUME_CREDIT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Most bytes read from a log at once for one consumer (one frame may exceed it).
@@ -150,6 +153,7 @@ const _: () = {
     assert!(TOPIC_PARTITIONS_MAX <= BROKER_PARTITIONS_MAX);
     assert!(BATCH_BYTES_MAX <= PRODUCE_MEMORY_BYTES_DEFAULT);
     assert!(BATCH_BYTES_MAX <= COLD_READ_MEMORY_BYTES_DEFAULT);
+    assert!(PRODUCER_MEMORY_BYTES_DEFAULT <= PRODUCE_MEMORY_BYTES_DEFAULT / PRODUCE_MEMORY_SHARES);
     assert!(BATCH_BYTES_TARGET <= PRODUCER_MEMORY_BYTES_DEFAULT);
     assert!(STREAMS_BEFORE_HELLO <= STREAMS_MAX);
     assert!(2 * STREAMS_FOR_REQUESTS < STREAMS_MAX);

@@ -17,7 +17,7 @@ use quire_protocol::batch::{BatchError, BatchHeader, HEADER_LEN, TimestampType};
 use quire_protocol::stream::{Acks, Answer, Opened, ProduceHeader};
 use quire_protocol::{ErrorCode, limits};
 use tokio::io::AsyncReadExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc};
 use tokio::time::timeout;
 
 use crate::context::Context;
@@ -59,7 +59,7 @@ pub(crate) async fn serve(
     let partition = context.partitions.find(header.partition)?;
     check_leadership(&partition, &header)?;
     let served = match open(&partition, send).await {
-        Ok(()) => exchange(context, &partition, header.acks, send, recv).await,
+        Ok(()) => exchange(session, &partition, header.acks, send, recv).await,
         Err(end) => Err(end),
     };
     match served {
@@ -101,7 +101,7 @@ async fn open(partition: &PartitionHandle, send: &mut SendStream) -> Result<(), 
 }
 
 async fn exchange(
-    context: &Context,
+    session: &Session,
     partition: &PartitionHandle,
     acks: Acks,
     send: &mut SendStream,
@@ -110,7 +110,8 @@ async fn exchange(
     // One more than the window: a failure may come where no acknowledgement is asked for.
     let (reply, replies) = mpsc::channel(WINDOW + 1);
     let unanswered = Unanswered::default();
-    let batches = Batches { context, partition, acks, unanswered: &unanswered };
+    let context = &*session.context;
+    let batches = Batches { context, receiving: &session.receiving, partition, acks, unanswered: &unanswered };
     let received = batches.receive_all(recv, reply);
     let answered = answer_all(context, &unanswered, replies, send);
     tokio::pin!(received, answered);
@@ -158,6 +159,8 @@ impl Unanswered {
 /// The receiving half.
 struct Batches<'a> {
     context: &'a Context,
+    /// See [`Session::receiving`].
+    receiving: &'a Semaphore,
     partition: &'a PartitionHandle,
     acks: Acks,
     unanswered: &'a Unanswered,
@@ -210,7 +213,7 @@ impl Batches<'_> {
     ) -> Result<(BatchHeader, Vec<u8>, OwnedSemaphorePermit), End> {
         recv.read_exact(&mut prefix.bytes[prefix.filled..]).await.map_err(|_| End::Gone)?;
         let len = batch_len(&prefix.bytes, self.partition.config().message_bytes_max)?;
-        let permit = self.reserve(len).await?;
+        let (_receiving, permit) = self.reserve(len).await?;
         let mut batch = Vec::with_capacity(len);
         batch.extend_from_slice(&prefix.bytes);
         read_rest(recv, &mut batch, len).await?;
@@ -218,15 +221,19 @@ impl Batches<'_> {
         Ok((header, batch, permit))
     }
 
-    async fn reserve(&self, len: usize) -> Result<OwnedSemaphorePermit, RequestError> {
-        let memory = &self.context.memory.produce;
-        if let Ok(permit) = Arc::clone(memory).try_acquire_many_owned(len as u32) {
-            return Ok(permit);
-        }
-        let acquired =
-            timeout(limits::PRODUCE_MEMORY_WAIT_MAX, Arc::clone(memory).acquire_many_owned(len as u32));
+    /// Room for a batch: in the connection's share until it is there, in the broker's memory until it is answered. Who
+    /// waits for the first holds nothing of what others need.
+    async fn reserve(
+        &self,
+        len: usize,
+    ) -> Result<(SemaphorePermit<'_>, OwnedSemaphorePermit), RequestError> {
+        let acquired = timeout(limits::PRODUCE_MEMORY_WAIT_MAX, async {
+            let receiving = self.receiving.acquire_many(len as u32).await?;
+            let memory = Arc::clone(&self.context.memory.produce).acquire_many_owned(len as u32).await?;
+            Ok::<_, AcquireError>((receiving, memory))
+        });
         match acquired.await {
-            Ok(Ok(permit)) => Ok(permit),
+            Ok(Ok(permits)) => Ok(permits),
             _ => {
                 let message = format!("no room for a batch of {len} bytes in the broker's produce memory");
                 Err(RequestError::new(ErrorCode::MemoryFull, message))

@@ -29,6 +29,8 @@ pub(crate) struct Session {
     pub(crate) principal: String,
     /// One permit for each read from the disk that its consumers have in hand.
     pub(crate) cold_reads: Semaphore,
+    /// Its share of the produce memory, for batches of which a part is still to come (bytes).
+    pub(crate) receiving: Semaphore,
     /// Its share of the memory for control messages (bytes).
     pub(crate) rpc_memory: Semaphore,
     connection: Connection,
@@ -93,10 +95,13 @@ async fn serve(incoming: Incoming, context: Arc<Context>, slots: Slots) {
     };
     tracing::debug!(%address, principal, "client connected");
     let _alive = context.connections.enter();
+    let receiving = context.config.memory.produce_bytes / limits::PRODUCE_MEMORY_SHARES;
     let session = Arc::new(Session {
         context,
         principal,
         cold_reads: Semaphore::new(limits::COLD_READS_PER_CONNECTION),
+        // The largest batch must fit, or it could never be received.
+        receiving: Semaphore::new(receiving.max(limits::BATCH_BYTES_MAX)),
         rpc_memory: Semaphore::new(limits::RPC_CONNECTION_BYTES),
         connection: connection.clone(),
         greeted: AtomicBool::new(false),
