@@ -1,6 +1,7 @@
 //! From text and environment to [`raw::Config`](super::raw): every key is held against the known ones first, so that a
 //! mistyped one is answered with its line and the name that was probably meant.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 
@@ -49,6 +50,12 @@ pub enum ConfigError {
         /// What it takes.
         expected: &'static str,
     },
+    /// An environment variable's value is not text.
+    #[error("environment variable {variable}: its value is not UTF-8")]
+    NotText {
+        /// Its name.
+        variable: String,
+    },
     /// A value out of its option's range.
     #[error("{option} = \"{value}\": expected {expected}")]
     Value {
@@ -78,6 +85,24 @@ pub(super) fn raw(
     }
     let config = raw::Config::deserialize(table);
     config.map_err(|error| syntax(&error, "", "the environment"))
+}
+
+/// The variables that may be options. Others are somebody else's, and may be anything.
+pub(super) fn candidates(
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Vec<(String, String)>, ConfigError> {
+    let known = known();
+    let named = variables.into_iter().filter_map(|(name, value)| {
+        let name = name.into_string().ok()?;
+        let section = name.strip_prefix("QUIRE_")?.split('_').next()?.to_lowercase();
+        known.contains_key(&section).then_some((name, value))
+    });
+    named
+        .map(|(variable, value)| match value.into_string() {
+            Ok(value) => Ok((variable, value)),
+            Err(_) => Err(ConfigError::NotText { variable }),
+        })
+        .collect()
 }
 
 /// Every section and option with its default.
@@ -241,6 +266,23 @@ mod tests {
             error("", &[("QUIRE_BROKER_SHARDS", "x")]),
             "environment variable QUIRE_BROKER_SHARDS: expected a whole number"
         );
+    }
+
+    #[test]
+    fn only_our_own_variables_need_to_be_text() {
+        use std::os::unix::ffi::OsStringExt;
+        let no_text = || OsString::from_vec(vec![b'Q', 0xff]);
+        let variable = |name: &str, value: OsString| (OsString::from(name), value);
+        let others = [
+            (no_text(), no_text()),
+            variable("PATH", no_text()),
+            variable("QUIRE_PROFILE", no_text()),
+            variable("QUIRE_TLS_NAMES", "a".into()),
+        ];
+        let ours = [("QUIRE_TLS_NAMES".to_owned(), "a".to_owned())];
+        assert_eq!(candidates(others).expect("nothing of ours is amiss"), ours);
+        let error = candidates([variable("QUIRE_TLS_NAMES", no_text())]).expect_err("not a name");
+        assert_eq!(error.to_string(), "environment variable QUIRE_TLS_NAMES: its value is not UTF-8");
     }
 
     /// Holds `config/quire.toml` to the code: every option is there, explained, and with its default.

@@ -89,7 +89,7 @@ impl Config {
     pub fn load(file: &Path) -> Result<Config, ConfigError> {
         let text = std::fs::read_to_string(file)
             .map_err(|source| ConfigError::Read { file: file.to_owned(), source })?;
-        Config::parse(&text, &file.display().to_string(), std::env::vars())
+        Config::parse(&text, &file.display().to_string(), load::candidates(std::env::vars_os())?)
     }
 
     /// Reads the environment variables alone, over the defaults.
@@ -97,7 +97,7 @@ impl Config {
     /// # Errors
     /// If a variable of one of our sections is not an option or out of its range.
     pub fn from_env() -> Result<Config, ConfigError> {
-        Config::parse("", "the environment", std::env::vars())
+        Config::parse("", "the environment", load::candidates(std::env::vars_os())?)
     }
 
     /// Reads `text`, which errors say came from `origin`, and lets variables override it.
