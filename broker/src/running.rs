@@ -14,6 +14,7 @@ use quinn::Endpoint;
 use quire_engine::controller::RegisterBroker;
 use quire_protocol::ErrorCode;
 use quire_storage::disk::Disk;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::ClientCredentials;
@@ -80,6 +81,13 @@ struct Parts {
     endpoint: Endpoint,
     stop: StopSignal,
     logs: Logs,
+    admin: Option<Admin>,
+}
+
+/// The running admin server. It ends when this is dropped.
+struct Admin {
+    end: StopSignal,
+    served: JoinHandle<()>,
 }
 
 /// Everything that has files open.
@@ -111,15 +119,17 @@ impl Running {
         let (stop, stopping) = StopSignal::new();
         let context = Arc::new(context(config, &logs, stopping));
         let ready = Arc::new(AtomicBool::new(false));
-        if let Some((listener, _)) = admin {
-            tokio::spawn(listener.serve(Arc::clone(&context), Arc::clone(&ready)));
-        }
+        let admin = admin.map(|(listener, _)| {
+            let (end, ending) = StopSignal::new();
+            let served = tokio::spawn(listener.serve(Arc::clone(&context), Arc::clone(&ready), ending));
+            Admin { end, served }
+        });
         tokio::spawn(admin::upkeep(Arc::clone(&context)));
         threads::spawn_task("accept", connection::accept_all(endpoint.clone(), Arc::clone(&context)));
 
         // From here on dropping it closes the logs, also if the caller stops waiting.
         let mut running = Running {
-            parts: Some(Parts { context: Arc::clone(&context), endpoint, stop, logs }),
+            parts: Some(Parts { context: Arc::clone(&context), endpoint, stop, logs, admin }),
             address,
             admin_address,
             credentials: credentials(certificates),
@@ -162,7 +172,7 @@ impl Running {
     /// Stops in order: no new work, answers to what was taken, then the connections, then the logs.
     pub(crate) async fn shutdown(mut self) -> ShutdownReport {
         let began = Instant::now();
-        let Parts { context, endpoint, stop, logs } = self.parts.take().expect("a broker is shut down once");
+        let Parts { context, endpoint, stop, logs, admin } = self.parts.take().expect("a broker is shut down once");
         let connections = context.connections.count();
         tracing::info!(connections, "shutting down");
         stop.request();
@@ -173,6 +183,9 @@ impl Running {
         // Bounded: a client that is gone acknowledges nothing.
         let _ = timeout(CLOSE_TIME_MAX, endpoint.wait_idle()).await;
         let (partitions, clean) = logs.close().await;
+        if let Some(admin) = admin {
+            admin.close().await;
+        }
         let report = ShutdownReport { connections, partitions, clean, took: began.elapsed() };
         tracing::info!(partitions, clean, took = ?report.took, "broker stopped");
         report
@@ -194,6 +207,17 @@ impl Drop for Running {
         };
         if let Err(error) = threads::spawn("broker-close".to_owned(), close) {
             tracing::error!(%error, "a broker was dropped, and its logs cannot be closed");
+        }
+    }
+}
+
+impl Admin {
+    /// Answers what was asked, and gives the port back.
+    async fn close(self) {
+        let Admin { end, mut served } = self;
+        end.request();
+        if timeout(CLOSE_TIME_MAX, &mut served).await.is_err() {
+            served.abort();
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
@@ -102,14 +103,7 @@ async fn the_admin_server_tells_health_metrics_and_topics() -> Result<()> {
     let address = broker.admin_address().expect("it was asked for");
     let client = RawClient::connect(&broker).await?;
     client.create_topic("flights", &[]).await?;
-    let get = |path: &'static str| async move {
-        let mut stream = TcpStream::connect(address).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        anyhow::Ok(answer)
-    };
+    let get = |path| get(address, path);
     for path in ["/healthz", "/readyz"] {
         ensure!(get(path).await?.starts_with("HTTP/1.1 200"), "{path}");
     }
@@ -120,4 +114,43 @@ async fn the_admin_server_tells_health_metrics_and_topics() -> Result<()> {
     ensure!(topics.contains("\"name\":\"flights\"") && topics.contains("\"high_watermark\":0"), "{topics}");
     ensure!(get("/nothing").await?.starts_with("HTTP/1.1 404"), "an unknown path");
     Ok(())
+}
+
+#[tokio::test]
+async fn a_broker_that_stops_says_so_until_it_has() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut config = quire_broker::Config::new(dir.path());
+    config.network.listen = "127.0.0.1:0".parse()?;
+    config.admin_listen = Some("127.0.0.1:0".parse()?);
+    config.drain = PATIENCE;
+    let broker = Broker::from_config(config).await?;
+    let address = broker.admin_address().expect("it was asked for");
+    let client = RawClient::connect(&broker).await?;
+    // A stream that says nothing keeps the broker from having stopped.
+    let (mut send, recv) = client.connection.open_bi().await?;
+    send.write_all(&[0]).await?;
+    while !get(address, "/metrics").await?.contains("\nquire_streams 1\n") {
+        tokio::task::yield_now().await;
+    }
+    let shutdown = tokio::spawn(broker.shutdown());
+    loop {
+        let answer = get(address, "/readyz").await?;
+        if answer.starts_with("HTTP/1.1 503") && answer.ends_with("stopping\n") {
+            break;
+        }
+        ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    drop((send, recv, client));
+    ensure!(shutdown.await?.clean, "a clean shutdown");
+    ensure!(TcpStream::connect(address).await.is_err(), "the port is free again");
+    Ok(())
+}
+
+async fn get(address: SocketAddr, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
 }

@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use crate::context::Context;
 use crate::metadata::{self, LogState};
 use crate::shard::PartitionState;
+use crate::shutdown::Stopping;
 
 /// How often histograms are folded into their buckets.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -40,9 +41,9 @@ impl AdminListener {
         self.0.local_addr()
     }
 
-    /// Serves until the broker stops. `ready` is set once clients are served.
-    pub(crate) async fn serve(self, context: Arc<Context>, ready: Arc<AtomicBool>) {
-        let mut stopping = context.stopping.clone();
+    /// Serves until it is told to end, which is after the broker has stopped: health is looked at meanwhile, too.
+    /// `ready` is set once clients are served.
+    pub(crate) async fn serve(self, context: Arc<Context>, ready: Arc<AtomicBool>, mut end: Stopping) {
         let router = Router::new()
             .route("/metrics", get(metrics))
             .route("/healthz", get(healthz))
@@ -50,7 +51,7 @@ impl AdminListener {
             .route("/topics", get(topics))
             .with_state(Admin { context, ready });
         let served =
-            axum::serve(self.0, router).with_graceful_shutdown(async move { stopping.requested().await });
+            axum::serve(self.0, router).with_graceful_shutdown(async move { end.requested().await });
         if let Err(error) = served.await {
             tracing::error!(%error, "the admin server failed");
         }
