@@ -6,6 +6,7 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -27,7 +28,8 @@ use crate::net::admin::{self, AdminListener};
 use crate::net::certificates::{self, Certificates, CertificatesError};
 use crate::net::connection::{self, close_code};
 use crate::net::endpoint;
-use crate::net::tls::{self, TlsError};
+use crate::net::renewal;
+use crate::net::tls::{self, BrokerCertificate, TlsError};
 use crate::shard::{Clock, Shards, ShardsOptions, SystemClock};
 use crate::shutdown::{ShutdownReport, StopSignal, Stopping, Underway};
 use crate::threads;
@@ -106,7 +108,8 @@ impl Running {
                 "clients without a certificate are let in: whoever reaches the port may read and delete"
             );
         }
-        let tls = tls::server_config(&certificates, config.tls.anonymous)?;
+        let certificate = Arc::new(BrokerCertificate::new(&certificates.broker)?);
+        let tls = tls::server_config(&certificates, Arc::clone(&certificate), config.tls.anonymous)?;
         let listen = config.network.listen;
         let listening = |source| StartError::Listen { address: listen, source };
         let endpoint = endpoint::open(listen, tls).map_err(listening)?;
@@ -125,6 +128,8 @@ impl Running {
             Admin { end, served }
         });
         tokio::spawn(admin::upkeep(Arc::clone(&context)));
+        let (tls_dir, names) = (tls_dir(&context.config), certificate_names(&context.config));
+        tokio::spawn(renewal::keep(tls_dir, names, certificate, context.stopping.clone()));
         threads::spawn_task("accept", connection::accept_all(endpoint.clone(), Arc::clone(&context)));
 
         // From here on dropping it closes the logs, also if the caller stops waiting.
@@ -244,13 +249,17 @@ impl fmt::Debug for Running {
 
 /// Takes the data directory, and reads or makes the certificates in it.
 async fn prepare(config: &Config, disk: Arc<dyn Disk>) -> Result<(DataDirectory, Certificates), StartError> {
-    let (dir, names) = (config.data_dir.clone(), certificate_names(config));
+    let (dir, tls_dir, names) = (config.data_dir.clone(), tls_dir(config), certificate_names(config));
     blocking(move || {
         let directory = DataDirectory::open(&*disk, &dir)?;
-        let certificates = certificates::ensure(&dir.join("tls"), &names)?;
+        let certificates = certificates::ensure(&tls_dir, &names)?;
         Ok((directory, certificates))
     })
     .await
+}
+
+fn tls_dir(config: &Config) -> PathBuf {
+    config.data_dir.join("tls")
 }
 
 fn certificate_names(config: &Config) -> Vec<String> {

@@ -1,7 +1,7 @@
 //! The authority of a cluster and the certificates it signs, kept as PEM files in one folder.
 //!
-//! Made at the first start; the authority lasts ten years, what it signs one year, renewed at half of that at a start. A
-//! certificate that does not fit its key, its names or its authority is made again, so that a crash between two writes
+//! Made at the first start; the authority lasts ten years, what it signs one year, renewed at half of that, at a start or
+//! while the broker runs. A certificate that does not fit its key, its names or its authority is made again, so that a crash between two writes
 //! heals at the next start.
 
 use std::fs::{self, File, OpenOptions};

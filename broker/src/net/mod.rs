@@ -5,4 +5,5 @@ pub(crate) mod certificates;
 pub(crate) mod connection;
 pub(crate) mod endpoint;
 pub(crate) mod message;
+pub(crate) mod renewal;
 pub(crate) mod tls;

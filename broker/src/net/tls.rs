@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
 use quire_protocol::stream::ALPN_CLIENT;
 use rustls::RootCertStore;
@@ -14,7 +15,7 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::certificates::{self, Certificates};
+use super::certificates::{self, Certificates, Identity};
 
 /// Who a client without a certificate is, where such are let in.
 pub(crate) const ANONYMOUS: &str = "anonymous";
@@ -46,9 +47,10 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider { cipher_suites, ..aws_lc_rs::default_provider() })
 }
 
-/// The server's side of client connections.
+/// The server's side of client connections, which presents `certificate` as it is at the time.
 pub(crate) fn server_config(
     certificates: &Certificates,
+    certificate: Arc<BrokerCertificate>,
     anonymous: bool,
 ) -> Result<Arc<QuicServerConfig>, TlsError> {
     let provider = provider();
@@ -57,13 +59,10 @@ pub(crate) fn server_config(
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
     let verifier = if anonymous { verifier.allow_unauthenticated() } else { verifier }.build()?;
 
-    let chain = vec![CertificateDer::from_pem_slice(certificates.broker.certificate_pem.as_bytes())?];
-    let key = PrivateKeyDer::from_pem_slice(certificates.broker.key_pem.as_bytes())?;
-    let certified = CertifiedKey::from_der(chain, key, &provider)?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
-        .with_cert_resolver(Arc::new(OneCertificate(Arc::new(certified))));
+        .with_cert_resolver(certificate);
     config.alpn_protocols = vec![ALPN_CLIENT.to_vec()];
     config.max_early_data_size = 0;
     // A resumed session would outlive its client's certificate.
@@ -79,12 +78,36 @@ pub(crate) fn principal(connection: &quinn::Connection) -> Option<String> {
     certificates::principal(chain.first()?)
 }
 
-/// Answers every server name with the same certificate: clients check its names, the broker has but one.
+/// The certificate that clients are shown, whatever server name they ask for: they check its names, the broker has but
+/// one. It can be replaced while the broker runs.
 #[derive(Debug)]
-struct OneCertificate(Arc<CertifiedKey>);
+pub(crate) struct BrokerCertificate(ArcSwap<CertifiedKey>);
 
-impl ResolvesServerCert for OneCertificate {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.0))
+impl BrokerCertificate {
+    pub(crate) fn new(identity: &Identity) -> Result<BrokerCertificate, TlsError> {
+        Ok(BrokerCertificate(ArcSwap::from_pointee(certified(identity)?)))
     }
+
+    /// Shows another one to clients that connect from now on.
+    pub(crate) fn replace(&self, identity: &Identity) -> Result<(), TlsError> {
+        self.0.store(Arc::new(certified(identity)?));
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn presented(&self) -> Vec<CertificateDer<'static>> {
+        self.0.load().cert.clone()
+    }
+}
+
+impl ResolvesServerCert for BrokerCertificate {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+fn certified(identity: &Identity) -> Result<CertifiedKey, TlsError> {
+    let chain = vec![CertificateDer::from_pem_slice(identity.certificate_pem.as_bytes())?];
+    let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())?;
+    Ok(CertifiedKey::from_der(chain, key, &provider())?)
 }
