@@ -4,7 +4,7 @@ mod support;
 
 use anyhow::{Result, bail, ensure};
 use quire_protocol::rpc::control::{
-    DescribeTopicsRequest, ListOffsetsRequest, PartitionPosition, Position, position::At, request, response,
+    DeleteTopicRequest, DescribeTopicsRequest, ListOffsetsRequest, PartitionPosition, Position, position::At, request, response,
 };
 use quire_protocol::stream::{Acks, Answer, ProduceHeader, Start, StreamKind};
 use quire_protocol::{ErrorCode, LeaderEpoch, Offset, PartitionIndex, TopicId, TopicPartition, limits};
@@ -336,5 +336,33 @@ async fn a_client_that_stalls_its_batches_keeps_nobody_else_from_producing() -> 
     let (mut producer, _) = client.produce(partition).await?;
     producer.send.write_all(&batch(&["x"])?).await?;
     assert_eq!(producer.ack().await?, Offset::ZERO);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_consumer_that_catches_up_on_a_deleted_topic_is_told() -> Result<()> {
+    let started = start().await?;
+    let client = RawClient::connect(&started.broker).await?;
+    let partition = client.create_topic("flights", &[]).await?;
+    let (mut producer, _) = client.produce(partition).await?;
+    let large = batch(&[&"x".repeat(1_000_000)])?;
+    for _ in 0..6 {
+        producer.send.write_all(&large).await?;
+        producer.ack().await?;
+    }
+    // More than fits on its way to a client that does not read.
+    let (mut consumer, _) = client.consume(partition, Start::Beginning, 64 << 20).await?;
+    let delete = DeleteTopicRequest { name: "flights".to_owned() };
+    let response = client.rpc(request::Body::DeleteTopic(delete)).await?;
+    ensure!(matches!(response, response::Body::DeleteTopic(_)), "answered {response:?}");
+    let mut frames = 0;
+    let failure = loop {
+        match consumer.answer().await? {
+            Answer::Frames(announced) => frames += consumer.frames(partition, announced).await?.len(),
+            other => break failure(other)?,
+        }
+    };
+    assert_eq!(failure.code, ErrorCode::UnknownTopic);
+    ensure!(frames < 6, "it read on to the end");
     Ok(())
 }

@@ -190,6 +190,10 @@ impl<'a> Consumption<'a> {
 
     async fn push_all(&mut self, recv: &mut RecvStream) -> Result<(), End> {
         loop {
+            // Also while there is more to send: the files of a deleted topic are about to go.
+            if self.changes.borrow().is_closed {
+                return Err(self.why_closed().into());
+            }
             let (log_start, high_watermark) = self.range();
             if self.next < log_start {
                 return Err(RequestError::out_of_range(self.next, log_start, high_watermark).into());
@@ -209,11 +213,11 @@ impl<'a> Consumption<'a> {
 
     /// Waits until there may be something to do.
     async fn wait(&mut self, recv: &mut RecvStream) -> Result<(), End> {
-        let closed = self.changes.borrow_and_update().is_closed;
-        if closed {
-            return Err(self.why_closed().into());
-        }
         // What was published between looking and marking as seen must not be slept through.
+        let is_closed = self.changes.borrow_and_update().is_closed;
+        if is_closed {
+            return Ok(());
+        }
         if self.next < self.partition.reader().high_watermark() && self.credit.available() > 0 {
             return Ok(());
         }
