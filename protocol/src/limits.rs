@@ -104,6 +104,8 @@ pub const SHARD_ROUND_EVENTS: usize = 1024;
 pub const METADATA_QUEUE_REQUESTS: usize = 256;
 /// Syncs and other file jobs under way at once.
 pub const FLUSHERS: usize = 16;
+/// Logs being opened, recovered or closed at once, beside the file jobs of those that are open.
+pub const OPENERS: usize = 16;
 
 /// Smallest segment (bytes).
 pub const SEGMENT_BYTES_MIN: u64 = 64 * 1024;

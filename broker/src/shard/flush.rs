@@ -1,7 +1,8 @@
 //! The pool of threads that waits for the disk, so that no shard does.
 //!
-//! All shards share it: with many syncs under way at once the device joins their flushes. What a shard hands over
-//! comes back into its own loop as an event.
+//! All shards share it: with many syncs under way at once the device joins their flushes. Logs are opened and closed on
+//! threads of their own, so that no acknowledgement waits behind a recovery. What a shard hands over comes back into its
+//! own loop as an event.
 
 use std::io;
 use std::path::PathBuf;
@@ -77,13 +78,21 @@ struct Submitted {
 
 /// The way to the pool.
 #[derive(Debug, Clone)]
-pub(super) struct FlusherQueue(Sender<Submitted>);
+pub(super) struct FlusherQueue {
+    jobs: Sender<Submitted>,
+    /// Opens and closes, which may take long.
+    openings: Sender<Submitted>,
+}
 
 impl FlusherQueue {
     /// Hands over a task; its result goes `back`.
     pub(super) fn submit(&self, partition: TopicPartition, task: Task, back: &Direct) {
         let submitted = Submitted { partition, task, back: back.clone() };
-        self.0.send(submitted).expect("flushers run as long as a shard can reach them");
+        let queue = match submitted.task {
+            Task::Job(_) => &self.jobs,
+            Task::Open { .. } | Task::Close(_) => &self.openings,
+        };
+        queue.send(submitted).expect("flushers run as long as a shard can reach them");
     }
 }
 
@@ -92,15 +101,12 @@ impl FlusherQueue {
 pub(super) struct Flushers(Vec<JoinHandle<()>>);
 
 impl Flushers {
-    /// Starts `count` threads.
-    pub(super) fn start(count: usize) -> io::Result<(FlusherQueue, Flushers)> {
-        let (submit, submitted) = crossbeam_channel::unbounded();
-        let start = |number| {
-            let submitted = submitted.clone();
-            threads::spawn(format!("flusher-{number}"), move || flush(&submitted))
-        };
-        let threads = (0..count).map(start).collect::<io::Result<_>>()?;
-        Ok((FlusherQueue(submit), Flushers(threads)))
+    /// Starts so many threads for jobs, and so many that open and close logs.
+    pub(super) fn start(flushers: usize, openers: usize) -> io::Result<(FlusherQueue, Flushers)> {
+        let mut threads = Vec::with_capacity(flushers + openers);
+        let jobs = start_threads("flusher", flushers, &mut threads)?;
+        let openings = start_threads("opener", openers, &mut threads)?;
+        Ok((FlusherQueue { jobs, openings }, Flushers(threads)))
     }
 
     /// Waits for the threads to end.
@@ -111,6 +117,19 @@ impl Flushers {
             }
         }
     }
+}
+
+fn start_threads(
+    name: &str,
+    count: usize,
+    started: &mut Vec<JoinHandle<()>>,
+) -> io::Result<Sender<Submitted>> {
+    let (submit, submitted) = crossbeam_channel::unbounded();
+    for number in 0..count {
+        let submitted = submitted.clone();
+        started.push(threads::spawn(format!("{name}-{number}"), move || flush(&submitted))?);
+    }
+    Ok(submit)
 }
 
 fn flush(submitted: &Receiver<Submitted>) {

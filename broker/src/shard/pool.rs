@@ -82,7 +82,7 @@ impl Shards {
     /// If there is to be no shard.
     pub fn start(options: ShardsOptions, metadata: Arc<dyn Metadata>) -> io::Result<Shards> {
         assert!(options.shards > 0, "partitions need a shard");
-        let (queue, flushers) = Flushers::start(limits::FLUSHERS)?;
+        let (queue, flushers) = Flushers::start(limits::FLUSHERS, limits::OPENERS)?;
         let start = |number| start_shard(number, &options, &queue);
         let shards = (0..options.shards).map(start).collect::<io::Result<Vec<_>>>()?;
         let partitions = Partitions::new(metadata.clone(), options.broker);

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use quire_engine::controller::{AlterTopic, CreateTopic, RegisterBroker, Request, Response};
+use quire_protocol::batch::TimestampType;
 use quire_storage::disk::Disk;
-use quire_storage::remove_log;
+use quire_storage::{AppendContext, NewBatch, Want, remove_log};
 
+use super::super::flush::{Direct, Flushers};
 use super::*;
 use crate::controller::{LocalMetadata, LocalMetadataOptions, Metadata};
 
@@ -206,4 +208,42 @@ async fn what_comes_after_the_end_is_told_so() {
     };
     let refused = handle.produce(request).await.expect_err("the shard has ended");
     assert_eq!(refused.0.code, ErrorCode::ShuttingDown);
+}
+
+#[test]
+fn a_file_job_does_not_wait_behind_a_log_that_is_opened() {
+    let (queue, flushers) = Flushers::start(1, 1).expect("threads can be had");
+    let disk = SimDisk::new(1);
+    let dir = PathBuf::from("/data");
+    disk.create_dir_all(&dir).expect("the disk has room");
+    let back = |events| Direct { events, shard: std::thread::current() };
+    // The only opener has an opened log that nobody takes from it.
+    let (untaken, nobody) = crossbeam_channel::bounded(0);
+    let open = Task::Open {
+        disk: Arc::new(disk.clone()),
+        dir: dir.join("0"),
+        partition: PARTITION,
+        is_held: false,
+        options: quire_storage::LogOptions::default(),
+    };
+    queue.submit(PARTITION, open, &back(untaken));
+
+    let options = quire_storage::LogOptions::default();
+    let (mut log, _) = Log::open(Arc::new(disk), &dir.join("1"), PARTITION, options).expect("a new log");
+    let bytes = batch("needs a segment");
+    let header = BatchHeader::check(&bytes).expect("just built");
+    let at = AppendContext {
+        leader_epoch: LeaderEpoch(1),
+        now: Timestamp(1),
+        high_watermark: Offset::ZERO,
+        timestamp_type: TimestampType::CreateTime,
+    };
+    log.append(vec![NewBatch { header, bytes }], at).expect_err("there is no segment yet");
+    let job = log.next_job(Want { sync: false }).expect("one is to be made");
+    let (events, done) = crossbeam_channel::unbounded();
+    queue.submit(PARTITION, Task::Job(job), &back(events));
+    let event = done.recv_timeout(Duration::from_secs(20)).expect("the job is done");
+    assert!(matches!(event, Event::Done(PARTITION, TaskDone::Job(_))), "{event:?}");
+    drop((nobody, queue));
+    flushers.join();
 }
