@@ -162,7 +162,7 @@ impl Partition {
         let (sync, min_insync_replicas) = (config.sync, config.min_insync_replicas);
         self.config = config;
         self.lead(now, Input::Reconfigured { sync, min_insync_replicas });
-        if sync == Sync::Interval && self.log.unsynced_bytes() > 0 {
+        if sync == Sync::Interval && self.log.unsynced_bytes() > 0 && self.refusal.is_none() {
             self.schedule_sync(now);
         }
     }
@@ -235,6 +235,8 @@ impl Partition {
     pub(super) fn stop(&mut self, refusal: RequestError) {
         self.refuse_queued(&refusal);
         self.awaits_space = false;
+        // What is still to be synced is when the log is closed, or never.
+        self.sync_due = None;
         self.refusal.get_or_insert(refusal);
     }
 

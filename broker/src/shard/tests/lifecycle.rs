@@ -1,5 +1,7 @@
 //! Opening, retention, deletion, closing.
 
+use quire_protocol::topic_config::Sync;
+
 use super::*;
 
 fn removal() -> (Event, oneshot::Receiver<()>) {
@@ -210,4 +212,41 @@ fn a_sync_that_ends_while_a_segment_is_rolled_does_not_roll_another() {
     let names = rig.disk.list(&rig.shard.store.partition_dir(PARTITION)).expect("it is there");
     let segments = names.iter().filter(|name| name.ends_with(".log")).count();
     assert_eq!(segments, 6, "one for each that was filled: {names:?}");
+}
+
+/// A rig with a batch that waits for the interval's sync, and the time of that sync just passed.
+fn overdue() -> Rig {
+    let sync_interval = Duration::from_secs(1);
+    let config = TopicConfig { sync: Sync::Interval, sync_interval, ..TopicConfig::default() };
+    let mut rig = Rig::new(config);
+    rig.produce(&Stream::new(Acks::All), "one");
+    rig.run_all();
+    assert_eq!(rig.shard.deadline(), Some(rig.now.time + sync_interval));
+    rig.advance(sync_interval);
+    rig.round([]);
+    assert_eq!(rig.job_kinds(), [JobKind::Sync]);
+    rig.produce(&Stream::new(Acks::All), "two");
+    rig.advance(sync_interval);
+    rig
+}
+
+#[test]
+fn a_removed_partition_does_not_wake_the_shard_for_its_sync() {
+    let mut rig = overdue();
+    let (event, mut removed) = removal();
+    rig.apply(event);
+    rig.round([]);
+    assert!(rig.shard.deadline().expect("retention is due") > rig.now.time, "the shard would spin");
+    rig.run_all();
+    assert_eq!(removed.try_recv(), Ok(()));
+}
+
+#[test]
+fn a_failed_partition_wakes_nobody() {
+    let mut rig = overdue();
+    rig.disk.inject(quire_storage::disk::Fault::SyncFails { nth: 1 });
+    rig.run_all();
+    assert!(matches!(*rig.shared.state(), PartitionState::Failed { .. }));
+    rig.round([]);
+    assert_eq!(rig.shard.deadline(), Some(rig.shard.retention_due));
 }
