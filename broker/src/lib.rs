@@ -24,7 +24,8 @@
 //! # tokio::runtime::Runtime::new().expect("a runtime").block_on(run()).expect("the example works");
 //! ```
 //!
-//! Several brokers in one process do not touch each other: nothing here is global. The network runs on the tokio
+//! Several brokers in one process do not touch each other: nothing here is global, but that a start raises the process's
+//! limit of open files as far as it may. The network runs on the tokio
 //! runtime that [`Builder::start`] is called on, partitions and their files on threads of the broker's own.
 #![forbid(unsafe_code)]
 
@@ -32,6 +33,7 @@ pub mod config;
 
 mod context;
 mod controller;
+mod descriptors;
 mod error;
 mod handlers;
 mod identity;

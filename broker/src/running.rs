@@ -22,6 +22,7 @@ use crate::ClientCredentials;
 use crate::config::{Config, HostPort};
 use crate::context::{Context, Memory};
 use crate::controller::{LocalMetadata, LocalMetadataOptions, MetadataOpenError};
+use crate::descriptors;
 use crate::identity::{DataDirectory, DataDirectoryError, random};
 use crate::metrics::Metrics;
 use crate::net::admin::{self, AdminListener};
@@ -102,6 +103,7 @@ struct Logs {
 impl Running {
     pub(crate) async fn start(config: Config, disk: Arc<dyn Disk>) -> Result<Running, StartError> {
         let began = Instant::now();
+        descriptors::raise_limit();
         let (directory, certificates) = prepare(&config, Arc::clone(&disk)).await?;
         if config.tls.anonymous {
             tracing::warn!(
