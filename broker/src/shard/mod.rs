@@ -91,6 +91,8 @@ enum Slot {
     /// Its log could not be opened.
     Failed {
         shared: Arc<handle::Shared>,
+        /// The operating system refused, which may pass: a full disk, no descriptors.
+        is_retriable: bool,
     },
 }
 
@@ -135,7 +137,9 @@ impl Shard {
                     open.configure(now, leader_epoch, config);
                     self.touch(partition);
                 }
-                Some(Slot::Opening { shared, .. } | Slot::Failed { shared } | Slot::Closing { shared }) => {
+                Some(
+                    Slot::Opening { shared, .. } | Slot::Failed { shared, .. } | Slot::Closing { shared },
+                ) => {
                     shared.configure(leader_epoch, config);
                 }
                 None => {}
@@ -148,7 +152,7 @@ impl Shard {
     /// The first half of a round's end: appends what was gathered and hands out what waits for the disk, so that the
     /// disk is at work before answers are sent.
     pub(crate) fn write(&mut self, now: Now, tasks: &mut Vec<(TopicPartition, Task)>) {
-        self.take_due(now);
+        self.take_due(now, tasks);
         let mut jobs = Vec::new();
         for at in 0..self.touched.len() {
             let id = self.touched[at];
@@ -222,16 +226,9 @@ impl Shard {
             shared.publish_state(PartitionState::Closed);
             return;
         }
-        let task = Task::Open {
-            disk: self.store.disk.clone(),
-            dir: self.store.partition_dir(id),
-            partition: id,
-            is_held: shared.is_held,
-            options: partition::log_options(&shared.config()),
-        };
+        tasks.push((id, open_task(&self.store, &shared)));
         let earlier = self.slots.insert(id, Slot::Opening { shared, end: None });
         assert!(earlier.is_none(), "a partition is assigned once");
-        tasks.push((id, task));
     }
 
     fn done(&mut self, now: Now, id: TopicPartition, done: TaskDone) {
@@ -261,10 +258,15 @@ impl Shard {
                 Slot::Open { partition, end }
             }
             Err(error) => {
-                tracing::error!(partition = %id, %error, "the partition's log can not be opened");
-                shared.publish_state(PartitionState::Failed { what: error.to_string() });
+                let is_retriable = matches!(error, OpenError::Io { .. });
+                let failed = PartitionState::Failed { what: error.to_string() };
+                // Said once, however often it is tried again.
+                if *shared.state() != failed {
+                    tracing::error!(partition = %id, %error, is_retriable, "the partition's log can not be opened");
+                    shared.publish_state(failed);
+                }
                 match end {
-                    None => Slot::Failed { shared },
+                    None => Slot::Failed { shared, is_retriable },
                     Some(end) => {
                         confirm(end, &shared);
                         return;
@@ -291,7 +293,7 @@ impl Shard {
                 self.touch(id);
             }
             Some(Slot::Opening { end, .. }) => *end = Some(ending),
-            Some(Slot::Failed { shared }) => {
+            Some(Slot::Failed { shared, .. }) => {
                 confirm(ending, shared);
                 self.slots.remove(&id);
             }
@@ -354,8 +356,8 @@ impl Shard {
         }
     }
 
-    /// Touches the partitions whose deadline has come.
-    fn take_due(&mut self, now: Now) {
+    /// Touches the partitions whose deadline has come, and tries again to open what could not be.
+    fn take_due(&mut self, now: Now, tasks: &mut Vec<(TopicPartition, Task)>) {
         while let Some((due, id)) = self.deadlines.first().copied().filter(|(due, _)| *due <= now.time) {
             self.deadlines.remove(&(due, id));
             self.touch(id);
@@ -365,13 +367,30 @@ impl Shard {
         }
         self.retention_due = now.time + self.retention_interval;
         for (id, slot) in &mut self.slots {
-            if let Slot::Open { partition, end: None } = slot {
-                partition.retain(now);
-                if !std::mem::replace(&mut partition.is_touched, true) {
-                    self.touched.push(*id);
+            match slot {
+                Slot::Open { partition, end: None } => {
+                    partition.retain(now);
+                    if !std::mem::replace(&mut partition.is_touched, true) {
+                        self.touched.push(*id);
+                    }
                 }
+                Slot::Failed { shared, is_retriable: true } => {
+                    tasks.push((*id, open_task(&self.store, shared)));
+                    *slot = Slot::Opening { shared: shared.clone(), end: None };
+                }
+                Slot::Open { .. } | Slot::Opening { .. } | Slot::Closing { .. } | Slot::Failed { .. } => {}
             }
         }
+    }
+}
+
+fn open_task(store: &Store, shared: &handle::Shared) -> Task {
+    Task::Open {
+        disk: store.disk.clone(),
+        dir: store.partition_dir(shared.id),
+        partition: shared.id,
+        is_held: shared.is_held,
+        options: partition::log_options(&shared.config()),
     }
 }
 

@@ -161,6 +161,29 @@ fn a_damaged_log_reads_what_is_intact_and_takes_nothing() {
 }
 
 #[test]
+fn a_log_that_the_disk_refused_to_open_is_opened_when_there_is_space() {
+    let disk = SimDisk::new(1);
+    let mut rig = Rig::unopened(disk, TopicConfig::default(), LeaderEpoch(1));
+    rig.disk.set_capacity(Some(0));
+    rig.open();
+    assert!(matches!(*rig.shared.state(), PartitionState::Failed { .. }), "a new log needs a little space");
+    rig.advance(RETENTION_INTERVAL);
+    rig.round([]);
+    rig.run_all();
+    assert!(matches!(*rig.shared.state(), PartitionState::Failed { .. }), "there still is none");
+
+    rig.disk.set_capacity(None);
+    rig.advance(RETENTION_INTERVAL);
+    rig.round([]);
+    rig.run_all();
+    assert_eq!(*rig.shared.state(), PartitionState::Online);
+    let mut stream = Stream::new(Acks::All);
+    rig.produce(&stream, "one");
+    rig.run_all();
+    assert_eq!(stream.outcomes(), [Ok(0)]);
+}
+
+#[test]
 fn metadata_older_than_the_log_is_told_and_reads_go_on() {
     let rig = Rig::warm(TopicConfig::default());
     rig.disk.kill();

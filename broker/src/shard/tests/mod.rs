@@ -92,6 +92,12 @@ impl Rig {
     }
 
     fn led(disk: SimDisk, config: TopicConfig, leader_epoch: LeaderEpoch) -> Rig {
+        let mut rig = Rig::unopened(disk, config, leader_epoch);
+        rig.open();
+        rig
+    }
+
+    fn unopened(disk: SimDisk, config: TopicConfig, leader_epoch: LeaderEpoch) -> Rig {
         let store = store(&disk);
         disk.create_dir_all(&store.dir).expect("the disk has room");
         for dir in store.dir.ancestors().skip(1) {
@@ -100,18 +106,20 @@ impl Rig {
         let now = Now { time: Time::ZERO, timestamp: Timestamp(1_000_000) };
         let (queue, _queue) = mpsc::channel(1);
         let shared = Arc::new(Shared::new(PARTITION, false, queue, leader_epoch, Arc::new(config)));
-        let mut rig = Rig {
+        Rig {
             shard: Shard::new(now, BrokerId(0), store, RETENTION_INTERVAL),
             disk,
             now,
             tasks: VecDeque::new(),
-            shared: shared.clone(),
+            shared,
             budget: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
             _queue,
-        };
-        rig.apply(Event::Open(shared));
-        rig.run_all();
-        rig
+        }
+    }
+
+    fn open(&mut self) {
+        self.apply(Event::Open(self.shared.clone()));
+        self.run_all();
     }
 
     /// A rig whose log has space, so that the only job an append needs is a sync.
