@@ -260,6 +260,12 @@ async fn an_unknown_topic_is_answered_with_a_suggestion_beside_the_known_one() -
     assert_eq!(unknown.suggestion, "flights");
     assert_eq!(unknown.error.as_ref().map(|error| error.error_code()), Some(ErrorCode::UnknownTopic));
     assert_eq!((known.error.is_none(), known.partitions.len()), (true, 1));
+
+    let names = vec!["flihgts".to_owned(); 1_000];
+    let describe = request::Body::DescribeTopics(DescribeTopicsRequest { names, with_log_state: false });
+    let response = client.rpc(describe).await?;
+    let response::Body::DescribeTopics(described) = response else { bail!("answered {response:?}") };
+    ensure!(described.topics.iter().all(|topic| topic.suggestion.is_empty()), "nobody typed a thousand names");
     Ok(())
 }
 

@@ -14,6 +14,9 @@ use crate::error::RequestError;
 use crate::metadata::{self, LogState};
 use crate::net::connection::Session;
 
+/// Most names in a request whose unknown ones are answered with the nearest known one.
+const SUGGESTED_NAMES_MAX: usize = 16;
+
 /// Settles the version, and permits everything else on the connection.
 ///
 /// # Errors
@@ -82,9 +85,12 @@ pub(super) fn describe_topics(
         let message = format!("the topics have {partitions} partitions together; ask for fewer at once");
         return Err(RequestError::new(ErrorCode::LimitExceeded, message));
     }
+    // A name is held against all there are: worth it for one that was typed, not for thousands from a list.
+    let is_typed = request.names.len() <= SUGGESTED_NAMES_MAX;
+    let suggestion = |name: &str| is_typed.then(|| image.nearest_name(name)).flatten();
     let topics = request.names.iter().map(|name| match image.topic_named(name) {
         Some(topic) => metadata::describe(topic, &context.partitions, log_state),
-        None => metadata::unknown(name, image.nearest_name(name).as_deref()),
+        None => metadata::unknown(name, suggestion(name).as_deref()),
     });
     Ok(DescribeTopicsResponse { topics: topics.collect() })
 }
