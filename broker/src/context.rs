@@ -33,6 +33,8 @@ pub(crate) struct Memory {
     pub(crate) produce: Arc<Semaphore>,
     /// Reads from the disk that no client has taken yet.
     pub(crate) cold_read: Arc<Semaphore>,
+    /// One permit for each lookup of a time. Apart from reads, which wait for clients: a lookup waits only for the disk.
+    pub(crate) time_lookups: Arc<Semaphore>,
     /// Control requests being read, and answers being written.
     pub(crate) rpc: Semaphore,
 }
@@ -42,6 +44,7 @@ impl Memory {
         Memory {
             produce: Arc::new(Semaphore::new(config.memory.produce_bytes)),
             cold_read: Arc::new(Semaphore::new(config.memory.cold_read_bytes)),
+            time_lookups: Arc::new(Semaphore::new(limits::TIME_LOOKUPS_MAX)),
             rpc: Semaphore::new(limits::RPC_MEMORY_BYTES),
         }
     }

@@ -50,6 +50,9 @@ pub const READ_BYTES_MAX: usize = 1024 * 1024;
 /// Memory for reads that are not served from maps, broker-wide, by default (bytes).
 pub const COLD_READ_MEMORY_BYTES_DEFAULT: usize = 64 * 1024 * 1024;
 
+/// Lookups of a time under way at once, broker-wide. Each holds a batch and what it decompresses to.
+pub const TIME_LOOKUPS_MAX: usize = 2;
+
 /// Connections from clients that a broker holds at once, by default.
 pub const CONNECTIONS_MAX_DEFAULT: usize = 4096;
 /// Handshakes under way at once.

@@ -318,7 +318,7 @@ impl<'a> Consumption<'a> {
 
 /// Room for a read from the disk; waits for it, since whoever has it must pass it on within
 /// [`limits::CONSUME_STALL_MAX`].
-pub(super) async fn cold_read_memory(
+async fn cold_read_memory(
     context: &Context,
     bytes: usize,
 ) -> Result<OwnedSemaphorePermit, RequestError> {

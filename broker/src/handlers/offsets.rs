@@ -5,10 +5,9 @@ use std::sync::Arc;
 use quire_protocol::rpc::control::{
     ListOffsetsRequest, ListOffsetsResponse, PartitionOffset, PartitionPosition, position::At,
 };
-use quire_protocol::{ErrorCode, Offset, PartitionIndex, Timestamp, TopicId, TopicPartition, limits};
+use quire_protocol::{ErrorCode, Offset, PartitionIndex, Timestamp, TopicId, TopicPartition};
 use quire_storage::LogReader;
 
-use super::fetch::cold_read_memory;
 use crate::context::Context;
 use crate::error::RequestError;
 
@@ -93,10 +92,14 @@ pub(super) async fn at_time(
     reader: &LogReader,
     timestamp: Timestamp,
 ) -> Result<Found, RequestError> {
-    // Looking into a batch takes the batch and its records unpacked.
-    let _memory = cold_read_memory(context, limits::BATCH_BYTES_MAX).await?;
+    let turn = Arc::clone(&context.memory.time_lookups).acquire_owned().await;
+    let turn = turn.map_err(|_| RequestError::shutting_down())?;
     let (reader, high_watermark) = (reader.clone(), reader.high_watermark());
-    let look = move || reader.offset_at_time(timestamp, high_watermark);
+    let look = move || {
+        // Held by the lookup itself, which goes on if the client leaves.
+        let _turn = turn;
+        reader.offset_at_time(timestamp, high_watermark)
+    };
     let found = tokio::task::spawn_blocking(look).await;
     let found =
         found.map_err(|_| RequestError::new(ErrorCode::Internal, "looking for a time was interrupted"))??;
