@@ -15,7 +15,7 @@ use quire_engine::machine::Reactive;
 use quire_engine::replication::{Action, Input, Leader, LeaderStart, Progress};
 use quire_protocol::batch::TimestampType;
 use quire_protocol::frame::FrameHeader;
-use quire_protocol::stream::Ack;
+use quire_protocol::stream::{Ack, Acks};
 use quire_protocol::topic_config::{MessageTimestampType, Sync, TopicConfig};
 use quire_protocol::{BrokerId, LeaderEpoch};
 use quire_storage::{
@@ -404,10 +404,14 @@ impl Partition {
     }
 
     fn refuse(&mut self, answer: Answer, error: RequestError) {
-        if !self.is_broken(&answer.reply) {
+        let is_first = !self.is_broken(&answer.reply);
+        if is_first {
             self.broken.push(answer.reply.downgrade());
         }
-        self.waiters.refused(answer, error);
+        // No window bounds how many batches of a stream without acknowledgements are refused at once.
+        if is_first || answer.acks != Acks::None {
+            self.waiters.refused(answer, error);
+        }
     }
 
     fn is_broken(&mut self, stream: &mpsc::Sender<ProduceReply>) -> bool {

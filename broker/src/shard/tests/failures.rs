@@ -69,6 +69,19 @@ fn a_stream_that_was_refused_gets_nothing_appended_any_more() {
 }
 
 #[test]
+fn a_stream_without_acknowledgements_is_refused_once() {
+    let mut rig = small_disk();
+    fill(&mut rig, &mut Stream::new(Acks::All));
+    let mut stream = Stream::new(Acks::None);
+    let text = "x".repeat(60_000);
+    let requests: Vec<Event> = (0..2 * WINDOW).map(|_| rig.request(&stream, &text)).collect();
+    rig.round(requests);
+    rig.run_all();
+    assert_eq!(stream.outcomes(), [Err(ErrorCode::DiskFull)]);
+    assert_eq!(rig.memory_in_use(), 0);
+}
+
+#[test]
 fn a_refusal_waits_behind_the_acknowledgements_before_it() {
     let mut rig = Rig::warm(TopicConfig::default());
     let mut stream = Stream::new(Acks::All);
