@@ -110,6 +110,13 @@ impl Running {
                 "clients without a certificate are let in: whoever reaches the port may read and delete"
             );
         }
+        if config.is_nameless() {
+            tracing::warn!(
+                listen = %config.network.listen,
+                "other machines can not connect: the broker's certificate names only this one; set network.advertise to \
+                 the host and port that clients use, or list the host in tls.names"
+            );
+        }
         let certificate = Arc::new(BrokerCertificate::new(&certificates.broker)?);
         let tls = tls::server_config(&certificates, Arc::clone(&certificate), config.tls.anonymous)?;
         let listen = config.network.listen;

@@ -238,6 +238,15 @@ mod tests {
     }
 
     #[test]
+    fn a_broker_that_others_reach_needs_a_name() {
+        let nameless = |text| parse(text, &[]).expect("all are options").is_nameless();
+        assert!(nameless(""), "the defaults listen on every address");
+        assert!(!nameless("[network]\nlisten = \"127.0.0.1:9440\"\n"));
+        assert!(!nameless("[network]\nadvertise = \"log.example:9440\"\n"));
+        assert!(!nameless("[tls]\nnames = [\"log.example\"]\n"));
+    }
+
+    #[test]
     fn variables_override_the_file() {
         let config = parse(
             "[network]\nlisten = \"127.0.0.1:1\"\n[tls]\nanonymous = true\n",

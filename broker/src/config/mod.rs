@@ -111,6 +111,12 @@ impl Config {
     ) -> Result<Config, ConfigError> {
         load::raw(text, origin, variables)?.check()
     }
+
+    /// Whether other machines may connect, but the broker's certificate names nothing that they could connect to.
+    pub fn is_nameless(&self) -> bool {
+        let NetworkConfig { listen, advertise, .. } = &self.network;
+        listen.ip().is_unspecified() && advertise.is_none() && self.tls.names.is_empty()
+    }
 }
 
 impl Default for MemoryConfig {
