@@ -238,6 +238,19 @@ mod tests {
     }
 
     #[test]
+    fn names_that_no_certificate_can_have_are_refused() {
+        for name in ["", "no spaces", "münchen.example", "a..b", "https://a"] {
+            assert!(
+                error(&format!("[tls]\nnames = [\"{name}\"]\n"), &[]).starts_with("tls.names = "),
+                "\"{name}\" is no host"
+            );
+        }
+        assert!(error("[network]\nadvertise = \"a..b:1\"\n", &[]).starts_with("network.advertise = "));
+        let names = "[tls]\nnames = [\"log.example\", \"*.log.example\", \"10.0.0.1\", \"fe80::1\"]\n";
+        assert_eq!(parse(names, &[]).expect("all can be certified").tls.names.len(), 4);
+    }
+
+    #[test]
     fn a_broker_that_others_reach_needs_a_name() {
         let nameless = |text| parse(text, &[]).expect("all are options").is_nameless();
         assert!(nameless(""), "the defaults listen on every address");

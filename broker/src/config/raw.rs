@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use quire_protocol::limits;
+use rustls_pki_types::ServerName;
 use serde::{Deserialize, Serialize};
 
 use super::load::ConfigError;
@@ -119,7 +120,7 @@ impl Config {
                     CONNECTIONS_MAX,
                 )?,
             },
-            tls: TlsConfig { names: tls.names, anonymous: tls.anonymous },
+            tls: TlsConfig { names: names(tls.names)?, anonymous: tls.anonymous },
             admin_listen: admin.enabled.then_some(admin_listen),
             memory: MemoryConfig {
                 produce_bytes: memory_bytes("memory.produce_bytes", memory.produce_bytes)?,
@@ -137,10 +138,24 @@ fn advertised(value: &str) -> Result<Option<HostPort>, ConfigError> {
     if value.is_empty() {
         return Ok(None);
     }
-    let parsed = value.parse();
-    parsed
-        .map(Some)
-        .map_err(|error: super::InvalidHostPort| refused("network.advertise", value, error.to_string()))
+    let refuse = |expected: String| refused("network.advertise", value, expected);
+    let parsed: HostPort = value.parse().map_err(|error: super::InvalidHostPort| refuse(error.to_string()))?;
+    match ServerName::try_from(parsed.host.as_str()) {
+        Ok(_) => Ok(Some(parsed)),
+        Err(_) => Err(refuse("a host name or an address before the port".to_owned())),
+    }
+}
+
+fn names(names: Vec<String>) -> Result<Vec<String>, ConfigError> {
+    match names.iter().find(|name| !is_certifiable(name)) {
+        Some(name) => Err(refused("tls.names", name, "host names, with or without \"*.\" before them, and addresses")),
+        None => Ok(names),
+    }
+}
+
+/// Whether a certificate can be made for a name, and a client connect to it.
+fn is_certifiable(name: &str) -> bool {
+    ServerName::try_from(name.strip_prefix("*.").unwrap_or(name)).is_ok()
 }
 
 /// Room for the largest batch, or it could never be received or read.
