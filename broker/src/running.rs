@@ -28,7 +28,7 @@ use crate::metrics::Metrics;
 use crate::net::admin::{self, AdminListener};
 use crate::net::certificates::{self, Certificates, CertificatesError};
 use crate::net::connection::{self, close_code};
-use crate::net::endpoint;
+use crate::net::endpoint::{self, HeldSocket};
 use crate::net::renewal;
 use crate::net::tls::{self, BrokerCertificate, TlsError};
 use crate::shard::{Clock, Shards, ShardsOptions, SystemClock};
@@ -82,6 +82,7 @@ pub(crate) struct Running {
 struct Parts {
     context: Arc<Context>,
     endpoint: Endpoint,
+    socket: HeldSocket,
     stop: StopSignal,
     logs: Logs,
     admin: Option<Admin>,
@@ -121,7 +122,7 @@ impl Running {
         let tls = tls::server_config(&certificates, Arc::clone(&certificate), config.tls.anonymous)?;
         let listen = config.network.listen;
         let listening = |source| StartError::Listen { address: listen, source };
-        let endpoint = endpoint::open(listen, tls).map_err(listening)?;
+        let (endpoint, socket) = endpoint::open(listen, tls, certificates.reset_key.clone()).map_err(listening)?;
         let address = endpoint.local_addr().map_err(listening)?;
         let admin = bind_admin(config.admin_listen).await?;
         let admin_address = admin.as_ref().map(|(_, address)| *address);
@@ -143,7 +144,7 @@ impl Running {
 
         // From here on dropping it closes the logs, also if the caller stops waiting.
         let mut running = Running {
-            parts: Some(Parts { context: Arc::clone(&context), endpoint, stop, logs, admin }),
+            parts: Some(Parts { context: Arc::clone(&context), endpoint, socket, stop, logs, admin }),
             address,
             admin_address,
             credentials: credentials(certificates),
@@ -186,7 +187,7 @@ impl Running {
     /// Stops in order: no new work, answers to what was taken, then the connections, then the logs.
     pub(crate) async fn shutdown(mut self) -> ShutdownReport {
         let began = Instant::now();
-        let Parts { context, endpoint, stop, logs, admin } = self.parts.take().expect("a broker is shut down once");
+        let Parts { context, endpoint, socket, stop, logs, admin } = self.parts.take().expect("a broker is shut down once");
         let connections = context.connections.count();
         tracing::info!(connections, "shutting down");
         stop.request();
@@ -196,9 +197,14 @@ impl Running {
         endpoint.close(close_code(ErrorCode::ShuttingDown), SHUTTING_DOWN);
         // Bounded: a client that is gone acknowledges nothing.
         let _ = timeout(CLOSE_TIME_MAX, endpoint.wait_idle()).await;
+        drop(endpoint);
         let (partitions, clean) = logs.close().await;
         if let Some(admin) = admin {
             admin.close().await;
+        }
+        // Whoever starts a broker next may take the address at once.
+        if timeout(CLOSE_TIME_MAX, socket.released()).await.is_err() {
+            tracing::warn!("the address that the broker listened on is still taken");
         }
         let report = ShutdownReport { connections, partitions, clean, took: began.elapsed() };
         tracing::info!(partitions, clean, took = ?report.took, "broker stopped");

@@ -117,6 +117,16 @@ async fn the_admin_server_tells_health_metrics_and_topics() -> Result<()> {
 }
 
 #[tokio::test]
+async fn the_address_is_free_when_the_shutdown_returns() -> Result<()> {
+    let started = start().await?;
+    let address = started.broker.address();
+    let _client = RawClient::connect(&started.broker).await?;
+    started.broker.shutdown().await;
+    std::net::UdpSocket::bind(address)?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_broker_that_stops_says_so_until_it_has() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let mut config = quire_broker::Config::new(dir.path());

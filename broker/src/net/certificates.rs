@@ -20,6 +20,7 @@ use rustls_pki_types::pem::PemObject;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::reset::ResetKey;
 use crate::identity::{hex, random};
 
 /// The principal of the certificate that is made with the authority; an administrator.
@@ -47,6 +48,8 @@ pub(crate) struct Certificates {
     pub(crate) authority_pem: String,
     pub(crate) broker: Identity,
     pub(crate) client: Identity,
+    /// Kept with the certificates, since it is as secret as their keys.
+    pub(crate) reset_key: ResetKey,
 }
 
 /// The certificates could not be read or made.
@@ -93,8 +96,21 @@ pub(crate) fn ensure(dir: &Path, names: &[String]) -> Result<Certificates, Certi
     Ok(Certificates {
         broker: authority.ensure(folder, &broker)?,
         client: authority.ensure(folder, &client)?,
+        reset_key: reset_key(folder)?,
         authority_pem: authority.pem,
     })
+}
+
+/// Reads the key that reset tokens are made with; draws one if there is none that can be read. Clients then notice later
+/// that the broker was killed, and that is all.
+fn reset_key(folder: Folder<'_>) -> Result<ResetKey, CertificatesError> {
+    let parsed = folder.read("reset.key")?.and_then(|text| blake3::Hash::from_hex(text.trim()).ok());
+    if let Some(key) = parsed {
+        return Ok(ResetKey(key.into()));
+    }
+    let key = random::<{ ResetKey::LEN }>();
+    folder.replace("reset.key", &format!("{}\n", hex(&key)), KEY_MODE)?;
+    Ok(ResetKey(key))
 }
 
 /// The common name of a certificate: who its holder is.
@@ -324,7 +340,8 @@ mod tests {
         assert_eq!(first.authority_pem, second.authority_pem);
         assert_eq!(first.broker.certificate_pem, second.broker.certificate_pem);
         assert_eq!(first.client.key_pem, second.client.key_pem);
-        for key in ["authority.key", "broker.key", "client.key"] {
+        assert_eq!(first.reset_key, second.reset_key);
+        for key in ["authority.key", "broker.key", "client.key", "reset.key"] {
             let mode = fs::metadata(dir.path().join(key)).expect("there").permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{key} is for its owner only");
         }

@@ -2,22 +2,30 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{
-    AckFrequencyConfig, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig,
-    TransportConfig, VarInt,
+    AckFrequencyConfig, AsyncUdpSocket, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, Runtime,
+    ServerConfig, TokioRuntime, TransportConfig, VarInt,
 };
 use quire_protocol::limits;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::reset::{AnyIds, ResetKey};
+
 /// Opens the endpoint that clients connect to.
-pub(crate) fn open(listen: SocketAddr, tls: Arc<QuicServerConfig>) -> io::Result<Endpoint> {
-    let socket = socket(listen)?;
-    let mut endpoint = EndpointConfig::default();
+pub(crate) fn open(
+    listen: SocketAddr,
+    tls: Arc<QuicServerConfig>,
+    reset_key: ResetKey,
+) -> io::Result<(Endpoint, HeldSocket)> {
+    let socket = TokioRuntime.wrap_udp_socket(socket(listen)?.into())?;
+    let held = HeldSocket(Arc::downgrade(&socket));
+    let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
+    endpoint.cid_generator(|| Box::new(AnyIds));
     endpoint.max_udp_payload_size(limits::UDP_PAYLOAD_BYTES_MAX).expect("the limit is a legal payload size");
     let mut server = ServerConfig::with_crypto(tls);
     server
@@ -26,7 +34,23 @@ pub(crate) fn open(listen: SocketAddr, tls: Arc<QuicServerConfig>) -> io::Result
         // Without early data a handshake sends no more than a few datagrams before it is accepted.
         .incoming_buffer_size(64 * 1024)
         .incoming_buffer_size_total((limits::HANDSHAKES_MAX * 16 * 1024) as u64);
-    Endpoint::new(endpoint, Some(server), socket.into(), Arc::new(quinn::TokioRuntime))
+    let opened =
+        Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, Arc::new(TokioRuntime))?;
+    Ok((opened, held))
+}
+
+/// Knows whether an endpoint that is being dropped still has its socket.
+#[derive(Debug)]
+pub(crate) struct HeldSocket(Weak<dyn AsyncUdpSocket>);
+
+impl HeldSocket {
+    /// Waits until the address is free again. The endpoint's task lets go of it soon after the last handle is dropped,
+    /// and tells nobody.
+    pub(crate) async fn released(self) {
+        while self.0.strong_count() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
 }
 
 fn socket(listen: SocketAddr) -> io::Result<Socket> {
@@ -81,4 +105,68 @@ fn transport() -> TransportConfig {
         .max_idle_timeout(Some(IdleTimeout::try_from(limits::IDLE_TIME_MAX).expect("a few seconds fit")))
         .keep_alive_interval(Some(limits::KEEP_ALIVE_INTERVAL));
     transport
+}
+
+#[cfg(test)]
+mod tests {
+    use quinn::ConnectionError;
+    use quinn::crypto::rustls::QuicClientConfig;
+    use quire_protocol::stream::ALPN_CLIENT;
+    use rustls::RootCertStore;
+    use rustls_pki_types::CertificateDer;
+    use rustls_pki_types::pem::PemObject;
+
+    use super::super::certificates::{self, Certificates};
+    use super::super::tls::{self, BrokerCertificate};
+    use super::*;
+
+    fn open_broker(listen: SocketAddr, made: &Certificates) -> Endpoint {
+        let certificate = Arc::new(BrokerCertificate::new(&made.broker).expect("just made"));
+        let tls = tls::server_config(made, certificate, true).expect("just made");
+        open(listen, tls, made.reset_key.clone()).expect("the address is free").0
+    }
+
+    fn client(made: &Certificates) -> Endpoint {
+        let mut roots = RootCertStore::empty();
+        let authority = CertificateDer::from_pem_slice(made.authority_pem.as_bytes()).expect("PEM");
+        roots.add(authority).expect("an authority");
+        let tls = rustls::ClientConfig::builder_with_provider(tls::provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("the provider has them");
+        let mut tls = tls.with_root_certificates(roots).with_no_client_auth();
+        tls.alpn_protocols = vec![ALPN_CLIENT.to_vec()];
+        let tls = QuicClientConfig::try_from(tls).expect("TLS 1.3");
+        let mut endpoint = Endpoint::client("127.0.0.1:0".parse().expect("an address")).expect("a port");
+        endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(tls)));
+        endpoint
+    }
+
+    #[test]
+    fn a_client_learns_from_the_next_start_that_the_broker_was_killed() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let made = certificates::ensure(dir.path(), &["localhost".to_owned()]).expect("made");
+        let killed = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let first = killed.block_on(async { open_broker("127.0.0.1:0".parse().expect("an address"), &made) });
+        let address = first.local_addr().expect("it is bound");
+        let endpoint = runtime.block_on(async { client(&made) });
+        let connecting = runtime.spawn({
+            let endpoint = endpoint.clone();
+            async move { endpoint.connect(address, "localhost").expect("a valid name").await }
+        });
+        let accepted =
+            killed.block_on(async { first.accept().await.expect("a client").await.expect("it may connect") });
+        let connection = runtime.block_on(connecting).expect("it runs").expect("it connects");
+        // None of its tasks runs any more: nothing is said to the client.
+        drop((accepted, first, killed));
+
+        runtime.block_on(async {
+            let again = certificates::ensure(dir.path(), &["localhost".to_owned()]).expect("read");
+            let _second = open_broker(address, &again);
+            let (mut send, _recv) = connection.open_bi().await.expect("it notices nothing yet");
+            send.write_all(b"anything").await.expect("it is buffered");
+            let closed = tokio::time::timeout(Duration::from_secs(5), connection.closed()).await;
+            assert_eq!(closed.expect("it is told at once"), ConnectionError::Reset);
+        });
+    }
 }

@@ -6,4 +6,5 @@ pub(crate) mod connection;
 pub(crate) mod endpoint;
 pub(crate) mod message;
 pub(crate) mod renewal;
+pub(crate) mod reset;
 pub(crate) mod tls;
