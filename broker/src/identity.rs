@@ -70,7 +70,7 @@ impl DataDirectory {
     /// Makes the directory if there is none, locks it, and reads or draws the broker's identity. Blocking.
     pub(crate) fn open(disk: &dyn Disk, dir: &Path) -> Result<DataDirectory, DataDirectoryError> {
         let failed = |source| DataDirectoryError::Io { path: dir.to_owned(), source };
-        disk.create_dir_all(dir).map_err(failed)?;
+        create_durably(disk, dir).map_err(failed)?;
         let lock = disk.lock(&dir.join(LOCK)).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => DataDirectoryError::InUse { path: dir.to_owned() },
             _ => failed(error),
@@ -84,6 +84,25 @@ impl DataDirectory {
             identity.map_err(|what| DataDirectoryError::Identity { path: dir.join(IDENTITY), what })?;
         Ok(DataDirectory { identity, _lock: lock })
     }
+}
+
+/// Makes the directory with its missing parents, all of them durable: what is synced in a directory that is lost is lost.
+fn create_durably(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    let is_missing = |dir: &Path| match disk.list(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
+        Ok(_) => Ok(false),
+    };
+    let mut changed = Vec::new();
+    let mut at = dir;
+    while is_missing(at)? {
+        let Some(parent) = at.parent() else { break };
+        // A relative path's first component lies in the working directory.
+        at = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        changed.push(at);
+    }
+    disk.create_dir_all(dir)?;
+    changed.into_iter().try_for_each(|dir| disk.sync_dir(dir))
 }
 
 impl BrokerIdentity {
@@ -117,7 +136,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use quire_storage::disk::OsDisk;
+    use quire_storage::disk::{CrashOptions, OsDisk, SimDisk, Survival};
 
     use super::*;
 
@@ -131,6 +150,15 @@ mod tests {
         drop(first);
         let second = DataDirectory::open(&disk, dir.path()).expect("free again");
         assert_eq!(second.identity, identity);
+    }
+
+    #[test]
+    fn a_new_directory_survives_a_power_loss_with_all_its_parents() {
+        let disk = SimDisk::new(1);
+        let dir = Path::new("/srv/logs/quire");
+        let drawn = DataDirectory::open(&disk, dir).expect("new").identity;
+        disk.crash(&CrashOptions { data: Survival::Nothing, names: Survival::Nothing });
+        assert_eq!(DataDirectory::open(&disk, dir).expect("it is there").identity, drawn);
     }
 
     #[test]
