@@ -4,10 +4,8 @@
 //! while the broker runs. A certificate that does not fit its key, its names or its authority is made again, so that a crash between two writes
 //! heals at the next start.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -20,6 +18,7 @@ use rustls_pki_types::pem::PemObject;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::folder::{Folder, Secrecy};
 use super::reset::ResetKey;
 use crate::identity::{hex, random};
 
@@ -32,8 +31,6 @@ const LEAF_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Certificates are valid from so long ago, for peers whose clock is behind.
 const BACKDATED: Duration = DAY;
 const AUTHORITY_NAME: &str = "Quire authority";
-const KEY_MODE: u32 = 0o600;
-const CERTIFICATE_MODE: u32 = 0o644;
 
 /// A certificate and its key, as PEM.
 #[derive(Debug, Clone)]
@@ -78,12 +75,10 @@ pub enum CertificatesError {
 
 /// Reads what is in `dir` and makes what is missing or past half of its life. `names` go into the broker's certificate.
 pub(crate) fn ensure(dir: &Path, names: &[String]) -> Result<Certificates, CertificatesError> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.map_err(|source| CertificatesError::File { path: dir.to_owned(), source })?;
-    let folder = Folder(dir);
+    let mut folder = Folder::open(dir)?;
     let authority = match folder.read("authority.pem")? {
-        Some(pem) => Authority::open(folder, pem)?,
-        None => Authority::create(folder)?,
+        Some(pem) => Authority::open(&folder, pem)?,
+        None => Authority::create(&mut folder)?,
     };
     let broker =
         Leaf { file: "broker", principal: "broker", names, usage: ExtendedKeyUsagePurpose::ServerAuth };
@@ -93,23 +88,25 @@ pub(crate) fn ensure(dir: &Path, names: &[String]) -> Result<Certificates, Certi
         names: &[],
         usage: ExtendedKeyUsagePurpose::ClientAuth,
     };
-    Ok(Certificates {
-        broker: authority.ensure(folder, &broker)?,
-        client: authority.ensure(folder, &client)?,
-        reset_key: reset_key(folder)?,
+    let certificates = Certificates {
+        broker: authority.ensure(&mut folder, &broker)?,
+        client: authority.ensure(&mut folder, &client)?,
+        reset_key: reset_key(&mut folder)?,
         authority_pem: authority.pem,
-    })
+    };
+    folder.store()?;
+    Ok(certificates)
 }
 
 /// Reads the key that reset tokens are made with; draws one if there is none that can be read. Clients then notice later
 /// that the broker was killed, and that is all.
-fn reset_key(folder: Folder<'_>) -> Result<ResetKey, CertificatesError> {
+fn reset_key(folder: &mut Folder<'_>) -> Result<ResetKey, CertificatesError> {
     let parsed = folder.read("reset.key")?.and_then(|text| blake3::Hash::from_hex(text.trim()).ok());
     if let Some(key) = parsed {
         return Ok(ResetKey(key.into()));
     }
     let key = random::<{ ResetKey::LEN }>();
-    folder.replace("reset.key", &format!("{}\n", hex(&key)), KEY_MODE)?;
+    folder.replace("reset.key", format!("{}\n", hex(&key)), Secrecy::Key);
     Ok(ResetKey(key))
 }
 
@@ -134,19 +131,18 @@ struct Leaf<'a> {
 }
 
 impl Authority {
-    fn create(folder: Folder<'_>) -> Result<Authority, CertificatesError> {
+    fn create(folder: &mut Folder<'_>) -> Result<Authority, CertificatesError> {
         let name = format!("{AUTHORITY_NAME} {}", hex(&random::<4>()));
         let key = KeyPair::generate()?;
         let params = authority_params(&name);
         let pem = params.self_signed(&key)?.pem();
-        // The key goes first: an authority without its certificate was never seen by anybody.
-        folder.replace("authority.key", &key.serialize_pem(), KEY_MODE)?;
-        folder.replace("authority.pem", &pem, CERTIFICATE_MODE)?;
-        tracing::info!(authority = name, folder = %folder.0.display(), "made a certificate authority");
+        folder.replace("authority.key", key.serialize_pem(), Secrecy::Key);
+        folder.replace("authority.pem", &*pem, Secrecy::Certificate);
+        tracing::info!(authority = name, file = %folder.path("authority.pem").display(), "made a certificate authority");
         Ok(Authority { pem, name, issuer: Issuer::new(params, key) })
     }
 
-    fn open(folder: Folder<'_>, pem: String) -> Result<Authority, CertificatesError> {
+    fn open(folder: &Folder<'_>, pem: String) -> Result<Authority, CertificatesError> {
         let unusable = |what: &str| CertificatesError::Authority {
             path: folder.path("authority.pem"),
             what: what.to_owned(),
@@ -169,7 +165,7 @@ impl Authority {
         Ok(Authority { issuer: Issuer::new(authority_params(&name), key), pem, name })
     }
 
-    fn ensure(&self, folder: Folder<'_>, leaf: &Leaf<'_>) -> Result<Identity, CertificatesError> {
+    fn ensure(&self, folder: &mut Folder<'_>, leaf: &Leaf<'_>) -> Result<Identity, CertificatesError> {
         let (certificate, key) = (format!("{}.pem", leaf.file), format!("{}.key", leaf.file));
         if let (Some(certificate_pem), Some(key_pem)) = (folder.read(&certificate)?, folder.read(&key)?) {
             let identity = Identity { certificate_pem, key_pem };
@@ -181,8 +177,8 @@ impl Authority {
         let new_key = KeyPair::generate()?;
         let made = leaf_params(leaf)?.signed_by(&new_key, &self.issuer)?;
         let identity = Identity { certificate_pem: made.pem(), key_pem: new_key.serialize_pem() };
-        folder.replace(&key, &identity.key_pem, KEY_MODE)?;
-        folder.replace(&certificate, &identity.certificate_pem, CERTIFICATE_MODE)?;
+        folder.replace(key, &*identity.key_pem, Secrecy::Key);
+        folder.replace(certificate, &*identity.certificate_pem, Secrecy::Certificate);
         Ok(identity)
     }
 
@@ -283,47 +279,9 @@ fn wanted_names(leaf: &Leaf<'_>) -> Vec<String> {
     names
 }
 
-/// The folder that the files are in.
-#[derive(Clone, Copy)]
-struct Folder<'a>(&'a Path);
-
-impl Folder<'_> {
-    fn path(self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    fn read(self, name: &str) -> Result<Option<String>, CertificatesError> {
-        match fs::read_to_string(self.path(name)) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(CertificatesError::File { path: self.path(name), source }),
-        }
-    }
-
-    /// Replaces a file so that it is there whole or not at all, also after a power loss.
-    fn replace(self, name: &str, text: &str, mode: u32) -> Result<(), CertificatesError> {
-        let new = self.path(&format!("{name}.new"));
-        let replaced = self.write_new(&new, text, mode).and_then(|()| {
-            fs::rename(&new, self.path(name))?;
-            File::open(self.0)?.sync_all()
-        });
-        replaced.map_err(|source| CertificatesError::File { path: self.path(name), source })
-    }
-
-    fn write_new(self, path: &Path, text: &str, mode: u32) -> io::Result<()> {
-        // One left over from a crash may have another mode.
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;

@@ -4,6 +4,7 @@ pub(crate) mod admin;
 pub(crate) mod certificates;
 pub(crate) mod connection;
 pub(crate) mod endpoint;
+mod folder;
 pub(crate) mod message;
 pub(crate) mod renewal;
 pub(crate) mod reset;
