@@ -2,6 +2,8 @@
 //!
 //! Each broker has a recorder of its own, so that several in one process do not mix. Handles are looked up once.
 
+use std::sync::Arc;
+
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Level, Metadata, Recorder, SharedString, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
@@ -79,14 +81,36 @@ const PARTITIONS_IMPAIRED: Description = Description {
 };
 const LOG_BYTES: Description =
     Description { name: "quire_log_bytes", unit: Unit::Bytes, help: "Bytes kept in all partitions." };
+const LOG_APPENDED_RECORDS: Description = Description {
+    name: "quire_log_appended_records_total",
+    unit: Unit::Count,
+    help: "Records appended to partitions.",
+};
+const LOG_APPENDED_BYTES: Description = Description {
+    name: "quire_log_appended_bytes_total",
+    unit: Unit::Bytes,
+    help: "Bytes of frames appended to partitions.",
+};
+const LOG_SYNCS: Description =
+    Description { name: "quire_log_syncs_total", unit: Unit::Count, help: "Syncs of partitions." };
+const LOG_SYNC_SECONDS: Description = Description {
+    name: "quire_log_sync_seconds",
+    unit: Unit::Seconds,
+    help: "How long the disk took to sync a partition.",
+};
+const SHARD_QUEUE_EVENTS: Description = Description {
+    name: "quire_shard_queue_events",
+    unit: Unit::Count,
+    help: "Requests that wait for a shard.",
+};
 const READY_SECONDS: Description = Description {
     name: "quire_ready_seconds",
     unit: Unit::Seconds,
     help: "From the start of the broker until it served.",
 };
 
-/// Upper bounds of the buckets of produce times (seconds): one sync takes a few tenths of a millisecond.
-const PRODUCE_BUCKETS: &[f64] =
+/// Upper bounds of the buckets of produce and sync times (seconds): one sync takes a few tenths of a millisecond.
+const TIME_BUCKETS: &[f64] =
     &[0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 4.0];
 
 /// Handles to everything the broker counts.
@@ -109,16 +133,28 @@ pub(crate) struct Metrics {
     pub(crate) partitions: Gauge,
     pub(crate) partitions_impaired: Gauge,
     pub(crate) log_bytes: Gauge,
+    pub(crate) shard_queue_events: Gauge,
     pub(crate) ready_seconds: Gauge,
+    pub(crate) shards: Arc<ShardMetrics>,
+}
+
+/// What shards and their flushers count.
+#[derive(Debug)]
+pub(crate) struct ShardMetrics {
+    pub(crate) appended_records: Counter,
+    pub(crate) appended_bytes: Counter,
+    pub(crate) syncs: Counter,
+    pub(crate) sync_seconds: Histogram,
 }
 
 impl Metrics {
     pub(crate) fn new() -> Metrics {
-        let buckets = Matcher::Full(PRODUCE_SECONDS.name.to_owned());
-        let recorder = PrometheusBuilder::new()
-            .set_buckets_for_metric(buckets, PRODUCE_BUCKETS)
-            .expect("there are buckets")
-            .build_recorder();
+        let times = [&PRODUCE_SECONDS, &LOG_SYNC_SECONDS];
+        let builder = times.into_iter().fold(PrometheusBuilder::new(), |builder, time| {
+            let matcher = Matcher::Full(time.name.to_owned());
+            builder.set_buckets_for_metric(matcher, TIME_BUCKETS).expect("there are buckets")
+        });
+        let recorder = builder.build_recorder();
         let registry = Registry(recorder);
         Metrics {
             handle: registry.0.handle(),
@@ -139,7 +175,14 @@ impl Metrics {
             partitions: registry.gauge(&PARTITIONS),
             partitions_impaired: registry.gauge(&PARTITIONS_IMPAIRED),
             log_bytes: registry.gauge(&LOG_BYTES),
+            shard_queue_events: registry.gauge(&SHARD_QUEUE_EVENTS),
             ready_seconds: registry.gauge(&READY_SECONDS),
+            shards: Arc::new(ShardMetrics {
+                appended_records: registry.counter(&LOG_APPENDED_RECORDS),
+                appended_bytes: registry.counter(&LOG_APPENDED_BYTES),
+                syncs: registry.counter(&LOG_SYNCS),
+                sync_seconds: registry.histogram(&LOG_SYNC_SECONDS),
+            }),
         }
     }
 
@@ -151,6 +194,19 @@ impl Metrics {
     /// Folds what histograms collected into their buckets; to be called every few seconds, or they grow.
     pub(crate) fn upkeep(&self) {
         self.handle.run_upkeep();
+    }
+}
+
+#[cfg(test)]
+impl ShardMetrics {
+    /// Counts nothing.
+    pub(crate) fn none() -> Arc<ShardMetrics> {
+        Arc::new(ShardMetrics {
+            appended_records: Counter::noop(),
+            appended_bytes: Counter::noop(),
+            syncs: Counter::noop(),
+            sync_seconds: Histogram::noop(),
+        })
     }
 }
 

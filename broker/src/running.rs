@@ -122,15 +122,17 @@ impl Running {
         let tls = tls::server_config(&certificates, Arc::clone(&certificate), config.tls.anonymous)?;
         let listen = config.network.listen;
         let listening = |source| StartError::Listen { address: listen, source };
-        let (endpoint, socket) = endpoint::open(listen, tls, certificates.reset_key.clone()).map_err(listening)?;
+        let (endpoint, socket) =
+            endpoint::open(listen, tls, certificates.reset_key.clone()).map_err(listening)?;
         let address = endpoint.local_addr().map_err(listening)?;
         let admin = bind_admin(config.admin_listen).await?;
         let admin_address = admin.as_ref().map(|(_, address)| *address);
 
+        let metrics = Metrics::new();
         let advertised = config.network.advertise.clone().unwrap_or_else(|| reachable(address));
-        let logs = open_logs(&config, disk, directory, &advertised).await?;
+        let logs = open_logs(&config, disk, directory, &advertised, &metrics).await?;
         let (stop, stopping) = StopSignal::new();
-        let context = Arc::new(context(config, &logs, stopping));
+        let context = Arc::new(context(config, &logs, metrics, stopping));
         let ready = Arc::new(AtomicBool::new(false));
         let admin = admin.map(|(listener, _)| {
             let (end, ending) = StopSignal::new();
@@ -187,7 +189,8 @@ impl Running {
     /// Stops in order: no new work, answers to what was taken, then the connections, then the logs.
     pub(crate) async fn shutdown(mut self) -> ShutdownReport {
         let began = Instant::now();
-        let Parts { context, endpoint, socket, stop, logs, admin } = self.parts.take().expect("a broker is shut down once");
+        let Parts { context, endpoint, socket, stop, logs, admin } =
+            self.parts.take().expect("a broker is shut down once");
         let connections = context.connections.count();
         tracing::info!(connections, "shutting down");
         stop.request();
@@ -309,14 +312,14 @@ async fn bind_admin(listen: Option<SocketAddr>) -> Result<Option<(AdminListener,
     Ok(Some((listener, bound)))
 }
 
-fn context(config: Config, logs: &Logs, stopping: Stopping) -> Context {
+fn context(config: Config, logs: &Logs, metrics: Metrics, stopping: Stopping) -> Context {
     Context {
         memory: Memory::new(&config),
         config,
         identity: logs.directory.identity.clone(),
         metadata: Arc::clone(&logs.metadata) as _,
         partitions: logs.shards.partitions(),
-        metrics: Metrics::new(),
+        metrics,
         streams: Underway::new(),
         connections: Underway::new(),
         stopping,
@@ -337,6 +340,7 @@ async fn open_logs(
     disk: Arc<dyn Disk>,
     directory: DataDirectory,
     advertised: &HostPort,
+    metrics: &Metrics,
 ) -> Result<Logs, StartError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let identity = &directory.identity;
@@ -363,6 +367,7 @@ async fn open_logs(
         clock,
         retention_interval: ShardsOptions::RETENTION_INTERVAL,
         deletion_grace: ShardsOptions::DELETION_GRACE,
+        metrics: Arc::clone(&metrics.shards),
     };
     let shards = Shards::start(options, Arc::clone(&metadata) as _).map_err(StartError::Threads)?;
     Ok(Logs { shards, metadata, directory })

@@ -102,7 +102,11 @@ async fn the_admin_server_tells_health_metrics_and_topics() -> Result<()> {
     let broker = Broker::builder().data_dir(dir.path()).shards(1).admin(admin).start().await?;
     let address = broker.admin_address().expect("it was asked for");
     let client = RawClient::connect(&broker).await?;
-    client.create_topic("flights", &[]).await?;
+    let partition = client.create_topic("flights", &[]).await?;
+    let (mut producer, _) = client.produce(partition).await?;
+    producer.send.write_all(&batch(&["a", "b"])?).await?;
+    producer.ack().await?;
+    drop(producer);
     let get = |path| get(address, path);
     for path in ["/healthz", "/readyz"] {
         ensure!(get(path).await?.starts_with("HTTP/1.1 200"), "{path}");
@@ -110,8 +114,11 @@ async fn the_admin_server_tells_health_metrics_and_topics() -> Result<()> {
     let metrics = get("/metrics").await?;
     ensure!(metrics.contains("\nquire_partitions 1\n"), "{metrics}");
     ensure!(metrics.contains("\nquire_connections 1\n"), "{metrics}");
+    ensure!(metrics.contains("\nquire_log_appended_records_total 2\n"), "{metrics}");
+    ensure!(metrics.contains("\nquire_log_syncs_total 1\n"), "{metrics}");
+    ensure!(metrics.contains("\nquire_shard_queue_events 0\n"), "{metrics}");
     let topics = get("/topics").await?;
-    ensure!(topics.contains("\"name\":\"flights\"") && topics.contains("\"high_watermark\":0"), "{topics}");
+    ensure!(topics.contains("\"name\":\"flights\"") && topics.contains("\"high_watermark\":2"), "{topics}");
     ensure!(get("/nothing").await?.starts_with("HTTP/1.1 404"), "an unknown path");
     Ok(())
 }

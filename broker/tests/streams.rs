@@ -4,7 +4,8 @@ mod support;
 
 use anyhow::{Result, bail, ensure};
 use quire_protocol::rpc::control::{
-    DeleteTopicRequest, DescribeTopicsRequest, ListOffsetsRequest, PartitionPosition, Position, position::At, request, response,
+    DeleteTopicRequest, DescribeTopicsRequest, ListOffsetsRequest, PartitionPosition, Position, position::At,
+    request, response,
 };
 use quire_protocol::stream::{Acks, Answer, ProduceHeader, Start, StreamKind};
 use quire_protocol::{ErrorCode, LeaderEpoch, Offset, PartitionIndex, TopicId, TopicPartition, limits};
@@ -265,7 +266,10 @@ async fn an_unknown_topic_is_answered_with_a_suggestion_beside_the_known_one() -
     let describe = request::Body::DescribeTopics(DescribeTopicsRequest { names, with_log_state: false });
     let response = client.rpc(describe).await?;
     let response::Body::DescribeTopics(described) = response else { bail!("answered {response:?}") };
-    ensure!(described.topics.iter().all(|topic| topic.suggestion.is_empty()), "nobody typed a thousand names");
+    ensure!(
+        described.topics.iter().all(|topic| topic.suggestion.is_empty()),
+        "nobody typed a thousand names"
+    );
     Ok(())
 }
 

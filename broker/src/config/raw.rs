@@ -139,7 +139,8 @@ fn advertised(value: &str) -> Result<Option<HostPort>, ConfigError> {
         return Ok(None);
     }
     let refuse = |expected: String| refused("network.advertise", value, expected);
-    let parsed: HostPort = value.parse().map_err(|error: super::InvalidHostPort| refuse(error.to_string()))?;
+    let parsed: HostPort =
+        value.parse().map_err(|error: super::InvalidHostPort| refuse(error.to_string()))?;
     match ServerName::try_from(parsed.host.as_str()) {
         Ok(_) => Ok(Some(parsed)),
         Err(_) => Err(refuse("a host name or an address before the port".to_owned())),
@@ -148,7 +149,9 @@ fn advertised(value: &str) -> Result<Option<HostPort>, ConfigError> {
 
 fn names(names: Vec<String>) -> Result<Vec<String>, ConfigError> {
     match names.iter().find(|name| !is_certifiable(name)) {
-        Some(name) => Err(refused("tls.names", name, "host names, with or without \"*.\" before them, and addresses")),
+        Some(name) => {
+            Err(refused("tls.names", name, "host names, with or without \"*.\" before them, and addresses"))
+        }
         None => Ok(names),
     }
 }

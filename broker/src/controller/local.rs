@@ -354,9 +354,7 @@ fn log_options() -> LogOptions {
 fn refuse_orphans(disk: &dyn Disk, dir: &Path, topics_dir: &Path) -> Result<(), MetadataOpenError> {
     match disk.list(topics_dir) {
         Ok(topics) if topics.is_empty() => Ok(()),
-        Ok(_) => {
-            Err(MetadataOpenError::Missing { dir: dir.to_owned(), topics_dir: topics_dir.to_owned() })
-        }
+        Ok(_) => Err(MetadataOpenError::Missing { dir: dir.to_owned(), topics_dir: topics_dir.to_owned() }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(source) => Err(MetadataOpenError::Topics { dir: topics_dir.to_owned(), source }),
     }

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use quire_engine::controller::{CreateTopic, Refusal};
 use quire_protocol::BrokerId;
-use quire_storage::remove_log;
 use quire_storage::disk::{CrashOptions, Fault, Operation, SimDisk, Survival};
+use quire_storage::remove_log;
 
 use super::*;
 use crate::shard::SystemClock;

@@ -318,10 +318,7 @@ impl<'a> Consumption<'a> {
 
 /// Room for a read from the disk; waits for it, since whoever has it must pass it on within
 /// [`limits::CONSUME_STALL_MAX`].
-async fn cold_read_memory(
-    context: &Context,
-    bytes: usize,
-) -> Result<OwnedSemaphorePermit, RequestError> {
+async fn cold_read_memory(context: &Context, bytes: usize) -> Result<OwnedSemaphorePermit, RequestError> {
     let bytes = bytes.min(context.config.memory.cold_read_bytes) as u32;
     let acquired = Arc::clone(&context.memory.cold_read).acquire_many_owned(bytes).await;
     acquired.map_err(|_| RequestError::shutting_down())

@@ -111,7 +111,8 @@ async fn exchange(
     let (reply, replies) = mpsc::channel(WINDOW + 1);
     let unanswered = Unanswered::default();
     let context = &*session.context;
-    let batches = Batches { context, receiving: &session.receiving, partition, acks, unanswered: &unanswered };
+    let batches =
+        Batches { context, receiving: &session.receiving, partition, acks, unanswered: &unanswered };
     let received = batches.receive_all(recv, reply);
     let answered = answer_all(context, &unanswered, replies, send);
     tokio::pin!(received, answered);
@@ -223,10 +224,7 @@ impl Batches<'_> {
 
     /// Room for a batch: in the connection's share until it is there, in the broker's memory until it is answered. Who
     /// waits for the first holds nothing of what others need.
-    async fn reserve(
-        &self,
-        len: usize,
-    ) -> Result<(SemaphorePermit<'_>, OwnedSemaphorePermit), RequestError> {
+    async fn reserve(&self, len: usize) -> Result<(SemaphorePermit<'_>, OwnedSemaphorePermit), RequestError> {
         let acquired = timeout(limits::PRODUCE_MEMORY_WAIT_MAX, async {
             let receiving = self.receiving.acquire_many(len as u32).await?;
             let memory = Arc::clone(&self.context.memory.produce).acquire_many_owned(len as u32).await?;

@@ -50,8 +50,7 @@ impl AdminListener {
             .route("/readyz", get(readyz))
             .route("/topics", get(topics))
             .with_state(Admin { context, ready });
-        let served =
-            axum::serve(self.0, router).with_graceful_shutdown(async move { end.requested().await });
+        let served = axum::serve(self.0, router).with_graceful_shutdown(async move { end.requested().await });
         if let Err(error) = served.await {
             tracing::error!(%error, "the admin server failed");
         }
@@ -85,6 +84,7 @@ fn observe(context: &Context) {
     metrics.partitions.set(partitions.len() as f64);
     metrics.partitions_impaired.set(impaired as f64);
     metrics.log_bytes.set(bytes as f64);
+    metrics.shard_queue_events.set(context.partitions.queued() as f64);
     metrics.streams.set(context.streams.count() as f64);
     metrics.connections.set(context.connections.count() as f64);
     metrics.produce_memory_free.set(context.memory.produce.available_permits() as f64);

@@ -34,8 +34,7 @@ pub(crate) fn open(
         // Without early data a handshake sends no more than a few datagrams before it is accepted.
         .incoming_buffer_size(64 * 1024)
         .incoming_buffer_size_total((limits::HANDSHAKES_MAX * 16 * 1024) as u64);
-    let opened =
-        Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, Arc::new(TokioRuntime))?;
+    let opened = Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, Arc::new(TokioRuntime))?;
     Ok((opened, held))
 }
 

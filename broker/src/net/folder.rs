@@ -38,7 +38,11 @@ impl<'a> Folder<'a> {
     /// Makes the folder if there is none.
     pub(super) fn open(path: &'a Path) -> Result<Folder<'a>, CertificatesError> {
         let folder = Folder { path, replaced: Vec::new() };
-        DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(path).map_err(|error| folder.failed(error))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(FOLDER_MODE)
+            .create(path)
+            .map_err(|error| folder.failed(error))?;
         Ok(folder)
     }
 

@@ -54,7 +54,8 @@ impl Assigner {
                 }
             }
             for topic in image.topics().filter(|topic| !topic.is_all_held(assigner.broker)) {
-                if assigner.led(topic).next().is_some() && holdings.insert((topic.id, topic.partitions.len())) {
+                if assigner.led(topic).next().is_some() && holdings.insert((topic.id, topic.partitions.len()))
+                {
                     under_way.spawn(assigner.clone().hold(topic.clone()));
                 }
             }

@@ -8,13 +8,15 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{JoinHandle, Thread};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 use quire_protocol::TopicPartition;
 use quire_storage::disk::Disk;
-use quire_storage::{CloseError, Job, JobDone, Log, LogOptions, OpenError, RecoveryReport};
+use quire_storage::{CloseError, Job, JobDone, JobKind, Log, LogOptions, OpenError, RecoveryReport};
 
 use super::event::Event;
+use crate::metrics::ShardMetrics;
 use crate::threads;
 
 /// Something slow that a shard wants done.
@@ -43,10 +45,12 @@ impl Task {
     /// Does it, however long that takes.
     pub(crate) fn run(self) -> TaskDone {
         match self {
-            Task::Open { disk, dir, partition, is_held, options } => TaskDone::Opened(Box::new(match is_held {
-                true => Log::open_existing(disk, &dir, partition, options),
-                false => Log::open(disk, &dir, partition, options),
-            })),
+            Task::Open { disk, dir, partition, is_held, options } => {
+                TaskDone::Opened(Box::new(match is_held {
+                    true => Log::open_existing(disk, &dir, partition, options),
+                    false => Log::open(disk, &dir, partition, options),
+                }))
+            }
             Task::Job(job) => TaskDone::Job(job.run()),
             Task::Close(log) => TaskDone::Closed(log.close()),
         }
@@ -102,10 +106,14 @@ pub(super) struct Flushers(Vec<JoinHandle<()>>);
 
 impl Flushers {
     /// Starts so many threads for jobs, and so many that open and close logs.
-    pub(super) fn start(flushers: usize, openers: usize) -> io::Result<(FlusherQueue, Flushers)> {
+    pub(super) fn start(
+        flushers: usize,
+        openers: usize,
+        metrics: &Arc<ShardMetrics>,
+    ) -> io::Result<(FlusherQueue, Flushers)> {
         let mut threads = Vec::with_capacity(flushers + openers);
-        let jobs = start_threads("flusher", flushers, &mut threads)?;
-        let openings = start_threads("opener", openers, &mut threads)?;
+        let jobs = start_threads("flusher", flushers, metrics, &mut threads)?;
+        let openings = start_threads("opener", openers, metrics, &mut threads)?;
         Ok((FlusherQueue { jobs, openings }, Flushers(threads)))
     }
 
@@ -122,18 +130,26 @@ impl Flushers {
 fn start_threads(
     name: &str,
     count: usize,
+    metrics: &Arc<ShardMetrics>,
     started: &mut Vec<JoinHandle<()>>,
 ) -> io::Result<Sender<Submitted>> {
     let (submit, submitted) = crossbeam_channel::unbounded();
     for number in 0..count {
-        let submitted = submitted.clone();
-        started.push(threads::spawn(format!("{name}-{number}"), move || flush(&submitted))?);
+        let (submitted, metrics) = (submitted.clone(), metrics.clone());
+        started.push(threads::spawn(format!("{name}-{number}"), move || flush(&submitted, &metrics))?);
     }
     Ok(submit)
 }
 
-fn flush(submitted: &Receiver<Submitted>) {
+fn flush(submitted: &Receiver<Submitted>, metrics: &ShardMetrics) {
     while let Ok(Submitted { partition, task, back }) = submitted.recv() {
-        back.send(Event::Done(partition, task.run()));
+        let is_sync = matches!(&task, Task::Job(job) if job.kind() == JobKind::Sync);
+        let began = Instant::now();
+        let done = task.run();
+        if is_sync {
+            metrics.syncs.increment(1);
+            metrics.sync_seconds.record(began.elapsed());
+        }
+        back.send(Event::Done(partition, done));
     }
 }

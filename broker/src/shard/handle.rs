@@ -206,6 +206,8 @@ pub struct Partitions {
     assignment: Arc<watch::Sender<Assignment>>,
     metadata: Arc<dyn Metadata>,
     broker: BrokerId,
+    /// The shards' queues, to tell how full they are.
+    queues: Arc<[mpsc::Sender<Event>]>,
 }
 
 /// The held partitions; replaced whole when some come or go.
@@ -221,8 +223,17 @@ enum Assignment {
 }
 
 impl Partitions {
-    pub(super) fn new(metadata: Arc<dyn Metadata>, broker: BrokerId) -> Partitions {
-        Partitions { held: Arc::default(), assignment: Arc::default(), metadata, broker }
+    pub(super) fn new(
+        metadata: Arc<dyn Metadata>,
+        broker: BrokerId,
+        queues: Arc<[mpsc::Sender<Event>]>,
+    ) -> Partitions {
+        Partitions { held: Arc::default(), assignment: Arc::default(), metadata, broker, queues }
+    }
+
+    /// Requests that wait for a shard.
+    pub fn queued(&self) -> usize {
+        self.queues.iter().map(|queue| queue.max_capacity() - queue.capacity()).sum()
     }
 
     pub(super) fn held(&self) -> Arc<Held> {
@@ -275,7 +286,8 @@ impl Partitions {
             let Some(topic) = image.topic(topic) else { return true };
             let mut led = topic.partitions.iter().filter(|partition| partition.leader == self.broker);
             topic.is_all_held(self.broker)
-                || !led.all(|partition| is_open(TopicPartition { topic: topic.id, partition: partition.index }))
+                || !led
+                    .all(|partition| is_open(TopicPartition { topic: topic.id, partition: partition.index }))
         };
         // An error is the end of the metadata.
         let _ = self.metadata.changes().wait_for(is_settled).await;

@@ -32,6 +32,7 @@ use quire_storage::{CloseError, Log, OpenError, RecoveryReport};
 use tokio::sync::oneshot;
 
 use crate::error::{RequestError, describe_damage};
+use crate::metrics::ShardMetrics;
 use partition::Partition;
 
 pub use clock::{Clock, Now, SystemClock};
@@ -72,6 +73,7 @@ pub(crate) struct Shard {
     retention_interval: Duration,
     retention_due: Time,
     closing: Option<Closing>,
+    metrics: Arc<ShardMetrics>,
 }
 
 #[derive(Debug)]
@@ -113,7 +115,13 @@ struct Closing {
 
 impl Shard {
     /// A shard that owns nothing yet.
-    pub(crate) fn new(now: Now, broker: BrokerId, store: Store, retention_interval: Duration) -> Shard {
+    pub(crate) fn new(
+        now: Now,
+        broker: BrokerId,
+        store: Store,
+        retention_interval: Duration,
+        metrics: Arc<ShardMetrics>,
+    ) -> Shard {
         Shard {
             broker,
             store,
@@ -123,6 +131,7 @@ impl Shard {
             retention_interval,
             retention_due: now.time + retention_interval,
             closing: None,
+            metrics,
         }
     }
 
@@ -251,7 +260,7 @@ impl Shard {
         let slot = match opened {
             Ok((log, report)) => {
                 report_recovery(id, &report);
-                let mut partition = Box::new(Partition::open(self.broker, shared, log));
+                let mut partition = Box::new(Partition::open(self.broker, shared, log, self.metrics.clone()));
                 if let Some(end) = &end {
                     partition.stop(refusal(end));
                 }

@@ -29,6 +29,7 @@ use super::flush::Task;
 use super::handle::{PartitionState, Shared};
 use super::waiters::{Answer, Safe, Waiters};
 use crate::error::{RequestError, describe_damage};
+use crate::metrics::ShardMetrics;
 
 /// Most bytes handed to the log at once, unless a single batch has more.
 const APPEND_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -56,6 +57,7 @@ pub(super) struct Partition {
     sync_due: Option<Time>,
     has_moved: bool,
     is_used: bool,
+    metrics: Arc<ShardMetrics>,
     /// Whether the shard has it on its list for the end of the round.
     pub(super) is_touched: bool,
 }
@@ -88,7 +90,12 @@ fn outdated_leadership(led: LeaderEpoch, logged: LeaderEpoch) -> Option<String> 
 
 impl Partition {
     /// Takes over a log that was just opened and begins to lead. Everything in it survived, and so is committed.
-    pub(super) fn open(broker: BrokerId, shared: Arc<Shared>, mut log: Log) -> Partition {
+    pub(super) fn open(
+        broker: BrokerId,
+        shared: Arc<Shared>,
+        mut log: Log,
+        metrics: Arc<ShardMetrics>,
+    ) -> Partition {
         let config = shared.config();
         // The settings may have changed while it was being opened.
         log.set_options(log_options(&config));
@@ -122,6 +129,7 @@ impl Partition {
             sync_due: None,
             has_moved: true,
             is_used: true,
+            metrics,
             is_touched: false,
         };
         partition.act();
@@ -307,6 +315,8 @@ impl Partition {
                 chain: frame.chain,
             };
             self.waiters.appended(answer, frame.next_offset(), ack);
+            self.metrics.appended_records.increment(frame.next_offset().0 - frame.base_offset.0);
+            self.metrics.appended_bytes.increment(frame.frame_len() as u64);
         }
         self.lead(now, Input::Appended { end: self.log.end_offset() });
         if self.config.sync == Sync::Interval {
@@ -335,9 +345,7 @@ impl Partition {
                 self.refuse_queued(&RequestError::from(&kind));
             }
             AppendErrorKind::Poisoned(_) => self.lead(now, Input::SyncFailed),
-            AppendErrorKind::Corrupt
-            | AppendErrorKind::OffsetsExhausted
-            | AppendErrorKind::Exhausted(_) => {
+            AppendErrorKind::Corrupt | AppendErrorKind::OffsetsExhausted | AppendErrorKind::Exhausted(_) => {
                 self.refuse_queued(&RequestError::from(&kind));
             }
         }

@@ -18,6 +18,7 @@ use super::handle::Partitions;
 use super::run::{self, Inbox};
 use super::{Shard, Store};
 use crate::controller::Metadata;
+use crate::metrics::ShardMetrics;
 use crate::threads;
 
 /// How a broker keeps its partitions.
@@ -37,6 +38,8 @@ pub struct ShardsOptions {
     pub retention_interval: Duration,
     /// How long a deleted topic's files stay.
     pub deletion_grace: Duration,
+    /// What is counted.
+    pub(crate) metrics: Arc<ShardMetrics>,
 }
 
 impl ShardsOptions {
@@ -82,10 +85,11 @@ impl Shards {
     /// If there is to be no shard.
     pub fn start(options: ShardsOptions, metadata: Arc<dyn Metadata>) -> io::Result<Shards> {
         assert!(options.shards > 0, "partitions need a shard");
-        let (queue, flushers) = Flushers::start(limits::FLUSHERS, limits::OPENERS)?;
+        let (queue, flushers) = Flushers::start(limits::FLUSHERS, limits::OPENERS, &options.metrics)?;
         let start = |number| start_shard(number, &options, &queue);
         let shards = (0..options.shards).map(start).collect::<io::Result<Vec<_>>>()?;
-        let partitions = Partitions::new(metadata.clone(), options.broker);
+        let queues = shards.iter().map(|shard| shard.way_in.requests.clone()).collect();
+        let partitions = Partitions::new(metadata.clone(), options.broker, queues);
         let assigner = Assigner {
             broker: options.broker,
             store: Store { disk: options.disk, dir: options.dir },
@@ -95,7 +99,12 @@ impl Shards {
             clock: options.clock,
             deletion_grace: options.deletion_grace,
         };
-        Ok(Shards { partitions, shards, assigner: threads::spawn_task("assigner", assigner.follow()), flushers })
+        Ok(Shards {
+            partitions,
+            shards,
+            assigner: threads::spawn_task("assigner", assigner.follow()),
+            flushers,
+        })
     }
 
     /// The partitions, for handlers to look up.
@@ -147,7 +156,8 @@ fn start_shard(number: usize, options: &ShardsOptions, flushers: &FlusherQueue) 
     let (direct, direct_in) = crossbeam_channel::unbounded();
     let inbox = Inbox { requests: requests_in, direct: direct_in };
     let store = Store { disk: options.disk.clone(), dir: options.dir.clone() };
-    let shard = Shard::new(options.clock.now(), options.broker, store, options.retention_interval);
+    let (now, metrics) = (options.clock.now(), options.metrics.clone());
+    let shard = Shard::new(now, options.broker, store, options.retention_interval, metrics);
     let (clock, flushers, events) = (options.clock.clone(), flushers.clone(), direct.clone());
     let thread = threads::spawn(format!("shard-{number}"), move || {
         let back = Direct { events, shard: thread::current() };

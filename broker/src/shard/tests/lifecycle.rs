@@ -35,7 +35,8 @@ fn closing_answers_what_was_taken_and_the_next_start_has_nothing_to_recover() {
 #[test]
 fn a_shard_without_partitions_closes_at_once() {
     let now = Now { time: Time::ZERO, timestamp: Timestamp(0) };
-    let mut shard = Shard::new(now, BrokerId(0), store(&SimDisk::new(1)), RETENTION_INTERVAL);
+    let mut shard =
+        Shard::new(now, BrokerId(0), store(&SimDisk::new(1)), RETENTION_INTERVAL, ShardMetrics::none());
     let (done, mut closed) = oneshot::channel();
     shard.apply(now, Event::Close { done }, &mut Vec::new());
     shard.write(now, &mut Vec::new());
@@ -65,7 +66,7 @@ fn a_deleted_partition_is_let_go_of_when_its_jobs_are_back() {
 fn a_partition_deleted_while_it_is_opened_is_let_go_of() {
     let now = Now { time: Time::ZERO, timestamp: Timestamp(0) };
     let disk = SimDisk::new(1);
-    let mut shard = Shard::new(now, BrokerId(0), store(&disk), RETENTION_INTERVAL);
+    let mut shard = Shard::new(now, BrokerId(0), store(&disk), RETENTION_INTERVAL, ShardMetrics::none());
     let (queue, _events) = mpsc::channel(1);
     let shared = Arc::new(Shared::new(PARTITION, false, queue, LeaderEpoch(1), Arc::default()));
     let mut tasks = Vec::new();
@@ -175,7 +176,8 @@ fn a_partition_that_is_being_removed_does_not_keep_the_shard_from_closing() {
 #[test]
 fn settings_that_change_while_the_log_is_opened_count() {
     let now = Now { time: Time::ZERO, timestamp: Timestamp(0) };
-    let mut shard = Shard::new(now, BrokerId(0), store(&SimDisk::new(1)), RETENTION_INTERVAL);
+    let mut shard =
+        Shard::new(now, BrokerId(0), store(&SimDisk::new(1)), RETENTION_INTERVAL, ShardMetrics::none());
     let (queue, _events) = mpsc::channel(1);
     let shared = Arc::new(Shared::new(PARTITION, false, queue, LeaderEpoch(1), Arc::default()));
     let mut tasks = Vec::new();

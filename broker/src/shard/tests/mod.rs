@@ -107,7 +107,7 @@ impl Rig {
         let (queue, _queue) = mpsc::channel(1);
         let shared = Arc::new(Shared::new(PARTITION, false, queue, leader_epoch, Arc::new(config)));
         Rig {
-            shard: Shard::new(now, BrokerId(0), store, RETENTION_INTERVAL),
+            shard: Shard::new(now, BrokerId(0), store, RETENTION_INTERVAL, ShardMetrics::none()),
             disk,
             now,
             tasks: VecDeque::new(),

@@ -42,6 +42,7 @@ impl Broker {
             clock,
             retention_interval: RETENTION_INTERVAL,
             deletion_grace: Duration::ZERO,
+            metrics: ShardMetrics::none(),
         };
         let shards = Shards::start(options, metadata.clone()).expect("threads can be had");
         shards.partitions().all_opened().await;
@@ -212,7 +213,7 @@ async fn what_comes_after_the_end_is_told_so() {
 
 #[test]
 fn a_file_job_does_not_wait_behind_a_log_that_is_opened() {
-    let (queue, flushers) = Flushers::start(1, 1).expect("threads can be had");
+    let (queue, flushers) = Flushers::start(1, 1, &ShardMetrics::none()).expect("threads can be had");
     let disk = SimDisk::new(1);
     let dir = PathBuf::from("/data");
     disk.create_dir_all(&dir).expect("the disk has room");
