@@ -69,7 +69,8 @@ pub async fn run(args: &BrokerArgs) -> Result<Exit, Failure> {
     }
     let mut stop = StopSignals::listen()?;
     signals::ignore_hangup()?;
-    let broker = Broker::from_config(config).await.map_err(|error| embedded::explain_start(&error))?;
+    let starting = Broker::from_config(config);
+    let Some(broker) = embedded::start(starting, &mut stop).await? else { return Ok(Exit::Done) };
     tell_service_manager(NotifyState::Ready);
     stop.stop().await;
     tell_service_manager(NotifyState::Stopping);

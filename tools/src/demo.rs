@@ -43,7 +43,9 @@ pub async fn run(args: &DemoArgs) -> Result<Exit, Failure> {
     let mut stop = StopSignals::listen()?;
     let folder = embedded::temporary_folder()?;
     let builder = Broker::builder().data_dir(folder.path()).listen(([127, 0, 0, 1], 0).into());
-    let broker = builder.start().await.map_err(|error| embedded::explain_start(&error))?;
+    let Some(broker) = embedded::start(builder.start(), &mut stop).await? else {
+        return Ok(Exit::Interrupted);
+    };
     let outcome = tokio::select! {
         outcome = tell(args, &broker) => outcome,
         () = stop.stop() => Ok(Exit::Interrupted),

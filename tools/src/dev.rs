@@ -55,13 +55,11 @@ pub async fn run(args: &DevArgs) -> Result<Exit, Failure> {
     let mut stop = StopSignals::listen()?;
     signals::ignore_hangup()?;
     let data = DataFolder::of(args)?;
-    let broker = Broker::builder()
+    let builder = Broker::builder()
         .data_dir(data.path())
         .listen(args.listen.map_or_else(|| next_free(DEFAULT_PORT, is_free_udp), Ok)?)
-        .admin(Some(args.admin.map_or_else(|| next_free(ADMIN_PORT, is_free_tcp), Ok)?))
-        .start()
-        .await
-        .map_err(|error| embedded::explain_start(&error))?;
+        .admin(Some(args.admin.map_or_else(|| next_free(ADMIN_PORT, is_free_tcp), Ok)?));
+    let Some(broker) = embedded::start(builder.start(), &mut stop).await? else { return Ok(Exit::Done) };
     let profile = embedded::profile(&broker).save_as(NAME)?;
     Profile::make_default(NAME)?;
     announce(args, &broker, data.path(), &profile)?;

@@ -6,6 +6,32 @@ use quire_broker::{Broker, DataDirectoryError, StartError};
 use quire_client::Profile;
 
 use crate::failure::{Failure, describe_io};
+use crate::output;
+use crate::signals::StopSignals;
+
+/// Starts a broker, unless it is to stop before that is done: then `None`. A log that is being recovered is left as it
+/// is, for the next start.
+///
+/// # Errors
+/// If it does not start.
+pub async fn start(
+    starting: impl Future<Output = Result<Broker, StartError>> + Send + 'static,
+    stop: &mut StopSignals,
+) -> Result<Option<Broker>, Failure> {
+    // On a task of its own: whatever it is doing, the signal is heard.
+    let mut starting = tokio::spawn(starting);
+    tokio::select! {
+        started = &mut starting => match started {
+            Ok(started) => started.map(Some).map_err(|error| explain_start(&error)),
+            Err(error) => Err(Failure::failed(format!("the broker did not start: {error}"))),
+        },
+        () = stop.stop() => {
+            starting.abort();
+            output::note("stopped before it was ready");
+            Ok(None)
+        }
+    }
+}
 
 /// A profile that reaches `broker` with the certificates it made.
 pub fn profile(broker: &Broker) -> Profile {

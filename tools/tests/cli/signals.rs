@@ -1,5 +1,7 @@
 //! Ctrl-C, SIGTERM and what stays afterwards.
 
+use std::time::{Duration, Instant};
+
 use rustix::process::Signal;
 
 use crate::support::{Dev, Home, path, text};
@@ -72,8 +74,34 @@ fn ctrl_c_ends_a_produce_that_waits_for_its_first_line() {
     dev.home.stdout(&["topic", "create", "t"]);
     let produce = dev.home.spawn(&["produce", "t"]);
     // Long enough that it usually waits for input by now; if it does not yet, the signal ends it just the same.
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    std::thread::sleep(Duration::from_millis(500));
     produce.signal(Signal::INT);
     let status = produce.end().status;
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(2), "{status}");
+}
+
+#[test]
+fn sigterm_ends_a_broker_that_is_still_starting() {
+    let data = Home::new();
+    let dev = Dev::start_in(Home::new(), &["--data", path(data.path())]);
+    let (home, _) = dev.stop();
+    // A start that takes as long as it likes: nobody ever writes to this pipe.
+    let authority = data.path().join("tls/authority.pem");
+    std::fs::remove_file(&authority).expect("the first start made it");
+    let made = std::process::Command::new("mkfifo").arg(&authority).status().expect("it is installed");
+    assert!(made.success());
+    let args = ["dev", "--data", path(data.path()), "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    let starting = home.spawn(&args);
+    let has_begun = || {
+        let inspected = home.quire(&["log", "inspect", path(data.path())]).assert().success();
+        text(&inspected.get_output().stderr).contains("a broker has this directory open")
+    };
+    let given_up = Instant::now() + Duration::from_secs(30);
+    while !has_begun() {
+        assert!(Instant::now() < given_up, "it never takes its data folder");
+    }
+    starting.signal(Signal::TERM);
+    let ended = starting.end();
+    assert!(ended.status.success(), "{}", ended.status);
+    assert_eq!(text(&ended.stderr), "stopped before it was ready\n");
 }
