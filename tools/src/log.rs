@@ -68,6 +68,11 @@ impl From<InspectError> for Failure {
     }
 }
 
+/// A partition that was made and never opened, among others that are whole.
+fn never_written(name: &str) -> String {
+    format!("{name}: no log yet: it was made and never written\n")
+}
+
 fn hex(chain: &Chain) -> String {
     chain.0.iter().map(|byte| format!("{byte:02x}")).collect()
 }

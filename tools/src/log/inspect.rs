@@ -1,11 +1,11 @@
 //! `quire log inspect`: what a log's small files say.
 
 use quire_storage::disk::Disk;
-use quire_storage::inspect::{FileState, LogReport, Point, SegmentReport, inspect};
+use quire_storage::inspect::{FileState, InspectError, LogReport, Point, SegmentReport, inspect};
 use serde::Serialize;
 
 use super::directory::FoundLog;
-use super::{hex, short_hex};
+use super::{hex, never_written, short_hex};
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Align, Palette, Table, thousands};
 use crate::time;
@@ -14,7 +14,16 @@ use crate::time;
 pub(super) fn run(disk: &dyn Disk, logs: &[FoundLog], json: bool) -> Result<Exit, Failure> {
     let mut exit = Exit::Done;
     for (index, log) in logs.iter().enumerate() {
-        let report = inspect(disk, &log.path)?;
+        let gap = if index == 0 { "" } else { "\n" };
+        let report = match inspect(disk, &log.path) {
+            Err(InspectError::NoLog(_)) if logs.len() > 1 => {
+                if !json {
+                    output::print(&format!("{gap}{}", never_written(&log.name)))?;
+                }
+                continue;
+            }
+            report => report?,
+        };
         if !is_sound(&report) {
             exit = Exit::Failed;
         }
@@ -22,7 +31,6 @@ pub(super) fn run(disk: &dyn Disk, logs: &[FoundLog], json: bool) -> Result<Exit
             output::print_json(&LogJson::new(log, &report))?;
             continue;
         }
-        let gap = if index == 0 { "" } else { "\n" };
         output::print(&format!("{gap}{}", page(&log.name, &report, Palette::stdout())))?;
     }
     Ok(exit)

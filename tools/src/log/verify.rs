@@ -5,7 +5,7 @@ use quire_storage::inspect::{Finding, FindingKind, InspectError, VerifyReport, v
 use serde::Serialize;
 
 use super::directory::FoundLog;
-use super::{hex, short_hex};
+use super::{hex, never_written, short_hex};
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Align, Palette, Table, counted, thousands};
 use crate::progress::Progress;
@@ -18,7 +18,6 @@ pub(super) fn run(disk: &dyn Disk, logs: &[FoundLog], json: bool) -> Result<Exit
     for (index, log) in logs.iter().enumerate() {
         progress.at(index as u64);
         let report = match verify(disk, &log.path, log.partition) {
-            // A partition that was made and never opened, among others that are whole.
             Err(InspectError::NoLog(_)) if logs.len() > 1 => {
                 verdict.empty.push(log.name.clone());
                 continue;
@@ -100,7 +99,7 @@ impl Verdict {
             page.push_str(&format!("\n{finding}"));
         }
         for name in &self.empty {
-            page.push_str(&format!("\n{name}: no log yet: it was made and never written\n"));
+            page.push_str(&format!("\n{}", never_written(name)));
         }
         let read = format!(
             "{}, {}, {}",

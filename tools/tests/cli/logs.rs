@@ -91,3 +91,17 @@ fn a_running_brokers_directory_is_warned_about() {
     let err = crate::support::text(&ran.get_output().stderr);
     assert!(err.contains("a broker has this directory open"), "{err}");
 }
+
+#[test]
+fn a_partition_that_was_never_opened_is_passed_over() {
+    let (home, data) = stopped();
+    let never_opened = partition(data.path()).with_file_name("0");
+    std::fs::remove_dir_all(&never_opened).expect("it was there");
+    std::fs::create_dir(&never_opened).expect("it can be made");
+    for command in ["inspect", "verify"] {
+        let shown = home.stdout(&["log", command, path(data.path())]);
+        assert!(shown.contains("/0: no log yet: it was made and never written\n"), "{shown}");
+        assert!(shown.contains("/1 "), "the next one is shown all the same: {shown}");
+        assert_eq!(home.json(&["log", command, path(data.path()), "--json"]).len(), 2);
+    }
+}
