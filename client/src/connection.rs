@@ -330,6 +330,8 @@ fn connect_error(address: &str, error: ConnectError) -> Error {
 const TLS_ALERTS: std::ops::RangeInclusive<u64> = 0x100..=0x1ff;
 /// The alert of a peer that speaks another protocol: its ALPN has nothing in common with ours.
 const ALERT_NO_APPLICATION_PROTOCOL: u64 = 0x100 + 120;
+/// How this side's TLS begins to say that a certificate is valid, but not for the name expected.
+const WRONG_NAME: &str = "certificate not valid for name ";
 /// QUIC's code for a server that takes no connection.
 const CONNECTION_REFUSED: u64 = 0x2;
 
@@ -358,6 +360,9 @@ fn connection_error(address: &str, error: &ConnectionError) -> Error {
                 false => "the broker's certificate is not one the profile trusts",
             };
             let reason = if reason.is_empty() { alert.to_owned() } else { reason };
+            if !by_broker && let Some(why) = reason.split_once(WRONG_NAME).map(|(_, names)| names) {
+                return Error::CertificateName { address, why: why.to_owned() };
+            }
             Error::CertificateRefused { address, why: format!("{who}: {reason}") }
         }
         CONNECTION_REFUSED => Error::Unreachable { address, why: "it takes no more connections".into() },

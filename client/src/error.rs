@@ -48,6 +48,14 @@ pub enum Error {
         /// Who refused whose certificate, and why.
         why: String,
     },
+    /// The cluster's certificate, but for another name than the one the broker was called by.
+    #[error("{address}: the broker's certificate is not for the name {why}")]
+    CertificateName {
+        /// Host and port.
+        address: String,
+        /// The name that was expected, and those that it has.
+        why: String,
+    },
     /// The broker refused the request.
     #[error("{message} ({code}, {})", if code.is_retriable() { "retriable" } else { "not retriable" })]
     Broker {
@@ -129,6 +137,7 @@ impl Error {
             Error::Profile(_)
             | Error::Address { .. }
             | Error::CertificateRefused { .. }
+            | Error::CertificateName { .. }
             | Error::Protocol { .. }
             | Error::TooManyPartitions { .. }
             | Error::InvalidRequest(_)
@@ -149,6 +158,7 @@ impl Error {
             Error::Unreachable { .. } => "Check that the broker runs and that the address is right; 'quire dev' starts one on this machine.".into(),
             Error::ConnectionLost { .. } => "Check that the broker still runs, then try again.".into(),
             Error::CertificateRefused { .. } => "Use the profile that belongs to this cluster; 'quire dev' writes a new one on every start.".into(),
+            Error::CertificateName { .. } => "List the name in the broker's 'tls.names' and start it again; or write 'server_name' with a name that it has into the profile.".into(),
             Error::Broker { suggestion: Some(name), .. } => format!("Did you mean \"{name}\"?"),
             Error::Broker { code, .. } => code.advice().into(),
             Error::NoLeader { .. } => "Retry when the partition's brokers are back.".into(),

@@ -53,7 +53,7 @@ fn with_code(what: String, code: Option<ErrorCode>) -> String {
 
 fn exit(error: &Error) -> Exit {
     match error {
-        Error::CertificateRefused { .. } => Exit::Refused,
+        Error::CertificateRefused { .. } | Error::CertificateName { .. } => Exit::Refused,
         Error::Address { .. } | Error::Profile(_) => Exit::Usage,
         error if error.code() == Some(ErrorCode::NotAuthorized) => Exit::Refused,
         error if error.is_unreachable() => Exit::Unreachable,

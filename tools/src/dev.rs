@@ -131,7 +131,7 @@ struct ReadyJson {
 }
 
 fn announce(args: &DevArgs, broker: &Broker, data: &Path, profile: &Path) -> Result<(), Failure> {
-    let address = format!("quire://{}", broker.address());
+    let address = format!("quire://{}", embedded::from_here(broker.address()));
     let admin = broker.admin_address().map(|address| format!("http://{address}"));
     if args.output.json {
         let (data, profile) = (data.to_owned(), profile.to_owned());

@@ -1,6 +1,7 @@
 //! A broker inside this process, as `dev`, `demo` and `broker` run one.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use quire_broker::{Broker, DataDirectoryError, StartError};
 use quire_client::Profile;
@@ -36,9 +37,19 @@ pub async fn start(
 /// A profile that reaches `broker` with the certificates it made.
 pub fn profile(broker: &Broker) -> Profile {
     let credentials = broker.credentials();
-    Profile::new(format!("quire://{}", broker.address()))
+    Profile::new(format!("quire://{}", from_here(broker.address())))
         .authority_pem(credentials.authority_pem)
         .identity_pem(credentials.certificate_pem, credentials.key_pem)
+}
+
+/// Where a client on this machine reaches a broker that listens at `address`, which may stand for all of its addresses.
+pub fn from_here(address: SocketAddr) -> SocketAddr {
+    let host = match address.ip() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+        host => host,
+    };
+    SocketAddr::new(host, address.port())
 }
 
 /// A folder that is removed when dropped.

@@ -203,3 +203,17 @@ async fn an_outage_longer_than_metadata_lives_holds_up_no_record() {
     let refused = timeout(Duration::from_secs(20), refused).await.expect("it hears of it");
     assert_eq!(refused.code(), Some(ErrorCode::UnknownTopic), "{refused}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_called_by_another_name_is_told_from_one_of_another_cluster() {
+    let rig = Rig::start().await;
+    let profile = profile(&rig.broker).server_name("elsewhere.example");
+    let error = Client::connect_configured(profile, quick()).await.expect_err("not its name");
+    assert!(matches!(error, Error::CertificateName { .. }) && !error.is_retriable(), "{error}");
+    let text = error.to_string();
+    assert!(
+        text.contains("not for the name \"elsewhere.example\"; ") && text.contains("localhost"),
+        "{text}"
+    );
+    assert!(error.advice().contains("tls.names"), "{}", error.advice());
+}

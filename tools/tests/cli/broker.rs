@@ -53,3 +53,13 @@ fn a_configuration_is_checked_before_anything_starts() {
     let missing = home.failure(&["broker", "--config", "/nowhere.toml"], 2);
     assert!(missing.contains("/nowhere.toml"), "{missing}");
 }
+
+#[test]
+fn dev_on_every_address_writes_a_profile_that_connects() {
+    let home = Home::new();
+    let args = ["dev", "--ephemeral", "--listen", "0.0.0.0:0", "--admin", "127.0.0.1:0", "--json"];
+    let mut dev = home.spawn(&args);
+    let ready = dev.line();
+    assert!(ready.contains("quire://127.0.0.1:"), "{ready}");
+    assert_eq!(home.stdout(&["topic", "list"]), "");
+}
