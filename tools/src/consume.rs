@@ -96,7 +96,7 @@ pub async fn run(profile: Option<&str>, args: &ConsumeArgs) -> Result<Exit, Fail
     let written = counted(writer.records, "record");
     let ending = ending.map_err(|failure| match writer.records {
         0 => failure,
-        _ => failure.hint(format!("{written} were written before it")),
+        _ => failure.hint(format!("before it, {written} came through")),
     })?;
     drop(consumer);
     client.close().await;

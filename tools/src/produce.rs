@@ -27,6 +27,11 @@ use crate::record_input::{InputError, InputRecord, LineFormat, RecordInput};
 use crate::signals::StopSignals;
 use crate::time;
 
+/// Longest time from handing over a record to its acknowledgement.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(30);
+/// A run that ends early waits this long for what is on its way before it says so.
+const SILENT_WAIT: Duration = Duration::from_millis(500);
+
 /// Write records from standard input or a file.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -115,8 +120,8 @@ pub async fn run(profile: Option<&str>, args: &ProduceArgs) -> Result<Exit, Fail
     if args.file.is_none() && io::stdin().is_terminal() {
         output::note("one record a line; Ctrl-D ends");
     }
-    let producer = client.producer().compression(args.compression.into()).build();
-    let mut run = Run::start(args, format, producer)?;
+    let producer = client.producer().compression(args.compression.into()).delivery_timeout(DELIVERY_TIMEOUT);
+    let mut run = Run::start(args, format, producer.build())?;
     // Only now, so that Ctrl-C simply ends what waits for the broker or for the first input.
     let mut stop = StopSignals::listen()?;
     let outcome = tokio::select! {
@@ -124,6 +129,9 @@ pub async fn run(profile: Option<&str>, args: &ProduceArgs) -> Result<Exit, Fail
         () = stop.stop() => Err(Stopped::Interrupted),
     };
     stop.force_on_next();
+    if outcome.is_err() && tokio::time::timeout(SILENT_WAIT, run.drain()).await.is_err() {
+        run.progress.note(&waiting(run.outstanding.len() as u64));
+    }
     run.drain().await;
     run.progress.clear();
     let account = run.account;
@@ -243,7 +251,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Waits for everything on its way.
+    /// Waits for everything on its way. May be dropped; what is outstanding stays so.
     async fn drain(&mut self) {
         while !self.outstanding.is_empty() {
             let (line, arrived) = first_arrival(&mut self.outstanding).await;
@@ -262,6 +270,11 @@ impl<'a> Run<'a> {
             format!("{} acknowledged, {}/s", counted(records, "record"), thousands(per_second as u64))
         });
     }
+}
+
+fn waiting(records: u64) -> String {
+    let records = counted(records, "record");
+    format!("waiting up to {DELIVERY_TIMEOUT:?} for {records} on the way; Ctrl-C again gives up")
 }
 
 /// Waits for the oldest delivery; for ever while there is none. Dropping the future loses nothing.

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::output;
+
 /// Work shorter than this shows nothing.
 const PATIENCE: Duration = Duration::from_millis(400);
 const TICKS_PER_SECOND: u8 = 10;
@@ -47,6 +49,11 @@ impl Progress {
         if !self.bar.is_hidden() && self.bar.elapsed() > PATIENCE {
             self.bar.set_message(message());
         }
+    }
+
+    /// Writes a line to standard error, above the bar.
+    pub fn note(&self, text: &str) {
+        self.bar.suspend(|| output::note(text));
     }
 
     /// Takes it off the screen.

@@ -105,3 +105,21 @@ fn sigterm_ends_a_broker_that_is_still_starting() {
     assert!(ended.status.success(), "{}", ended.status);
     assert_eq!(text(&ended.stderr), "stopped before it was ready\n");
 }
+
+#[test]
+fn an_interrupted_produce_says_what_it_waits_for_and_that_it_need_not() {
+    let dev = Dev::start();
+    dev.home.stdout(&["topic", "create", "t"]);
+    let mut produce = dev.home.spawn(&["produce", "t"]);
+    let mut consume = dev.home.spawn(&["consume", "t", "--follow"]);
+    produce.write(b"one\n");
+    assert_eq!(consume.line(), "one");
+    dev.broker.signal(Signal::STOP);
+    produce.write(b"two\n");
+    // Nothing tells that the line was taken, since nobody answers.
+    std::thread::sleep(Duration::from_millis(500));
+    produce.signal(Signal::INT);
+    assert_eq!(produce.error_line(), "waiting up to 30s for 1 record on the way; Ctrl-C again gives up");
+    produce.signal(Signal::INT);
+    assert_eq!(produce.end().status.code(), Some(130));
+}

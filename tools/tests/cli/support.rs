@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Output, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -64,7 +64,8 @@ impl Home {
             .spawn()
             .expect("the binary starts");
         let stdout = child.stdout.take().expect("it is piped");
-        Running { child, stdout: Some(BufReader::new(stdout)) }
+        let stderr = BufReader::new(child.stderr.take().expect("it is piped"));
+        Running { child, stdout: Some(BufReader::new(stdout)), stderr }
     }
 
     /// What a successful run wrote to standard output.
@@ -96,6 +97,7 @@ pub fn text(bytes: &[u8]) -> String {
 pub struct Running {
     child: Child,
     stdout: Option<BufReader<ChildStdout>>,
+    stderr: BufReader<ChildStderr>,
 }
 
 impl Running {
@@ -104,6 +106,13 @@ impl Running {
         let mut line = String::new();
         let stdout = self.stdout.as_mut().expect("standard output was not closed");
         stdout.read_line(&mut line).expect("a line of text");
+        line.trim_end().to_owned()
+    }
+
+    /// The next line of its standard error, without its end.
+    pub fn error_line(&mut self) -> String {
+        let mut line = String::new();
+        self.stderr.read_line(&mut line).expect("a line of text");
         line.trim_end().to_owned()
     }
 
@@ -129,7 +138,7 @@ impl Running {
             stdout.read_to_end(&mut out).expect("it can be read");
         }
         let mut err = Vec::new();
-        self.child.stderr.take().expect("it is piped").read_to_end(&mut err).expect("it can be read");
+        self.stderr.read_to_end(&mut err).expect("it can be read");
         Output { status: self.child.wait().expect("it ends"), stdout: out, stderr: err }
     }
 }
