@@ -344,7 +344,7 @@ mod tests {
         assert_eq!(lines[1], " carrier  departures  mean delay");
         assert_eq!(lines[2], " UA            1,918     7.3 min");
         assert_eq!(lines[3], " B6            1,912     8.4");
-        assert_eq!(lines[16], " HA               13   114.8      ← 13 flights, one of them 21 hours late");
+        assert_eq!(lines[16], " HA               13   114.8      ← 13 flights, one of them 21 h 41 min late");
         assert_eq!(lines[17], " all          11,045     6.6      72,532 minutes in total   ✓ as expected");
         assert_eq!(lines[19], "replay   2013-01-08, found by timestamp in 8 partitions: 908 departures   ✓");
     }

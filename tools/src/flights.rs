@@ -87,7 +87,11 @@ pub fn remark(tally: Tally) -> Option<String> {
     let few = tally.departures < FEW_DEPARTURES;
     let one_decides = tally.delay_min_max >= VERY_LATE_MIN && tally.delay_min_max * 2 > tally.delay_min;
     (few && one_decides)
-        .then(|| format!("{} flights, one of them {} hours late", tally.departures, tally.delay_min_max / 60))
+        .then(|| format!("{} flights, one of them {} late", tally.departures, hours(tally.delay_min_max)))
+}
+
+fn hours(minutes: i64) -> String {
+    format!("{} h {} min", minutes / 60, minutes % 60)
 }
 
 /// What the sample, or the whole year, adds up to.
@@ -139,7 +143,7 @@ mod tests {
     #[test]
     fn only_few_flights_with_one_very_late_get_a_remark() {
         let late = Tally { departures: 13, delay_min: 1492, delay_min_max: 1301 };
-        assert_eq!(remark(late).as_deref(), Some("13 flights, one of them 21 hours late"));
+        assert_eq!(remark(late).as_deref(), Some("13 flights, one of them 21 h 41 min late"));
         assert_eq!(remark(Tally { departures: 500, ..late }), None);
         assert_eq!(remark(Tally { departures: 14, delay_min: 28, delay_min_max: 102 }), None);
     }
