@@ -119,6 +119,10 @@ pub const SEGMENT_BYTES_MIN: u64 = 64 * 1024;
 pub const SEGMENT_BYTES_DEFAULT: u64 = 128 * 1024 * 1024;
 /// Largest segment (bytes); positions within one fit 32 bits.
 pub const SEGMENT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+/// Bytes written last, to all logs together, that are taken to be in the page cache still.
+pub const RECENT_BYTES: u64 = 1024 * 1024 * 1024;
+/// Of these, most that are one log's (bytes).
+pub const LOG_RECENT_BYTES: u64 = 64 * 1024 * 1024;
 /// Segments mapped at once, broker-wide (vm.max_map_count is 65,530).
 pub const MAPS_MAX: usize = 32_768;
 /// Most segments in one partition's manifest.
@@ -173,4 +177,5 @@ const _: () = {
     assert!(KEEP_ALIVE_INTERVAL.as_millis() * 3 < IDLE_TIME_MAX.as_millis());
     assert!(CLIENT_IDLE_TIME_MAX.as_millis() <= IDLE_TIME_MAX.as_millis());
     assert!(MAPS_MAX < 65_530);
+    assert!(LOG_RECENT_BYTES <= RECENT_BYTES);
 };

@@ -28,6 +28,7 @@ mod manifest;
 mod mmap;
 mod poison;
 mod reader;
+mod recency;
 mod recovery;
 mod retention;
 mod segment;

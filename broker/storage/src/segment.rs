@@ -296,10 +296,9 @@ impl Segment {
         Ok(map)
     }
 
-    /// The first byte of the segment that is among the last `window` bytes written to the log, of which there were
-    /// `written` since it was opened.
-    pub(crate) fn recent_from(&self, written: u64, window: u64) -> u64 {
-        let window_start = written.saturating_sub(window);
-        self.recent.from + window_start.saturating_sub(self.recent.written_before)
+    /// The first byte of the segment that was written when `written` bytes or more had been written to the log since it
+    /// was opened.
+    pub(crate) fn recent_from(&self, written: u64) -> u64 {
+        self.recent.from + written.saturating_sub(self.recent.written_before)
     }
 }

@@ -10,10 +10,9 @@ use quire_protocol::frame::FrameSeed;
 use quire_protocol::ids::Offset;
 
 use crate::disk::Disk;
+use crate::recency::Recency;
 use crate::segment::Segment;
 
-/// Bytes at the end of a log, written since it was opened, that are taken to be in the page cache still.
-pub(crate) const RECENT_BYTES: u64 = 64 * 1024 * 1024;
 /// Older segments of one log that are kept open for readers.
 const OPEN_SEGMENTS_MAX: usize = 2;
 
@@ -31,6 +30,7 @@ pub(crate) struct Shared {
     size_bytes: AtomicU64,
     /// Bytes written since the log was opened.
     written: AtomicU64,
+    recency: Recency,
     /// Sealed segments that a reader opened, oldest first.
     opened: Mutex<VecDeque<Arc<Segment>>>,
 }
@@ -54,6 +54,7 @@ impl Shared {
             end: AtomicU64::new(bounds.end.0),
             size_bytes: AtomicU64::new(size_bytes),
             written: AtomicU64::new(0),
+            recency: Recency::default(),
             opened: Mutex::default(),
         }
     }
@@ -82,6 +83,11 @@ impl Shared {
         self.written.load(Ordering::Acquire)
     }
 
+    /// What was written from here on, counted from when the log was opened, is likely in memory.
+    pub(crate) fn recent_from(&self) -> u64 {
+        self.recency.recent_from(self.written())
+    }
+
     pub(crate) fn raise_high_watermark(&self, high_watermark: Offset) {
         self.high_watermark.fetch_max(high_watermark.0, Ordering::AcqRel);
     }
@@ -93,6 +99,7 @@ impl Shared {
 
     /// So many bytes of frames were written and published in their segment; the log now ends at `end`.
     pub(crate) fn published(&self, end: Offset, bytes: u64) {
+        self.recency.note(self.written(), bytes);
         self.written.fetch_add(bytes, Ordering::AcqRel);
         self.size_bytes.fetch_add(bytes, Ordering::AcqRel);
         self.end.store(end.0, Ordering::Release);
@@ -130,6 +137,7 @@ impl Shared {
 
     /// Gives back every descriptor and map.
     pub(crate) fn release_files(&self) {
+        self.recency.forget();
         self.lock_opened().clear();
         for segment in self.segments().iter() {
             segment.release();
@@ -138,11 +146,11 @@ impl Shared {
 
     /// Gives back what belongs to segments that are no longer recent.
     fn release_old(&self) {
-        let written = self.written();
+        let recent_from = self.recent_from();
         let segments = self.segments();
         let opened = self.lock_opened();
         for segment in segments.iter().rev().skip(1) {
-            let is_in_use = segment.recent_from(written, RECENT_BYTES) < segment.position()
+            let is_in_use = segment.recent_from(recent_from) < segment.position()
                 || opened.iter().any(|other| Arc::ptr_eq(other, segment));
             if !is_in_use && !segment.release() {
                 // It was released before, and so were all before it.

@@ -16,7 +16,7 @@ use crate::frames::{self, FrameBytes, Walk, WalkError};
 use crate::mmap::Mapping;
 use crate::recovery;
 use crate::segment::Segment;
-use crate::shared::{RECENT_BYTES, Shared};
+use crate::shared::Shared;
 
 /// Bytes of older data read at once to find a frame (bytes): about one index interval.
 const HEAP_WINDOW_BYTES: u64 = 16 * 1024;
@@ -59,7 +59,7 @@ impl<'a> Source<'a> {
         residency: Residency,
     ) -> Result<Source<'a>, ReadError> {
         let end = segment.position();
-        let recent_from = segment.recent_from(shared.written(), RECENT_BYTES);
+        let recent_from = segment.recent_from(shared.recent_from());
         let mut source = Source { shared, segment, residency, end, recent_from, map: None };
         if recent_from < end {
             let map = segment.map(&*shared.disk, &shared.dir, end);
