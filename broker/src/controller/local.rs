@@ -137,8 +137,19 @@ impl LocalMetadata {
     /// If the log is damaged or can not be written, or is another cluster's.
     pub fn open(options: LocalMetadataOptions) -> Result<LocalMetadata, MetadataOpenError> {
         let registration = Request::RegisterBroker(options.registration.clone());
+        let broker = options.registration.broker;
         let mut journal = Journal::open(options)?;
-        journal.commit(vec![registration]).remove(0)?;
+        match journal.commit(vec![registration.clone()]).remove(0) {
+            Ok(_) => {}
+            // Reads are served, and retention makes room; what is appended meanwhile is refused for the same reason.
+            Err(ProposeError::DiskFull) if journal.controller.image().broker(broker).is_some() => {
+                tracing::warn!(
+                    "the disk is full: the broker's start is kept with the next change that finds room"
+                );
+                journal.registration = Some(registration);
+            }
+            Err(error) => return Err(error.into()),
+        }
         let image = journal.image.subscribe();
         let (commands, inbox) = mpsc::channel(limits::METADATA_QUEUE_REQUESTS);
         threads::spawn("metadata".to_owned(), move || run(journal, inbox))
@@ -197,7 +208,7 @@ fn run(mut journal: Journal, mut inbox: mpsc::Receiver<Command>) {
             }
             next = inbox.try_recv().ok();
         }
-        for (answer, result) in answers.into_iter().zip(journal.commit(requests)) {
+        for (answer, result) in answers.into_iter().zip(journal.commit_registered(requests)) {
             // Who asked may have gone; the change is made all the same.
             let _ = answer.send(result);
         }
@@ -219,6 +230,8 @@ struct Journal {
     random: SplitMix64,
     image: watch::Sender<Arc<Image>>,
     failure: Option<ProposeError>,
+    /// This start's, if there was no room for it yet.
+    registration: Option<Request>,
 }
 
 impl Journal {
@@ -245,7 +258,19 @@ impl Journal {
             clock: options.clock,
             random: SplitMix64::new(options.seed),
             failure: None,
+            registration: None,
         })
+    }
+
+    /// Commits requests, after the broker's registration if that is still to be done.
+    fn commit_registered(&mut self, mut requests: Vec<Request>) -> Vec<Result<Response, ProposeError>> {
+        let Some(registration) = self.registration.clone() else { return self.commit(requests) };
+        requests.insert(0, registration);
+        let mut answers = self.commit(requests);
+        if answers.remove(0).is_ok() {
+            self.registration = None;
+        }
+        answers
     }
 
     /// Decides requests, commits what was decided, and gives the answers in order.

@@ -142,6 +142,25 @@ fn a_damaged_log_is_refused_and_left_as_it_is() {
     );
 }
 
+#[tokio::test]
+async fn a_full_disk_does_not_keep_a_known_broker_from_starting() {
+    let disk = disk();
+    let mut journal = journal(&disk);
+    disk.set_capacity(Some(100_000));
+    let full =
+        (0..2_000).find_map(|number| journal.commit(vec![create(&format!("t-{number}"))]).remove(0).err());
+    assert_eq!(full, Some(ProposeError::DiskFull));
+    drop(journal);
+
+    let metadata = LocalMetadata::open(options(&disk)).expect("what is there can be read");
+    let epoch = |image: &Image| image.broker(BrokerId(0)).map(|broker| broker.epoch);
+    assert_eq!(epoch(&metadata.image()), Some(1), "there was no room for another");
+    assert_eq!(metadata.propose(create("late")).await, Err(ProposeError::DiskFull));
+    disk.set_capacity(None);
+    metadata.propose(create("late")).await.expect("there is room");
+    assert_eq!(epoch(&metadata.image()), Some(2), "it registered with the first change");
+}
+
 #[test]
 fn damage_to_the_last_change_is_not_taken_for_a_torn_append() {
     let disk = disk();
