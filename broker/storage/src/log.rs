@@ -159,6 +159,7 @@ impl Log {
             active,
             tail,
             epochs,
+            checkpoint,
             is_marked_clean,
             is_cut_unstored,
             is_new,
@@ -177,7 +178,7 @@ impl Log {
             acked_unsynced_to: Offset::ZERO,
             epochs,
             flush: Flush::default(),
-            upkeep: Upkeep::new(is_marked_clean, is_cut_unstored, is_new, tail.next_offset),
+            upkeep: Upkeep::new(is_marked_clean, is_cut_unstored, is_new, checkpoint),
             poison: Poison::default(),
             corruption: report.corruption.clone(),
         };

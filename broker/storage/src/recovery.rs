@@ -100,6 +100,8 @@ pub(crate) struct Recovered {
     pub(crate) active: Option<Active>,
     pub(crate) tail: Checkpoint,
     pub(crate) epochs: EpochCache,
+    /// What the checkpoint on disk covers.
+    pub(crate) checkpoint: Offset,
     /// The clean marker is still there.
     pub(crate) is_marked_clean: bool,
     /// The manifest on disk does not say yet where the log was cut: there was no room. Until it does, every recovery
@@ -214,6 +216,7 @@ impl Opening<'_> {
             active: None,
             tail,
             epochs: EpochCache::new(),
+            checkpoint: Offset::ZERO,
             is_marked_clean: false,
             is_cut_unstored: false,
             is_new: true,

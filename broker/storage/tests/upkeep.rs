@@ -284,3 +284,13 @@ fn a_segment_cut_short_by_others_is_not_written_on() {
     let refused = harness.append(vec![new_batch(1, 10, 2, Timestamp(5))]).expect_err("there would be a hole");
     assert!(matches!(refused, AppendErrorKind::Poisoned(_)), "{refused}");
 }
+
+#[test]
+fn a_checkpoint_that_recovery_had_no_room_for_is_written_on_request() {
+    let mut harness = filled();
+    harness.disk.set_capacity(Some(0));
+    harness.restart(SimDisk::kill);
+    harness.disk.set_capacity(None);
+    harness.log.request_checkpoint();
+    assert_eq!(harness.log.next_job(NO_SYNC).expect("a checkpoint is due").kind(), JobKind::Checkpoint);
+}

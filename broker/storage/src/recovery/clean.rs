@@ -48,6 +48,7 @@ pub(super) fn open(
         active,
         tail: clean,
         epochs,
+        checkpoint: clean.next_offset,
         is_marked_clean: true,
         is_cut_unstored: false,
         is_new: false,
