@@ -35,7 +35,7 @@ pub(crate) struct StreamPool {
     waiting: AtomicUsize,
     /// Streams that are about to be given up for them.
     promised: AtomicUsize,
-    /// Told when another opening waits.
+    /// Told when another opening waits; whoever has been idle longest hears of it first.
     wanted: Notify,
 }
 
@@ -112,6 +112,10 @@ impl StreamPool {
 impl Drop for Promise {
     fn drop(&mut self) {
         self.0.promised.fetch_sub(1, Ordering::AcqRel);
+        // Another may have taken the stream, and whoever asked meanwhile was told that one is promised.
+        if self.0.waiting.load(Ordering::Acquire) > 0 {
+            self.0.wanted.notify_one();
+        }
     }
 }
 
@@ -121,7 +125,7 @@ struct Waiting<'a>(&'a StreamPool);
 impl Waiting<'_> {
     fn new(pool: &StreamPool) -> Waiting<'_> {
         pool.waiting.fetch_add(1, Ordering::AcqRel);
-        pool.wanted.notify_waiters();
+        pool.wanted.notify_one();
         Waiting(pool)
     }
 }
@@ -156,6 +160,24 @@ mod tests {
         let third = (&mut third).now_or_never().expect("given up for it");
         assert!((&mut other).now_or_never().is_none());
         drop(third);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_went_to_another_is_asked_for_again() {
+        let pool = pool(2);
+        let (first, _second) = (pool.for_producing().await, pool.for_producing().await);
+        let mut idle = Box::pin(pool.asked_for());
+        assert!((&mut idle).now_or_never().is_none());
+        let mut third = Box::pin(pool.for_producing());
+        assert!((&mut third).now_or_never().is_none());
+        let promise = pool.asked_for().now_or_never().expect("one is asked for");
+        drop(first);
+        let _third = (&mut third).now_or_never().expect("given up for it");
+        let mut fourth = Box::pin(pool.for_producing());
+        assert!((&mut fourth).now_or_never().is_none());
+        assert!((&mut idle).now_or_never().is_none(), "a promise is still under way");
+        drop(promise);
+        assert!((&mut idle).now_or_never().is_some(), "which was not for the fourth");
     }
 
     #[tokio::test]
