@@ -55,6 +55,8 @@ pub(super) struct Accumulator {
     open: Option<SealedBatch>,
     sealed: VecDeque<SealedBatch>,
     newest: Option<Arc<Completion>>,
+    /// What the last batch grew to; the next one probably will too (bytes).
+    usual_bytes: usize,
     /// Whether the producer has gone away, so that nobody would ever take what is appended.
     is_closed: bool,
 }
@@ -68,6 +70,7 @@ impl Accumulator {
             open: None,
             sealed: VecDeque::new(),
             newest: None,
+            usual_bytes: 0,
             is_closed: false,
         }
     }
@@ -146,7 +149,7 @@ impl Accumulator {
             Some(end) => now >= end,
             None => is_idle,
         };
-        if may_leave { self.open.take() } else { None }
+        if may_leave { self.close_open() } else { None }
     }
 
     /// Lets the open batch leave as if it were full, and gives the last batch there was, which ends after all others.
@@ -170,7 +173,7 @@ impl Accumulator {
     pub(super) fn take_begun_until(&mut self, time: Instant) -> Vec<SealedBatch> {
         let mut taken = Vec::new();
         while self.oldest().is_some_and(|begun_at| begun_at <= time) {
-            taken.extend(self.sealed.pop_front().or_else(|| self.open.take()));
+            taken.extend(self.sealed.pop_front().or_else(|| self.close_open()));
         }
         taken
     }
@@ -188,13 +191,26 @@ impl Accumulator {
     }
 
     fn seal(&mut self) {
-        self.sealed.extend(self.open.take());
+        let closed = self.close_open();
+        self.sealed.extend(closed);
+    }
+
+    fn close_open(&mut self) -> Option<SealedBatch> {
+        let batch = self.open.take()?;
+        self.usual_bytes = batch.builder.encoded_len();
+        Some(batch)
+    }
+
+    /// Room for the next batch: many partitions with little each take little memory, and a stream of full batches is
+    /// not moved while each grows.
+    fn room(&self) -> usize {
+        self.usual_bytes.next_power_of_two().min(self.policy.full_bytes)
     }
 
     fn new_batch(&self, now: Instant) -> SealedBatch {
         let completion = Completion::new(Arc::clone(&self.topic), self.partition, self.policy.timestamp_type);
         SealedBatch {
-            builder: BatchBuilder::new(self.policy.compression),
+            builder: BatchBuilder::with_capacity(self.policy.compression, self.room()),
             completer: Completer::new(completion),
             memory: 0,
             begun_at: now,
@@ -268,6 +284,19 @@ mod tests {
         let lengths: Vec<_> =
             std::iter::from_fn(|| accumulator.take(now, false)).map(|b| b.builder.len()).collect();
         assert_eq!(lengths, [1, 1]);
+    }
+
+    #[test]
+    fn a_batch_gets_the_room_that_the_last_one_needed() {
+        let now = Instant::now();
+        let mut accumulator = accumulator(10_000, Duration::from_secs(1));
+        assert!(accumulator.room() < 10, "nothing is known of the first");
+        let _ = append(&mut accumulator, 700, now);
+        accumulator.flush();
+        assert_eq!(accumulator.room(), 1024);
+        let _ = append(&mut accumulator, 9_900, now);
+        accumulator.flush();
+        assert_eq!(accumulator.room(), 10_000, "and never more than a full one");
     }
 
     #[test]

@@ -44,7 +44,14 @@ pub struct BatchBuilder {
 impl BatchBuilder {
     /// An empty batch that will be compressed as said.
     pub fn new(compression: Compression) -> BatchBuilder {
-        BatchBuilder { compression, bytes: Vec::new(), base_timestamp: 0, max_timestamp: i64::MIN, count: 0 }
+        BatchBuilder::with_capacity(compression, 0)
+    }
+
+    /// As [`BatchBuilder::new`], with memory for this many bytes before compression, header included: a batch that is
+    /// filled up to there is not moved meanwhile.
+    pub fn with_capacity(compression: Compression, bytes: usize) -> BatchBuilder {
+        let bytes = Vec::with_capacity(bytes);
+        BatchBuilder { compression, bytes, base_timestamp: 0, max_timestamp: i64::MIN, count: 0 }
     }
 
     /// Whether it holds no record.
@@ -166,5 +173,21 @@ fn put_bytes(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
             out.extend_from_slice(bytes);
         }
         None => varint::put(out, -1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_with_room_is_not_moved_while_it_grows() {
+        let record = Record { value: Some(vec![7; 1000].into()), ..Record::default() };
+        let mut batch = BatchBuilder::with_capacity(Compression::None, 64 * 1024);
+        let place = batch.bytes.as_ptr();
+        while batch.encoded_len() + BatchBuilder::record_len_max(&record) <= 64 * 1024 {
+            batch.push(&record, Timestamp(0)).expect("it fits");
+        }
+        assert_eq!(batch.bytes.as_ptr(), place);
     }
 }
