@@ -27,7 +27,7 @@ pub enum LogCommand {
 /// Where the logs are.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Nothing is changed. Exit code 1 if a log is damaged; a torn tail, which no acknowledgement covered, is no damage.
+Nothing is changed. Exit code 1 if a log is damaged; a torn tail is not proven to be damage, and may be.
 Stop the broker first: the end that a running one is just writing looks torn.")]
 pub struct LogArgs {
     /// A broker's data directory, or the directory of one partition in it

@@ -435,7 +435,9 @@ fn report_recovery(id: TopicPartition, report: &RecoveryReport) {
     if let Some(torn) = &report.torn_tail {
         tracing::warn!(
             partition = %id, offset = %torn.offset, bytes = torn.bytes, why = torn.why,
-            "the log's end was torn by an unclean stop and is cut"
+            known_synced_to = %torn.synced_end, suspicion = torn.suspicion,
+            "the log's end is not intact after an unclean stop and is cut: an interrupted write leaves that, and so does \
+             damage to records that were acknowledged"
         );
     }
     if report.is_suspect {

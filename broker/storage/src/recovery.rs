@@ -62,8 +62,8 @@ pub struct RecoveryReport {
     pub removed: Vec<String>,
 }
 
-/// An end of a log that was being written when the last process or machine stopped. Nothing of it was acknowledged as
-/// being on disk.
+/// An end of a log that is not intact and that nothing proves to have been on disk: an interrupted write leaves it, and so
+/// does damage to the last frames after they were synced and acknowledged. The frames themselves do not tell which.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TornTail {
     /// The log was cut here: the first offset that is no longer in it.
@@ -76,6 +76,10 @@ pub struct TornTail {
     pub bytes: u64,
     /// What is wrong with the first frame that was cut off.
     pub why: String,
+    /// The offset up to which all is known to have been synced; what lies above may have been acknowledged.
+    pub synced_end: Offset,
+    /// What is there that an interrupted write would seldom leave.
+    pub suspicion: Option<&'static str>,
 }
 
 /// Damage to records that were on disk and committed.

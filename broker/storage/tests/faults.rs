@@ -273,10 +273,18 @@ fn damage_to_committed_records_is_told_from_a_torn_tail() {
     disk.flip_bit(&active, frame_len * 5 + 150, 0);
     let report = inspect::verify(&disk, Path::new(DIR), None).expect("readable");
     assert!(report.is_intact());
-    assert_eq!(report.finding.map(|finding| finding.kind), Some(FindingKind::TornTail));
+    let finding = report.finding.expect("torn");
+    assert_eq!((finding.kind, finding.is_suspicious), (FindingKind::TornTail, true));
+    assert!(
+        finding.meaning.contains("all below offset 4 is known to have been synced"),
+        "{}",
+        finding.meaning
+    );
+    assert!(finding.meaning.contains("may have been acknowledged"), "{}", finding.meaning);
     let (log, report) = open(&disk, &options()).expect("a torn tail is cut");
     let torn = report.torn_tail.expect("torn");
     assert_eq!((torn.offset, torn.position), (Offset(5), frame_len * 5));
+    assert_eq!((torn.synced_end, torn.suspicion.is_some()), (Offset(4), true));
     assert!((frame_len - 8..=frame_len).contains(&torn.bytes), "up to the last byte that is not zero");
     assert_eq!(log.end_offset(), Offset(5));
 }

@@ -110,7 +110,10 @@ impl Verdict {
         let verdict = match (self.damaged, self.torn) {
             (0, 0) => palette.good("intact: checksums, offsets and chain").into_owned(),
             (0, torn) => palette
-                .good(&format!("intact, {} no acknowledgement covered", counted(torn, "torn tail")))
+                .warning(&format!(
+                    "no damage proven, {}: read what that means above",
+                    counted(torn, "torn tail")
+                ))
                 .into_owned(),
             (damaged, _) => palette.bad(&format!("DAMAGED: {}", counted(damaged, "log"))).into_owned(),
         };
@@ -122,6 +125,9 @@ impl Verdict {
 fn mark(report: &VerifyReport, palette: Palette) -> String {
     match report.finding.as_ref().map(|finding| finding.kind) {
         None => palette.good("✓").into_owned(),
+        Some(FindingKind::TornTail) if report.finding.as_ref().is_some_and(|torn| torn.is_suspicious) => {
+            palette.warning("torn tail, suspicious").into_owned()
+        }
         Some(FindingKind::TornTail) => palette.warning("torn tail").into_owned(),
         Some(FindingKind::Corruption) => palette.bad("✗ damaged").into_owned(),
         Some(FindingKind::Unusable) => palette.bad("✗ unusable").into_owned(),
@@ -170,6 +176,7 @@ struct FindingJson<'a> {
     offset: u64,
     intact_from: Option<u64>,
     what: &'a str,
+    suspicious: bool,
     meaning: &'a str,
 }
 
@@ -210,6 +217,7 @@ impl<'a> From<&'a Finding> for FindingJson<'a> {
             offset: finding.offset.0,
             intact_from: finding.intact_from.map(|offset| offset.0),
             what: &finding.what,
+            suspicious: finding.is_suspicious,
             meaning: &finding.meaning,
         }
     }

@@ -38,7 +38,8 @@ pub struct VerifyReport {
 }
 
 impl VerifyReport {
-    /// Whether every record that was ever acknowledged as being on disk is there. A torn tail takes none of them.
+    /// Whether nothing proves that a record is damaged that was once on disk. Of a torn tail nothing does, though it may
+    /// be damage: see [`Finding::is_suspicious`].
     pub fn is_intact(&self) -> bool {
         self.finding.as_ref().is_none_or(|finding| finding.kind == FindingKind::TornTail)
     }
@@ -64,7 +65,8 @@ pub struct SegmentCheck {
 pub enum FindingKind {
     /// The log can not be opened.
     Unusable,
-    /// An end that was being written when the process or the machine stopped.
+    /// An end that is not intact and that nothing proves to have been on disk: a write that was interrupted, as far as
+    /// can be told.
     TornTail,
     /// Records that were on disk are damaged.
     Corruption,
@@ -85,6 +87,8 @@ pub struct Finding {
     pub intact_from: Option<Offset>,
     /// What is there in place of what should be.
     pub what: String,
+    /// Whether a torn tail looks rather like damage to what was written whole.
+    pub is_suspicious: bool,
     /// What that means, and what happens next: a sentence.
     pub meaning: String,
 }
@@ -138,6 +142,7 @@ fn unusable(log: &LogReport, partition: Option<TopicPartition>) -> Option<Findin
         offset: Offset::ZERO,
         intact_from: None,
         what,
+        is_suspicious: false,
         meaning: "The broker refuses to open this log rather than hide its records: restore the manifest."
             .to_owned(),
     })
@@ -185,17 +190,23 @@ fn torn_tail(scan: &Scan, pieces: &[Piece<'_>], cut: Cut) -> io::Result<Option<F
     let Some(torn) = scan.torn_tail(pieces, &cut)? else {
         return Ok(None);
     };
+    let (offset, synced_end) = (torn.offset, torn.synced_end);
+    let suspicion = torn.suspicion.map_or(String::new(), |what| {
+        format!(" An interrupted write seldom leaves this: {what}. Suspect the disk.")
+    });
     Ok(Some(Finding {
         kind: FindingKind::TornTail,
         file_name: torn.segment,
         position: torn.position,
-        offset: torn.offset,
+        offset,
         intact_from: None,
         what: torn.why,
+        is_suspicious: torn.suspicion.is_some(),
         meaning: format!(
-            "The end of the log was being written when the process or the machine stopped. Nothing at or after offset \
-             {} was acknowledged as being on disk; the next start of the broker cuts the log there.",
-            torn.offset
+            "A write that was interrupted leaves such an end, and then nothing at or after offset {offset} was \
+             acknowledged as being on disk. Damage after the write looks the same: all below offset {synced_end} is known \
+             to have been synced, and what follows may have been acknowledged.{suspicion} The next start of the broker \
+             cuts the log at offset {offset}."
         ),
     }))
 }
@@ -215,6 +226,7 @@ impl Finding {
             offset: corruption.offset,
             intact_from: Some(corruption.intact_from),
             what: corruption.why.clone(),
+            is_suspicious: false,
             meaning: format!(
                 "{affected}. The broker serves what is intact and takes no more records for this partition: restore it \
                  from a replica or a backup."

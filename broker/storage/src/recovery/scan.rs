@@ -10,12 +10,19 @@ use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp};
 use super::{Corruption, FileBytes, TornTail, log_file};
 use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::epochs::EpochStart;
-use crate::frames::{self, Walk, WalkError};
+use crate::frames::{self, FrameBytes, Walk, WalkError};
 use crate::index::SegmentIndex;
 use crate::manifest::{Sealed, SegmentEntry};
 
 /// Bytes read at once.
 const WINDOW_BYTES: u64 = 1024 * 1024;
+
+/// The least that a disk writes at once.
+const SECTOR_BYTES: u64 = 512;
+
+const WRITTEN_WHOLE: &str = "every sector of the frame was written, and its contents are wrong";
+const FILE_ENDS_INSIDE: &str =
+    "the file ends inside the frame, although space is allocated before it is written";
 
 /// A segment that lies wholly or partly behind the recovery point.
 pub(crate) struct Piece<'a> {
@@ -186,6 +193,8 @@ impl Scan {
             position,
             bytes: content_end.map_or(0, |end| end - position),
             why: cut.bad.why.clone(),
+            synced_end: self.synced_end.max(self.floor),
+            suspicion: piece.suspicion(position)?,
         }))
     }
 
@@ -311,6 +320,27 @@ impl Piece<'_> {
             return Ok(None);
         }
         frames::end_of_content(&self.open(OpenMode::Read)?, position..self.limit.max(position))
+    }
+
+    /// What speaks against an interrupted write at `position`, where a frame is bad. A disk writes sectors in any order,
+    /// so that one that was never written is the usual sign of an interrupted write.
+    fn suspicion(&self, position: u64) -> io::Result<Option<&'static str>> {
+        if self.is_missing || position + frame::HEADER_LEN as u64 > self.limit {
+            return Ok(None);
+        }
+        let bytes = self.open(OpenMode::Read)?;
+        let header = FrameHeader::parse(&bytes.bytes(position..position + frame::HEADER_LEN as u64)?);
+        let Ok(header) = header else { return Ok(None) };
+        let end = position + header.frame_len() as u64;
+        if end > self.limit {
+            return Ok(self.entry.sealed.is_none().then_some(FILE_ENDS_INSIDE));
+        }
+        let frame = bytes.bytes(position..end)?;
+        let first = (SECTOR_BYTES - position % SECTOR_BYTES) as usize;
+        let (head, rest) = frame.split_at(first.min(frame.len()));
+        let mut sectors = std::iter::once(head).chain(rest.chunks(SECTOR_BYTES as usize));
+        let is_unwritten = |sector: &[u8]| sector.iter().all(|byte| *byte == 0);
+        Ok((!sectors.any(is_unwritten)).then_some(WRITTEN_WHOLE))
     }
 
     /// The offset that the manifest says it reaches.
