@@ -2,7 +2,7 @@
 
 mod harness;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -11,6 +11,7 @@ use quire_protocol::batch::TimestampType;
 use quire_protocol::frame::{FrameHeader, FrameSeed};
 use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp};
 use quire_storage::disk::OsDisk;
+use quire_storage::inspect::{self, FindingKind};
 use quire_storage::{
     AppendContext, AppendErrorKind, Log, LogOptions, LogReader, NewBatch, ReadError, RecoveryReport,
     Residency,
@@ -192,4 +193,44 @@ fn mentions(dir: &Path) -> usize {
     let maps = std::fs::read_to_string("/proc/self/maps").expect("Linux");
     let dir = dir.to_str().expect("UTF-8");
     open.filter(|path| path.starts_with(dir)).count() + maps.lines().filter(|line| line.contains(dir)).count()
+}
+
+/// The files with frames, in offset order.
+fn segments(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir.join("log")).expect("there");
+    let paths = entries.map(|entry| entry.expect("listed").path());
+    let mut logs: Vec<_> =
+        paths.filter(|path| path.extension().is_some_and(|extension| extension == "log")).collect();
+    logs.sort();
+    logs
+}
+
+fn truncate(path: &Path, len: u64) {
+    let file = std::fs::File::options().write(true).open(path).expect("there");
+    file.set_len(len).expect("it can be cut");
+}
+
+#[test]
+fn a_log_that_is_shorter_than_its_marker_or_its_checkpoint_says_is_damaged() {
+    for is_marked in [true, false] {
+        for cut in [0, 1] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let (mut log, _) = open(dir.path(), 1 << 20);
+            let header = append(&mut log, vec![new_batch(4, 200, 1, Timestamp(5))])[0];
+            append(&mut log, vec![new_batch(4, 200, 2, Timestamp(5))]);
+            commit(&mut log);
+            log.close().expect("a healthy disk");
+            let clean = dir.path().join("log/clean");
+            if !is_marked {
+                std::fs::remove_file(clean).expect("there");
+            }
+            let position = header.frame_len() as u64 * cut;
+            truncate(&segments(dir.path())[0], position);
+            let report = inspect::verify(&OsDisk, &dir.path().join("log"), None).expect("readable");
+            assert!(!report.is_intact());
+            let finding = report.finding.expect("damaged");
+            assert_eq!((finding.kind, finding.position), (FindingKind::Corruption, position));
+            assert_eq!((finding.offset, finding.intact_from), (Offset(4 * cut), Some(Offset(8))));
+        }
+    }
 }

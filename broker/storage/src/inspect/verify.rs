@@ -11,6 +11,7 @@ use crate::checkpoint::Checkpoint;
 use crate::disk::{Disk, OpenMode};
 use crate::index::SegmentIndex;
 use crate::manifest::{self, Manifest, SegmentEntry, SegmentFile};
+use crate::recovery::Corruption;
 use crate::recovery::scan::{self, Cut, Piece, Scan, Totals};
 
 /// What reading a whole log found.
@@ -117,6 +118,9 @@ pub fn verify(
     let mut scan = whole_log(&manifest, point.as_ref());
     let mut corruption = None;
     let cut = scan::run(&mut scan, &mut pieces, &mut corruption).map_err(io_error(dir))?;
+    if corruption.is_none() && cut.is_none() {
+        corruption = lost_end(&scan, &manifest, &pieces);
+    }
     let finding = match (corruption, cut) {
         (Some(corruption), _) => Some(Finding::corruption(&corruption)),
         (None, Some(cut)) => torn_tail(&scan, &pieces, cut).map_err(io_error(dir))?,
@@ -186,6 +190,22 @@ fn whole_log(manifest: &Manifest, point: Option<&Checkpoint>) -> Scan {
     }
 }
 
+/// What is missing from the end although the clean marker or the checkpoint says that it was synced.
+fn lost_end(scan: &Scan, manifest: &Manifest, pieces: &[Piece<'_>]) -> Option<Corruption> {
+    let end = scan.synced_end;
+    if end <= scan.expected.max(manifest.log_start) {
+        return None;
+    }
+    let last = pieces.last();
+    Some(Corruption {
+        offset: scan.expected,
+        intact_from: end,
+        segment: last.map_or(manifest::FILE_NAME.to_owned(), |last| last.entry.name.file(SegmentFile::Log)),
+        position: last.map_or(0, |last| last.position),
+        why: format!("the log ends here, and it was synced up to offset {end}"),
+    })
+}
+
 fn torn_tail(scan: &Scan, pieces: &[Piece<'_>], cut: Cut) -> io::Result<Option<Finding>> {
     let Some(torn) = scan.torn_tail(pieces, &cut)? else {
         return Ok(None);
@@ -212,7 +232,7 @@ fn torn_tail(scan: &Scan, pieces: &[Piece<'_>], cut: Cut) -> io::Result<Option<F
 }
 
 impl Finding {
-    fn corruption(corruption: &crate::recovery::Corruption) -> Finding {
+    fn corruption(corruption: &Corruption) -> Finding {
         let (first, last) = (corruption.offset.0, corruption.intact_from.0.saturating_sub(1));
         let affected = if first < last {
             format!("The records at offsets {first} to {last} were on disk and are damaged")
