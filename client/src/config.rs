@@ -23,7 +23,7 @@ pub struct ClientConfig {
     pub backoff: Backoff,
     /// Age at which cached metadata is asked for again. Default 5 min.
     pub metadata_age_max: Duration,
-    /// Most streams to one broker for partitions that are produced to or consumed. Default and most 4,000. Producers
+    /// Most streams to one broker for partitions that are produced to or consumed. Default and most 3,488. Producers
     /// share them where they have more partitions; consumers keep theirs, and leave some to producers.
     pub partition_streams: usize,
     /// Name that the broker's log shows for this client.

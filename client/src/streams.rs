@@ -13,9 +13,11 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
 use crate::config::ClientConfig;
 
-/// Most streams that are not left to requests.
+/// Ended streams that a broker may not have replaced yet: QUIC announces new ones by the eighth, to save packets.
+const UNANNOUNCED_MAX: u32 = limits::STREAMS_MAX / 8;
+/// Most streams that are always there and not left to requests.
 pub(crate) const PARTITION_STREAMS_MAX: usize =
-    limits::STREAMS_MAX as usize - limits::STREAMS_FOR_REQUESTS as usize;
+    (limits::STREAMS_MAX - UNANNOUNCED_MAX - limits::STREAMS_FOR_REQUESTS) as usize;
 /// Streams that consumers leave to producers, who can share them; at most half of all.
 const LEFT_TO_PRODUCERS: usize = 96;
 
