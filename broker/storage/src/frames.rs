@@ -10,12 +10,12 @@ const SEARCH_WINDOW_BYTES: u64 = 256 * 1024;
 /// Bytes that tell a damaged header from an intact one.
 const SEAL_LEN: u64 = (frame::HEADER_LEN + frame::BATCH_PREFIX_LEN) as u64;
 
-/// Gives the bytes of a range of a file, all of them.
+/// Gives the bytes of a range of a file: all of them, or those that are left of a file that was cut short.
 pub(crate) trait FrameBytes {
     /// Why they can not be had.
     type Error;
 
-    /// The bytes of `range`.
+    /// The bytes of `range`; fewer if the file ends in it.
     fn bytes(&self, range: Range<u64>) -> Result<Bytes, Self::Error>;
 }
 

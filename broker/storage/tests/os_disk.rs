@@ -234,3 +234,45 @@ fn a_log_that_is_shorter_than_its_marker_or_its_checkpoint_says_is_damaged() {
         }
     }
 }
+
+#[test]
+fn what_is_left_of_a_segment_that_was_cut_short_is_served() {
+    for has_index in [true, false] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut log, _) = open(dir.path(), 200_000);
+        let mut headers = Vec::new();
+        for tag in 0..60 {
+            headers.extend(append(&mut log, vec![new_batch(2, 5_000, tag, Timestamp(5))]));
+            commit(&mut log);
+        }
+        let end = log.end_offset();
+        log.close().expect("a healthy disk");
+        let first = &segments(dir.path())[0];
+        let len = 100_000;
+        truncate(first, len);
+        if !has_index {
+            std::fs::remove_file(first.with_extension("index")).expect("there");
+        }
+        let mut intact = Offset::ZERO;
+        let mut bytes = 0;
+        for header in &headers {
+            bytes += header.frame_len() as u64;
+            if bytes > len {
+                break;
+            }
+            intact = header.next_offset();
+        }
+        let (log, _) = open(dir.path(), 200_000);
+        let reader = log.reader();
+        let served = read_all(&reader, Offset::ZERO, intact).expect("the file has it");
+        assert_eq!(frames(&served).len() as u64 * 2, intact.0);
+        let error = reader.read(intact, 100_000, end, Residency::Any).expect_err("cut off");
+        assert!(
+            matches!(&error, ReadError::Corrupt { offset, position, .. }
+            if *offset == intact && *position <= len),
+            "{error}"
+        );
+        let behind = Offset(end.0 - 2);
+        assert!(!read_all(&reader, behind, end).expect("the other segments are whole").is_empty());
+    }
+}

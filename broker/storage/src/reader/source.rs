@@ -11,6 +11,7 @@ use quire_protocol::frame::{self, FrameError, FrameHeader};
 use quire_protocol::ids::{Offset, Timestamp};
 
 use super::{Residency, Slice};
+use crate::disk::DiskFile;
 use crate::error::ReadError;
 use crate::frames::{self, FrameBytes, Walk, WalkError};
 use crate::mmap::Mapping;
@@ -186,6 +187,7 @@ impl<'a> Source<'a> {
                 ReadError::OutOfRange { log_start, end: self.shared.end() }
             }
             io::ErrorKind::NotFound => self.corrupt(self.segment.base_offset(), 0, "the file is missing"),
+            // Cut shorter while it was read.
             io::ErrorKind::UnexpectedEof => {
                 self.corrupt(self.segment.base_offset(), 0, "the file is too short")
             }
@@ -242,12 +244,23 @@ impl<'a> Source<'a> {
             self.shared.was_opened(self.segment);
         }
         let file = self.segment.open(&*self.shared.disk, &self.shared.dir)?;
-        let mut bytes = vec![0; (range.end - range.start) as usize];
-        file.read_exact_at(range.start, &mut bytes)?;
-        Ok(bytes.into())
+        match read_all(&*file, range.clone()) {
+            // The file was cut short behind our back. What it has is served; a frame that it ends in is found damaged.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                let len = file.len()?;
+                read_all(&*file, range.start..range.end.min(len.max(range.start)))
+            }
+            read => read,
+        }
     }
 
     fn corrupt(&self, offset: Offset, position: u64, what: impl Display) -> ReadError {
         ReadError::Corrupt { offset, segment: self.segment.file_name(), position, what: what.to_string() }
     }
+}
+
+fn read_all(file: &dyn DiskFile, range: Range<u64>) -> io::Result<Bytes> {
+    let mut bytes = vec![0; (range.end - range.start) as usize];
+    file.read_exact_at(range.start, &mut bytes)?;
+    Ok(bytes.into())
 }

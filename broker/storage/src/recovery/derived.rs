@@ -33,7 +33,9 @@ pub(crate) fn load_index(shared: &Shared, segment: &Segment) -> io::Result<()> {
             let mut index = SegmentIndex::new(segment.base_offset());
             let bytes = FileBytes(segment.open(disk, dir)?);
             let interval = segment.index_interval();
-            for_each_intact(&bytes, shared.seed, 0..segment.position(), |header, position| {
+            // A file that was cut short is indexed as far as it goes; whoever reads on finds the damage.
+            let end = segment.position().min(bytes.0.len()?);
+            for_each_intact(&bytes, shared.seed, 0..end, |header, position| {
                 index.note(header, position, interval);
             })?;
             segment.provide_index(index, false);
