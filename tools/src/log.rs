@@ -1,5 +1,6 @@
 //! `quire log`: inspect or verify a data directory, offline.
 
+mod catalog;
 mod directory;
 mod inspect;
 mod verify;
@@ -71,6 +72,32 @@ impl From<InspectError> for Failure {
 /// A partition that was made and never opened, among others that are whole.
 fn never_written(name: &str) -> String {
     format!("{name}: no log yet: it was made and never written\n")
+}
+
+/// Whether the log is not there at all.
+fn is_absent(error: &InspectError) -> bool {
+    match error {
+        InspectError::NoLog(_) => true,
+        InspectError::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+    }
+}
+
+/// A partition that the metadata knows, and whose log the broker had on disk.
+fn missing(log: &directory::FoundLog) -> String {
+    format!(
+        "{}: its log is missing\n  The broker noted that it has this partition on disk, and {} holds no log. The broker \
+         does not serve the partition rather than begin it again: restore the directory from a replica or a backup.\n",
+        log.title(),
+        log.path.display()
+    )
+}
+
+/// A directory that the metadata knows nothing of.
+fn orphan(log: &directory::FoundLog) -> String {
+    format!(
+        "{}: no topic owns this directory: its topic was deleted, or the metadata is not that of this data\n",
+        log.name
+    )
 }
 
 fn hex(chain: &Chain) -> String {

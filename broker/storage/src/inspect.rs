@@ -1,7 +1,8 @@
 //! Looking at a log that no broker has open: read-only, and without recovery.
 //!
-//! [`inspect`] reads the small files; [`verify`] reads every frame.
+//! [`inspect`] reads the small files; [`verify`] reads every frame; [`each_batch`] gives out what is in them.
 
+mod batches;
 mod verify;
 
 use std::io;
@@ -17,6 +18,7 @@ use crate::index::SegmentIndex;
 use crate::manifest::{self, Manifest, Sealed, SegmentEntry, SegmentFile, SegmentName};
 use crate::small_file::LoadError;
 
+pub use batches::each_batch;
 pub use verify::{Finding, FindingKind, SegmentCheck, VerifyReport, verify};
 
 /// A log could not be looked at.

@@ -11,12 +11,15 @@ use std::path::{Path, PathBuf};
 use quire_protocol::{PartitionIndex, TopicId, TopicPartition};
 use quire_storage::disk::Disk;
 
+use super::catalog::{self, Catalog};
 use super::unreadable;
 use crate::failure::Failure;
 
 const METADATA: &str = "metadata";
 const TOPICS: &str = "topics";
 const LOCK: &str = "lock";
+/// Characters of a topic's id that tell two topics apart by eye.
+const ID_SHOWN: usize = 4;
 
 /// The logs of a directory.
 #[derive(Debug)]
@@ -34,6 +37,38 @@ pub(super) struct FoundLog {
     pub(super) path: PathBuf,
     /// Whose log it must be, by its place.
     pub(super) partition: Option<TopicPartition>,
+    /// The name of its topic, where the metadata tells.
+    pub(super) topic: Option<String>,
+    /// Whether the metadata says that it must be there.
+    pub(super) is_held: bool,
+    /// Whether the metadata knows no topic that owns it.
+    pub(super) is_orphan: bool,
+}
+
+impl FoundLog {
+    fn new(name: String, path: PathBuf, partition: Option<TopicPartition>) -> FoundLog {
+        FoundLog { name, path, partition, topic: None, is_held: false, is_orphan: false }
+    }
+
+    /// What to call it where people read it.
+    pub(super) fn title(&self) -> String {
+        match (&self.topic, self.partition) {
+            (Some(topic), Some(TopicPartition { topic: id, partition })) => {
+                let id: String = id.to_string().chars().take(ID_SHOWN).collect();
+                format!("{topic}/{partition} ({id}…)")
+            }
+            _ => self.name.clone(),
+        }
+    }
+
+    fn told_by(mut self, catalog: &Catalog) -> FoundLog {
+        if let Some(id) = self.partition.filter(|id| *id != catalog::METADATA) {
+            self.topic = catalog.topic(id.topic).map(str::to_owned);
+            self.is_held = catalog.is_held(id);
+            self.is_orphan = catalog.is_orphan(id);
+        }
+        self
+    }
 }
 
 /// Finds every log of a data directory, or takes `dir` as one partition's.
@@ -42,18 +77,34 @@ pub(super) fn find(disk: &dyn Disk, dir: &Path) -> Result<Logs, Failure> {
     let has = |name: &str| entries.iter().any(|entry| entry == name);
     if !has(METADATA) && !has(TOPICS) {
         let partition = partition_of(dir);
-        let found = FoundLog { name: dir.display().to_string(), path: dir.to_owned(), partition };
-        return Ok(Logs { found: vec![found], in_use: false });
+        let found = FoundLog::new(dir.display().to_string(), dir.to_owned(), partition);
+        return Ok(Logs { found: vec![found.told_by(&catalog_above(disk, dir)?)], in_use: false });
     }
     let mut found = Vec::new();
+    let mut catalog = Catalog::default();
     if has(METADATA) {
-        let partition = TopicPartition { topic: TopicId::METADATA, partition: PartitionIndex(0) };
-        found.push(FoundLog { name: METADATA.into(), path: dir.join(METADATA), partition: Some(partition) });
+        found.push(FoundLog::new(METADATA.into(), dir.join(METADATA), Some(catalog::METADATA)));
+        catalog = Catalog::read(disk, &dir.join(METADATA))?;
     }
+    let topics = dir.join(TOPICS);
     if has(TOPICS) {
-        found.extend(of_topics(disk, &dir.join(TOPICS))?);
+        found.extend(of_topics(disk, &topics)?);
     }
+    let is_found = |id: &TopicPartition| found.iter().any(|log| log.partition == Some(*id));
+    let absent: Vec<_> = catalog.held().filter(|id| !is_found(id)).collect();
+    found.extend(absent.into_iter().map(|id| of_partition(&topics, id)));
+    let found = found.into_iter().map(|log| log.told_by(&catalog)).collect();
     Ok(Logs { found, in_use: has(LOCK) && is_held(disk, &dir.join(LOCK)) })
+}
+
+/// What the data directory around a partition's directory knows, if it lies in one.
+fn catalog_above(disk: &dyn Disk, dir: &Path) -> Result<Catalog, Failure> {
+    let absolute = std::path::absolute(dir).map_err(|error| unreadable(dir, &error))?;
+    let data = absolute.ancestors().nth(3);
+    match data.filter(|data| disk.list(data).is_ok_and(|names| names.iter().any(|name| name == METADATA))) {
+        Some(data) => Catalog::read(disk, &data.join(METADATA)),
+        None => Ok(Catalog::default()),
+    }
 }
 
 fn of_topics(disk: &dyn Disk, topics: &Path) -> Result<Vec<FoundLog>, Failure> {
@@ -64,13 +115,17 @@ fn of_topics(disk: &dyn Disk, topics: &Path) -> Result<Vec<FoundLog>, Failure> {
         let names = disk.list(&dir).map_err(|error| unreadable(&dir, &error))?;
         let mut numbers: Vec<u32> = names.iter().filter_map(|name| name.parse().ok()).collect();
         numbers.sort_unstable();
-        found.extend(numbers.into_iter().map(|number| FoundLog {
-            name: format!("{TOPICS}/{topic}/{number}"),
-            path: dir.join(number.to_string()),
-            partition: Some(TopicPartition { topic: id, partition: PartitionIndex(number) }),
+        found.extend(numbers.into_iter().map(|number| {
+            of_partition(topics, TopicPartition { topic: id, partition: PartitionIndex(number) })
         }));
     }
     Ok(found)
+}
+
+fn of_partition(topics: &Path, id: TopicPartition) -> FoundLog {
+    let TopicPartition { topic, partition } = id;
+    let path = topics.join(topic.to_string()).join(partition.to_string());
+    FoundLog::new(format!("{TOPICS}/{topic}/{partition}"), path, Some(id))
 }
 
 /// Whose log a directory holds by its place, if that can be told.

@@ -5,7 +5,7 @@ use quire_storage::inspect::{FileState, InspectError, LogReport, Point, SegmentR
 use serde::Serialize;
 
 use super::directory::FoundLog;
-use super::{hex, never_written, short_hex};
+use super::{hex, is_absent, missing, never_written, orphan, short_hex};
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Align, Palette, Table, thousands};
 use crate::time;
@@ -16,9 +16,16 @@ pub(super) fn run(disk: &dyn Disk, logs: &[FoundLog], json: bool) -> Result<Exit
     for (index, log) in logs.iter().enumerate() {
         let gap = if index == 0 { "" } else { "\n" };
         let report = match inspect(disk, &log.path) {
+            Err(error) if log.is_held && is_absent(&error) => {
+                exit = Exit::Failed;
+                if !json {
+                    output::print(&format!("{gap}{}", missing(log)))?;
+                }
+                continue;
+            }
             Err(InspectError::NoLog(_)) if logs.len() > 1 => {
                 if !json {
-                    output::print(&format!("{gap}{}", never_written(&log.name)))?;
+                    output::print(&format!("{gap}{}", never_written(&log.title())))?;
                 }
                 continue;
             }
@@ -31,7 +38,10 @@ pub(super) fn run(disk: &dyn Disk, logs: &[FoundLog], json: bool) -> Result<Exit
             output::print_json(&LogJson::new(log, &report))?;
             continue;
         }
-        output::print(&format!("{gap}{}", page(&log.name, &report, Palette::stdout())))?;
+        output::print(&format!("{gap}{}", page(&log.title(), &report, Palette::stdout())))?;
+        if log.is_orphan {
+            output::print(&orphan(log))?;
+        }
     }
     Ok(exit)
 }
@@ -115,6 +125,7 @@ fn row(segment: &SegmentReport, palette: Palette) -> Vec<String> {
 #[derive(Serialize)]
 struct LogJson<'a> {
     log: &'a str,
+    topic: Option<&'a str>,
     topic_id: Option<String>,
     partition: Option<u32>,
     manifest: StateJson<'a>,
@@ -169,6 +180,7 @@ impl<'a> LogJson<'a> {
         let partition = report.partition.or(log.partition);
         LogJson {
             log: &log.name,
+            topic: log.topic.as_deref(),
             topic_id: partition.map(|partition| partition.topic.to_string()),
             partition: partition.map(|partition| partition.partition.0),
             manifest: StateJson::from(&report.manifest),

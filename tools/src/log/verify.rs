@@ -5,7 +5,7 @@ use quire_storage::inspect::{Finding, FindingKind, InspectError, VerifyReport, v
 use serde::Serialize;
 
 use super::directory::FoundLog;
-use super::{hex, never_written, short_hex};
+use super::{hex, is_absent, missing, never_written, orphan, short_hex};
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Align, Palette, Table, counted, thousands};
 use crate::progress::Progress;
@@ -18,8 +18,15 @@ pub(super) fn run(disk: &dyn Disk, logs: &[FoundLog], json: bool) -> Result<Exit
     for (index, log) in logs.iter().enumerate() {
         progress.at(index as u64);
         let report = match verify(disk, &log.path, log.partition) {
+            Err(error) if log.is_held && is_absent(&error) => {
+                if json {
+                    output::print_json(&MissingJson::new(log))?;
+                }
+                verdict.miss(log, palette);
+                continue;
+            }
             Err(InspectError::NoLog(_)) if logs.len() > 1 => {
-                verdict.empty.push(log.name.clone());
+                verdict.empty.push(log.title());
                 continue;
             }
             report => report?,
@@ -80,7 +87,7 @@ impl Verdict {
         self.damaged += u64::from(!report.is_intact());
         self.torn += u64::from(report.is_intact() && report.finding.is_some());
         self.table.row(vec![
-            log.name.clone(),
+            log.title(),
             thousands(report.segments.len() as u64),
             thousands(report.frames),
             thousands(report.records),
@@ -91,6 +98,18 @@ impl Verdict {
         if let Some(finding) = &report.finding {
             self.findings.push(describe(log, finding, palette));
         }
+        if log.is_orphan {
+            self.findings.push(palette.warning(&orphan(log)).into_owned());
+        }
+    }
+
+    fn miss(&mut self, log: &FoundLog, palette: Palette) {
+        self.logs += 1;
+        self.damaged += 1;
+        let [none, mark] = ["-".to_owned(), palette.bad("✗ missing").into_owned()];
+        let row = [log.title(), none.clone(), none.clone(), none.clone(), none.clone(), none, mark];
+        self.table.row(row.into());
+        self.findings.push(missing(log));
     }
 
     fn page(&self, palette: Palette) -> String {
@@ -142,12 +161,14 @@ fn describe(log: &FoundLog, finding: &Finding, palette: Palette) -> String {
         finding.position,
         finding.offset
     );
-    format!("{}: {}\n  {}\n", palette.bold(&place), finding.what, finding.meaning)
+    format!("{}: {}: {}\n  {}\n", log.title(), palette.bold(&place), finding.what, finding.meaning)
 }
 
 #[derive(Serialize)]
 struct VerifyJson<'a> {
     log: &'a str,
+    topic: Option<&'a str>,
+    orphan: bool,
     intact: bool,
     frames: u64,
     records: u64,
@@ -157,6 +178,21 @@ struct VerifyJson<'a> {
     chain: Option<String>,
     segments: Vec<CheckJson<'a>>,
     finding: Option<FindingJson<'a>>,
+}
+
+/// A log that must be there and is not.
+#[derive(Serialize)]
+struct MissingJson<'a> {
+    log: &'a str,
+    topic: Option<&'a str>,
+    intact: bool,
+    missing: bool,
+}
+
+impl<'a> MissingJson<'a> {
+    fn new(log: &'a FoundLog) -> MissingJson<'a> {
+        MissingJson { log: &log.name, topic: log.topic.as_deref(), intact: false, missing: true }
+    }
 }
 
 #[derive(Serialize)]
@@ -191,6 +227,8 @@ impl<'a> VerifyJson<'a> {
         });
         VerifyJson {
             log: &log.name,
+            topic: log.topic.as_deref(),
+            orphan: log.is_orphan,
             intact: report.is_intact(),
             frames: report.frames,
             records: report.records,

@@ -93,15 +93,56 @@ fn a_running_brokers_directory_is_warned_about() {
 }
 
 #[test]
-fn a_partition_that_was_never_opened_is_passed_over() {
+fn logs_are_called_by_their_topic() {
     let (home, data) = stopped();
-    let never_opened = partition(data.path()).with_file_name("0");
-    std::fs::remove_dir_all(&never_opened).expect("it was there");
-    std::fs::create_dir(&never_opened).expect("it can be made");
     for command in ["inspect", "verify"] {
-        let shown = home.stdout(&["log", command, path(data.path())]);
-        assert!(shown.contains("/0: no log yet: it was made and never written\n"), "{shown}");
-        assert!(shown.contains("/1 "), "the next one is shown all the same: {shown}");
-        assert_eq!(home.json(&["log", command, path(data.path()), "--json"]).len(), 2);
+        for (dir, of_topic) in [(data.path().to_owned(), 2), (partition(data.path()), 1)] {
+            let shown = home.stdout(&["log", command, path(&dir)]);
+            assert!(shown.contains("flights/1 (") && shown.contains("…)"), "{shown}");
+            let logs = home.json(&["log", command, path(&dir), "--json"]);
+            assert_eq!(logs.iter().filter(|log| log["topic"] == "flights").count(), of_topic);
+        }
     }
+}
+
+#[test]
+fn a_log_that_the_metadata_knows_and_that_is_missing_is_damage() {
+    let (home, data) = stopped();
+    let lost = partition(data.path()).with_file_name("0");
+    std::fs::remove_dir_all(&lost).expect("it was there");
+    for is_empty_there in [false, true] {
+        if is_empty_there {
+            std::fs::create_dir(&lost).expect("it can be made");
+        }
+        for command in ["inspect", "verify"] {
+            let ran = home.quire(&["log", command, path(data.path())]).assert().failure().code(1);
+            let out = crate::support::text(&ran.get_output().stdout);
+            assert!(out.contains("flights/0 (") && out.contains("its log is missing"), "{out}");
+            assert!(out.contains("flights/1 ("), "the others are shown all the same: {out}");
+        }
+    }
+    let topic = lost.parent().expect("a topic's directory");
+    std::fs::remove_dir_all(topic).expect("it was there");
+    let ran = home.quire(&["log", "verify", path(data.path()), "--json"]).assert().failure().code(1);
+    let out = crate::support::text(&ran.get_output().stdout);
+    assert_eq!(out.matches("\"missing\":true").count(), 2, "{out}");
+}
+
+#[test]
+fn a_directory_that_no_topic_owns_is_pointed_out() {
+    let (home, data) = stopped();
+    let topic = partition(data.path()).with_file_name("");
+    let stray = data.path().join("topics").join("ab".repeat(16)).join("0");
+    std::fs::create_dir_all(&stray).expect("a new folder");
+    let passed_over = home.stdout(&["log", "verify", path(data.path())]);
+    assert!(passed_over.contains("/0: no log yet: it was made and never written\n"), "{passed_over}");
+    let third = topic.join("2");
+    std::fs::create_dir(&third).expect("a new folder");
+    for file in std::fs::read_dir(topic.join("1")).expect("there") {
+        let file = file.expect("listed");
+        std::fs::copy(file.path(), third.join(file.file_name())).expect("room");
+    }
+    let ran = home.quire(&["log", "verify", path(data.path())]).assert().failure().code(1);
+    let out = crate::support::text(&ran.get_output().stdout);
+    assert!(out.contains("/2: no topic owns this directory"), "{out}");
 }
