@@ -79,6 +79,11 @@ const PARTITIONS_IMPAIRED: Description = Description {
     unit: Unit::Count,
     help: "Partitions that do not serve everything: damaged, failed, or out of disk space.",
 };
+const PARTITIONS_CORRUPT: Description = Description {
+    name: "quire_partitions_corrupt",
+    unit: Unit::Count,
+    help: "Partitions whose log is damaged: they take no records until it is restored.",
+};
 const LOG_BYTES: Description =
     Description { name: "quire_log_bytes", unit: Unit::Bytes, help: "Bytes kept in all partitions." };
 const LOG_APPENDED_RECORDS: Description = Description {
@@ -132,6 +137,7 @@ pub(crate) struct Metrics {
     pub(crate) requests_failed: Counter,
     pub(crate) partitions: Gauge,
     pub(crate) partitions_impaired: Gauge,
+    pub(crate) partitions_corrupt: Gauge,
     pub(crate) log_bytes: Gauge,
     pub(crate) shard_queue_events: Gauge,
     pub(crate) ready_seconds: Gauge,
@@ -174,6 +180,7 @@ impl Metrics {
             requests_failed: registry.counter(&REQUESTS_FAILED),
             partitions: registry.gauge(&PARTITIONS),
             partitions_impaired: registry.gauge(&PARTITIONS_IMPAIRED),
+            partitions_corrupt: registry.gauge(&PARTITIONS_CORRUPT),
             log_bytes: registry.gauge(&LOG_BYTES),
             shard_queue_events: registry.gauge(&SHARD_QUEUE_EVENTS),
             ready_seconds: registry.gauge(&READY_SECONDS),

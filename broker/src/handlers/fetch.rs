@@ -84,7 +84,7 @@ async fn resolve(
         Start::End => Ok(reader.high_watermark()),
         Start::Offset(offset) => offsets::in_range(reader, offset),
         Start::Timestamp(timestamp) => {
-            let found = offsets::at_time(context, reader, timestamp).await?;
+            let found = offsets::at_time(context, partition, timestamp).await?;
             Ok(found.offset)
         }
     }
@@ -243,7 +243,7 @@ impl<'a> Consumption<'a> {
             Ok(slice) => Read { slice, _memory: None },
             // Boxed: an idle consumer must not carry the room for it.
             Err(ReadError::NotResident) => Box::pin(self.read_cold(bytes_max, high_watermark)).await?,
-            Err(error) => return Err(self.read_failed(error)),
+            Err(error) => return Err(Box::pin(self.read_failed(error)).await),
         };
         let Slice { frames, bytes, next_offset } = read.slice;
         self.credit.spend(bytes);
@@ -265,18 +265,20 @@ impl<'a> Consumption<'a> {
         let read = move || reader.read(next, bytes_max, high_watermark, Residency::Any);
         match tokio::task::spawn_blocking(read).await {
             Ok(Ok(slice)) => Ok(Read { slice, _memory: Some(memory) }),
-            Ok(Err(error)) => Err(self.read_failed(error)),
+            Ok(Err(error)) => Err(self.read_failed(error).await),
             Err(_) => Err(RequestError::new(ErrorCode::Internal, "reading was interrupted").into()),
         }
     }
 
-    fn read_failed(&self, error: ReadError) -> End {
+    async fn read_failed(&self, error: ReadError) -> End {
         match error {
             // The end that the log knows lies beyond what may be asked for.
             ReadError::OutOfRange { .. } => {
                 let (log_start, high_watermark) = self.range();
                 RequestError::out_of_range(self.next, log_start, high_watermark).into()
             }
+            // The shard says it, once.
+            error @ ReadError::Corrupt { .. } => self.partition.read_failed(error).await.into(),
             error => {
                 tracing::error!(partition = %self.partition.id(), offset = %self.next, %error, "cannot read");
                 error.into()

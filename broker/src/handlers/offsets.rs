@@ -10,6 +10,7 @@ use quire_storage::LogReader;
 
 use crate::context::Context;
 use crate::error::RequestError;
+use crate::shard::PartitionHandle;
 
 /// A position, and the timestamp of the record there where one was looked for and found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +45,7 @@ async fn answer(context: &Context, topic: TopicId, wanted: PartitionPosition) ->
             let reader = partition.reader();
             answer.log_start_offset = reader.log_start().0;
             answer.high_watermark = reader.high_watermark().0;
-            find(context, reader, wanted.position.and_then(|position| position.at)).await
+            find(context, &partition, wanted.position.and_then(|position| position.at)).await
         }
         Err(error) => Err(error),
     };
@@ -58,14 +59,15 @@ async fn answer(context: &Context, topic: TopicId, wanted: PartitionPosition) ->
     answer
 }
 
-async fn find(context: &Context, reader: &LogReader, at: Option<At>) -> Result<Found, RequestError> {
+async fn find(context: &Context, partition: &PartitionHandle, at: Option<At>) -> Result<Found, RequestError> {
+    let reader = partition.reader();
     let (log_start, high_watermark) = (reader.log_start(), reader.high_watermark());
     let offset = match at {
         Some(At::Beginning(_)) => log_start,
         Some(At::End(_)) => high_watermark,
         Some(At::Offset(offset)) => in_range(reader, Offset(offset))?,
         Some(At::BeforeEnd(records)) => Offset(high_watermark.0.saturating_sub(records)).max(log_start),
-        Some(At::Timestamp(timestamp)) => return at_time(context, reader, Timestamp(timestamp)).await,
+        Some(At::Timestamp(timestamp)) => return at_time(context, partition, Timestamp(timestamp)).await,
         None => return Err(RequestError::new(ErrorCode::InvalidRequest, "a position is missing")),
     };
     Ok(Found { offset, timestamp: Timestamp::NONE })
@@ -89,12 +91,13 @@ pub(super) fn in_range(reader: &LogReader, offset: Offset) -> Result<Offset, Req
 /// If the log cannot be read.
 pub(super) async fn at_time(
     context: &Context,
-    reader: &LogReader,
+    partition: &PartitionHandle,
     timestamp: Timestamp,
 ) -> Result<Found, RequestError> {
     let turn = Arc::clone(&context.memory.time_lookups).acquire_owned().await;
     let turn = turn.map_err(|_| RequestError::shutting_down())?;
-    let (reader, high_watermark) = (reader.clone(), reader.high_watermark());
+    let reader = partition.reader().clone();
+    let high_watermark = reader.high_watermark();
     let look = move || {
         // Held by the lookup itself, which goes on if the client leaves.
         let _turn = turn;
@@ -102,9 +105,10 @@ pub(super) async fn at_time(
     };
     let found = tokio::task::spawn_blocking(look).await;
     let found =
-        found.map_err(|_| RequestError::new(ErrorCode::Internal, "looking for a time was interrupted"))??;
-    Ok(match found {
-        Some((offset, timestamp)) => Found { offset, timestamp },
-        None => Found { offset: high_watermark, timestamp: Timestamp::NONE },
-    })
+        found.map_err(|_| RequestError::new(ErrorCode::Internal, "looking for a time was interrupted"))?;
+    match found {
+        Ok(Some((offset, timestamp))) => Ok(Found { offset, timestamp }),
+        Ok(None) => Ok(Found { offset: high_watermark, timestamp: Timestamp::NONE }),
+        Err(error) => Err(partition.read_failed(error).await),
+    }
 }

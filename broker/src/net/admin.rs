@@ -78,11 +78,15 @@ async fn metrics(State(admin): State<Admin>) -> Response {
 /// Sets the gauges that are looked up rather than counted.
 fn observe(context: &Context) {
     let partitions = context.partitions.all();
-    let impaired = partitions.iter().filter(|partition| *partition.state() != PartitionState::Online).count();
+    let states = context.partitions.states();
+    let count = |is_meant: fn(&PartitionState) -> bool| states.iter().filter(|state| is_meant(state)).count();
+    let impaired = count(|state| !matches!(state, PartitionState::Online | PartitionState::Opening));
+    let corrupt = count(|state| matches!(state, PartitionState::Corrupt { .. }));
     let bytes: u64 = partitions.iter().map(|partition| partition.reader().size_bytes()).sum();
     let metrics = &context.metrics;
     metrics.partitions.set(partitions.len() as f64);
     metrics.partitions_impaired.set(impaired as f64);
+    metrics.partitions_corrupt.set(corrupt as f64);
     metrics.log_bytes.set(bytes as f64);
     metrics.shard_queue_events.set(context.partitions.queued() as f64);
     metrics.streams.set(context.streams.count() as f64);

@@ -38,6 +38,12 @@ pub type ProduceReply = Result<Ack, RequestError>;
 pub(crate) enum Event {
     /// Append a batch.
     Produce(TopicPartition, ProduceRequest),
+    /// A reader found records damaged that were on disk.
+    Damaged {
+        partition: TopicPartition,
+        /// Which, and how.
+        what: String,
+    },
     /// Begin to own a partition.
     Open(Arc<Shared>),
     /// The partition's settings or leadership changed.

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use quire_engine::controller::Image;
 use quire_protocol::topic_config::TopicConfig;
 use quire_protocol::{BrokerId, ErrorCode, LeaderEpoch, Offset, TopicId, TopicPartition};
-use quire_storage::LogReader;
+use quire_storage::{LogReader, ReadError};
 use tokio::sync::{mpsc, watch};
 
 use super::event::{Event, ProduceRequest};
@@ -138,6 +138,19 @@ impl PartitionHandle {
         let event = Event::Produce(self.0.id, request);
         self.0.queue.send(event).await.map_err(|_| ProduceRefused(RequestError::shutting_down()))
     }
+
+    /// What a client is told when [`PartitionHandle::reader`] fails. Damage is told to the shard before: what is
+    /// produced from then on is refused.
+    pub(crate) async fn read_failed(&self, error: ReadError) -> RequestError {
+        if let ReadError::Corrupt { offset, segment, position, what } = &error {
+            let what = format!("offset {offset} can not be read; {segment}, byte {position}: {what}");
+            if !matches!(*self.state(), PartitionState::Corrupt { .. }) {
+                // A shard that has ended takes no more records anyway.
+                let _ = self.0.queue.send(Event::Damaged { partition: self.0.id, what }).await;
+            }
+        }
+        error.into()
+    }
 }
 
 impl Shared {
@@ -259,6 +272,11 @@ impl Partitions {
             Some(shared) => Err(shared.state().error().unwrap_or_else(opening)),
             None => Err(self.why_not_held(id)),
         }
+    }
+
+    /// The state of every partition that this broker leads, open or not.
+    pub(crate) fn states(&self) -> Vec<Arc<PartitionState>> {
+        self.held.load().values().map(|shared| shared.state()).collect()
     }
 
     /// Every partition whose log is open.

@@ -140,6 +140,12 @@ impl Shard {
         match event {
             Event::Produce(id, request) => self.produce(id, request),
             Event::Done(id, done) => self.done(now, id, done),
+            Event::Damaged { partition, what } => {
+                if let Some(Slot::Open { partition: open, .. }) = self.slots.get_mut(&partition) {
+                    open.damaged(what);
+                    self.touch(partition);
+                }
+            }
             Event::Open(shared) => self.open(shared, tasks),
             Event::Configure { partition, leader_epoch, config } => match self.slots.get_mut(&partition) {
                 Some(Slot::Open { partition: open, .. }) => {

@@ -175,6 +175,28 @@ impl Partition {
         }
     }
 
+    /// Takes nothing more: a damaged replica does not lead. What is in the log already gets its answer as ever, and what
+    /// is intact can be read.
+    pub(super) fn damaged(&mut self, what: String) {
+        // Every reader that comes to the damage tells.
+        if self.log.is_corrupt() {
+            return;
+        }
+        tracing::error!(
+            partition = %self.shared.id, what,
+            "the log is damaged: what is intact can be read, nothing is appended until it is restored"
+        );
+        self.log.mark_corrupt();
+        if self.refusal.is_some() {
+            return;
+        }
+        let refusal = RequestError::corrupt_log(&what);
+        self.shared.publish_state(PartitionState::Corrupt { what });
+        self.refuse_queued(&refusal);
+        self.awaits_space = false;
+        self.refusal = Some(refusal);
+    }
+
     /// Takes back a job that was handed out.
     pub(super) fn job_done(&mut self, now: Now, done: JobDone) {
         self.jobs_under_way -= 1;

@@ -106,6 +106,8 @@ pub struct Log {
     upkeep: Upkeep,
     poison: Poison,
     corruption: Option<Corruption>,
+    /// A reader found damage.
+    is_marked_corrupt: bool,
 }
 
 /// The segment that is written.
@@ -181,6 +183,7 @@ impl Log {
             upkeep: Upkeep::new(is_marked_clean, is_cut_unstored, is_new, checkpoint),
             poison: Poison::default(),
             corruption: report.corruption.clone(),
+            is_marked_corrupt: false,
         };
         (log, report)
     }
@@ -317,9 +320,14 @@ impl Log {
         self.corruption.as_ref()
     }
 
-    /// Whether recovery found records damaged that were on disk.
+    /// Whether records that were on disk are damaged: recovery found it, or a reader and [`Log::mark_corrupt`] told.
     pub fn is_corrupt(&self) -> bool {
-        self.corruption.is_some()
+        self.corruption.is_some() || self.is_marked_corrupt
+    }
+
+    /// Takes note of damage that a reader found: nothing is appended any more, and the log is not closed as clean.
+    pub fn mark_corrupt(&mut self) {
+        self.is_marked_corrupt = true;
     }
 
     /// Gives back the descriptor and the maps of a log that is not in use, and asks for a checkpoint of it. The next
@@ -348,6 +356,7 @@ impl Log {
             return Err(CloseError::Poisoned(Arc::clone(reason)));
         }
         if self.is_corrupt() {
+            self.remove_clean_marker()?;
             return Err(CloseError::Corrupt);
         }
         self.finish()

@@ -1,5 +1,6 @@
 //! Full disks, failed syncs, damaged logs: who is told what, and what is never done again.
 
+use quire_storage::ReadError;
 use quire_storage::disk::{Fault, Operation};
 
 use super::*;
@@ -171,6 +172,73 @@ fn a_damaged_log_reads_what_is_intact_and_takes_nothing() {
     let read = |offset| reader.read(Offset(offset), 1, reader.high_watermark(), Residency::Any);
     assert!(read(0).is_ok() && read(4).is_ok());
     assert_eq!(read(5).map_err(|error| RequestError::from(error).code).err(), Some(ErrorCode::CorruptLog));
+}
+
+#[test]
+fn damage_found_by_a_reader_stops_produce_and_the_clean_close() {
+    let mut rig = Rig::warm(TopicConfig::default());
+    let early = Stream::new(Acks::All);
+    for _ in 0..4 {
+        rig.produce(&early, "intact");
+        rig.run_all();
+    }
+    let mut under_way = Stream::new(Acks::All);
+    rig.produce(&under_way, "written before the damage is known");
+    let damaged = || Event::Damaged { partition: PARTITION, what: "offset 2 can not be read".to_owned() };
+    rig.round([damaged(), damaged()]);
+    rig.run_all();
+    assert_eq!(under_way.outcomes(), [Ok(5)], "what was written is still acknowledged");
+    let what = "offset 2 can not be read".to_owned();
+    assert_eq!(*rig.handle().state(), PartitionState::Corrupt { what });
+
+    let mut refused = Stream::new(Acks::All);
+    rig.produce(&refused, "one more");
+    rig.run_all();
+    assert_eq!(refused.outcomes(), [Err(ErrorCode::CorruptLog)]);
+    assert_eq!((rig.read().len(), rig.memory_in_use()), (6, 0));
+
+    let (done, mut closed) = oneshot::channel();
+    rig.apply(Event::Close { done });
+    rig.run_all();
+    assert_eq!(closed.try_recv(), Ok(Closed { partitions: 1, clean: 0 }));
+}
+
+#[test]
+fn damage_found_in_a_log_closed_clean_before_takes_the_mark_off() {
+    let close = |rig: &mut Rig| {
+        let (done, mut closed) = oneshot::channel();
+        rig.apply(Event::Close { done });
+        rig.run_all();
+        closed.try_recv().expect("the shard has closed").clean
+    };
+    let mut rig = Rig::warm(TopicConfig::default());
+    assert_eq!(close(&mut rig), 1);
+    let mut rig = Rig::on(rig.disk.clone(), TopicConfig::default());
+    rig.apply(Event::Damaged { partition: PARTITION, what: "offset 0 can not be read".to_owned() });
+    assert_eq!(close(&mut rig), 0);
+
+    let dir = store(&rig.disk).partition_dir(PARTITION);
+    let options = super::super::partition::log_options(&TopicConfig::default());
+    let (_, report) = quire_storage::Log::open_existing(Arc::new(rig.disk.clone()), &dir, PARTITION, options)
+        .expect("it opens");
+    assert!(!report.was_clean, "the next start looks at the log");
+}
+
+#[tokio::test]
+async fn a_handle_tells_the_shard_of_damage_before_the_client() {
+    let (queue, mut events) = mpsc::channel(1);
+    let shared = Shared::new(PARTITION, false, queue, LeaderEpoch(1), Arc::new(TopicConfig::default()));
+    let handle = PartitionHandle::of(Arc::new(shared));
+    let error = ReadError::Corrupt {
+        offset: Offset(7),
+        segment: "0.log".to_owned(),
+        position: 64,
+        what: "the checksum differs".to_owned(),
+    };
+    assert_eq!(handle.read_failed(error).await.code, ErrorCode::CorruptLog);
+    let Ok(Event::Damaged { partition, what }) = events.try_recv() else { panic!("the shard is told") };
+    assert_eq!(partition, PARTITION);
+    assert_eq!(what, "offset 7 can not be read; 0.log, byte 64: the checksum differs");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use quire_protocol::ids::{Offset, Timestamp};
 
 use super::{Active, Log};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{CLEAN_FILE_NAME, Checkpoint};
 use crate::disk::DiskFile;
 use crate::error::{AppendErrorKind, CloseError};
 use crate::jobs::{
@@ -19,6 +19,7 @@ use crate::jobs::{
 use crate::manifest::{Sealed, SegmentName};
 use crate::poison::PoisonReason;
 use crate::segment::Segment;
+use crate::small_file;
 
 /// The first allocation for a segment (bytes): what a log with a few records takes on disk.
 const FIRST_STEP_BYTES: u64 = 64 * 1024;
@@ -197,6 +198,16 @@ impl Log {
     /// The active segment is to be sealed by the next job.
     pub(crate) fn seal_active(&mut self) {
         self.upkeep.is_seal_due = true;
+    }
+
+    /// The next open recovers the log, also if nothing was written since the last close.
+    pub(super) fn remove_clean_marker(&self) -> Result<(), CloseError> {
+        if !self.upkeep.is_marked_clean {
+            return Ok(());
+        }
+        small_file::remove(&*self.shared.disk, &self.shared.dir, CLEAN_FILE_NAME)
+            .map(drop)
+            .map_err(|source| CloseError::Io { operation: "removing the clean marker", source })
     }
 
     pub(super) fn finish(mut self) -> Result<(), CloseError> {
