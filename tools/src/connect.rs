@@ -5,13 +5,20 @@ use quire_protocol::ErrorCode;
 
 use crate::failure::{Exit, Failure};
 
-/// Connects with the profile named, or the default one.
+/// Connects with the profile named, or the default one, does the work, and takes leave of the broker however the work
+/// went: a broker that was not told waits for the client when it stops.
 ///
 /// # Errors
-/// If there is no such profile, or its broker can not be reached or refuses.
-pub async fn client(profile: Option<&str>) -> Result<Client, Failure> {
+/// If there is no such profile, or its broker can not be reached or refuses; and those of the work.
+pub async fn with_client<T>(
+    profile: Option<&str>,
+    work: impl AsyncFnOnce(&Client) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     let profile = Profile::load(profile)?;
-    Ok(Client::connect_with(profile).await?)
+    let client = Client::connect_with(profile).await?;
+    let outcome = work(&client).await;
+    client.close().await;
+    outcome
 }
 
 impl From<ProfileError> for Failure {

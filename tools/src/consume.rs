@@ -4,7 +4,7 @@ use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 
 use clap::Args;
 use futures_util::FutureExt;
-use quire_client::{ConsumeError, ConsumedRecord, Consumer, ErrorCode, PartitionIndex, Position};
+use quire_client::{Client, ConsumeError, ConsumedRecord, Consumer, ErrorCode, PartitionIndex, Position};
 
 use crate::connect;
 use crate::failure::{Exit, Failure};
@@ -86,8 +86,11 @@ enum Ending {
 /// # Errors
 /// If the topic or the position does not exist, the broker can not be asked, or what it sends is damaged.
 pub async fn run(profile: Option<&str>, args: &ConsumeArgs) -> Result<Exit, Failure> {
-    let client = connect::client(profile).await?;
-    let mut consumer = start(&client, args).await.map_err(|error| explain(&args.topic, error))?;
+    connect::with_client(profile, async |client| consume(client, args).await).await
+}
+
+async fn consume(client: &Client, args: &ConsumeArgs) -> Result<Exit, Failure> {
+    let mut consumer = start(client, args).await.map_err(|error| explain(&args.topic, error))?;
     // Only now, so that Ctrl-C simply ends what waits for the broker.
     let mut stop = StopSignals::listen()?;
     let mut writer = RecordWriter::new(args);
@@ -98,13 +101,11 @@ pub async fn run(profile: Option<&str>, args: &ConsumeArgs) -> Result<Exit, Fail
         0 => failure,
         _ => failure.hint(format!("before it, {written} came through")),
     })?;
-    drop(consumer);
-    client.close().await;
     output::note(&format!("{written}, {}", describe(ending, args)));
     Ok(if ending == Ending::Interrupted { Exit::Interrupted } else { Exit::Done })
 }
 
-async fn start(client: &quire_client::Client, args: &ConsumeArgs) -> Result<Consumer, ConsumeError> {
+async fn start(client: &Client, args: &ConsumeArgs) -> Result<Consumer, ConsumeError> {
     let follows = args.follows(io::stdout().is_terminal());
     let mut consumer = client
         .consumer()

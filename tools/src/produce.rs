@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use quire_client::{Compression, Delivery, PartitionIndex, Producer, RecordMetadata, SendError};
+use quire_client::{Client, Compression, Delivery, PartitionIndex, Producer, RecordMetadata, SendError};
 use quire_protocol::limits;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -115,8 +115,11 @@ impl ProduceArgs {
 /// If a line is no record or a record is not acknowledged; both say from which line to resume.
 pub async fn run(profile: Option<&str>, args: &ProduceArgs) -> Result<Exit, Failure> {
     let format = args.format()?;
-    let client = connect::client(profile).await?;
-    check_topic(&client, args).await?;
+    connect::with_client(profile, async |client| produce(client, args, format).await).await
+}
+
+async fn produce(client: &Client, args: &ProduceArgs, format: LineFormat) -> Result<Exit, Failure> {
+    check_topic(client, args).await?;
     if args.file.is_none() && io::stdin().is_terminal() {
         output::note("one record a line; Ctrl-D ends");
     }
@@ -136,7 +139,6 @@ pub async fn run(profile: Option<&str>, args: &ProduceArgs) -> Result<Exit, Fail
     run.progress.clear();
     let account = run.account;
     account.print(args, run.started.elapsed())?;
-    client.close().await;
     match account.failed.map(Stopped::NotDelivered).or(outcome.err()) {
         None => Ok(Exit::Done),
         Some(Stopped::Interrupted) => {
@@ -149,7 +151,7 @@ pub async fn run(profile: Option<&str>, args: &ProduceArgs) -> Result<Exit, Fail
 }
 
 /// Before anything is read, so that nobody types into the void.
-async fn check_topic(client: &quire_client::Client, args: &ProduceArgs) -> Result<(), Failure> {
+async fn check_topic(client: &Client, args: &ProduceArgs) -> Result<(), Failure> {
     let described = client.admin().describe_topic(&args.topic).await;
     let topic = described.map_err(|error| connect::about_topic(&args.topic, error))?;
     let partitions = topic.partitions.len() as u32;

@@ -106,16 +106,14 @@ fn setting(text: &str) -> Result<(String, String), String> {
 /// # Errors
 /// If the broker can not be reached or refuses, or the answer can not be written.
 pub async fn run(profile: Option<&str>, command: &TopicCommand) -> Result<Exit, Failure> {
-    let client = connect::client(profile).await?;
-    let outcome = match command {
-        TopicCommand::Create(args) => create(&client, args).await,
-        TopicCommand::List(args) => list(&client, args.json).await,
-        TopicCommand::Describe(args) => describe(&client, args).await,
-        TopicCommand::Alter(args) => alter(&client, args).await,
-        TopicCommand::Delete(args) => delete(&client, args).await,
+    let work = async |client: &Client| match command {
+        TopicCommand::Create(args) => create(client, args).await,
+        TopicCommand::List(args) => list(client, args.json).await,
+        TopicCommand::Describe(args) => describe(client, args).await,
+        TopicCommand::Alter(args) => alter(client, args).await,
+        TopicCommand::Delete(args) => delete(client, args).await,
     };
-    client.close().await;
-    outcome.map(|()| Exit::Done)
+    connect::with_client(profile, work).await.map(|()| Exit::Done)
 }
 
 async fn create(client: &Client, args: &CreateArgs) -> Result<(), Failure> {

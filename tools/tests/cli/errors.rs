@@ -15,6 +15,17 @@ fn an_unknown_topic_is_answered_with_the_nearest() {
 }
 
 #[test]
+fn a_command_that_fails_takes_leave_of_the_broker() {
+    let dev = Dev::start();
+    dev.home.stdout(&["topic", "create", "t"]);
+    dev.home.failure(&["consume", "t", "--from", "99"], 1);
+    dev.home.failure(&["consume", "u"], 1);
+    dev.home.failure(&["produce", "u"], 1);
+    let (_, last) = dev.stop();
+    assert!(last.starts_with("stopping: 0 clients told, "), "{last}");
+}
+
+#[test]
 fn an_offset_out_of_range_names_the_range() {
     let dev = Dev::start();
     dev.home.stdout(&["topic", "create", "t"]);
