@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
+use futures_util::FutureExt;
 use quire_client::{Client, Compression, Delivery, PartitionIndex, Producer, RecordMetadata, SendError};
 use quire_protocol::limits;
 use serde::Serialize;
@@ -131,22 +132,25 @@ async fn produce(client: &Client, args: &ProduceArgs, format: LineFormat) -> Res
         outcome = run.pump() => outcome,
         () = stop.stop() => Err(Stopped::Interrupted),
     };
+    let given_up = tokio::select! {
+        () = run.finish(outcome.is_err()) => false,
+        () = stop.stop() => true,
+    };
     stop.force_on_next();
-    if outcome.is_err() && tokio::time::timeout(SILENT_WAIT, run.drain()).await.is_err() {
-        run.progress.note(&waiting(run.outstanding.len() as u64));
-    }
-    run.drain().await;
+    run.settle();
     run.progress.clear();
-    let account = run.account;
-    account.print(args, run.started.elapsed())?;
-    match account.failed.map(Stopped::NotDelivered).or(outcome.err()) {
+    run.account.print(args, run.started.elapsed())?;
+    let stopped = match given_up {
+        true => Some(Stopped::Interrupted),
+        false => run.account.failed.take().map(Stopped::NotDelivered).or(outcome.err()),
+    };
+    match stopped {
         None => Ok(Exit::Done),
         Some(Stopped::Interrupted) => {
-            let resume = args.file.is_some().then(|| format!("; resume with --from-line {}", run.next_line));
-            output::note(&format!("interrupted{}", resume.unwrap_or_default()));
+            output::note(&run.interrupted());
             Ok(Exit::Interrupted)
         }
-        Some(stopped) => Err(account.resume.explain(stopped, args)),
+        Some(stopped) => Err(run.account.resume.explain(stopped, args)),
     }
 }
 
@@ -251,6 +255,38 @@ impl<'a> Run<'a> {
             }
             Err(error) => Err(Stopped::NotDelivered(NotDelivered { line, error })),
         }
+    }
+
+    /// Waits for everything on its way, and says so if that takes long after an early end. May be dropped; what is
+    /// outstanding stays so.
+    async fn finish(&mut self, ended_early: bool) {
+        if ended_early && tokio::time::timeout(SILENT_WAIT, self.drain()).await.is_err() {
+            self.progress.note(&waiting(self.outstanding.len() as u64));
+        }
+        self.drain().await;
+    }
+
+    /// Takes what has arrived, in whatever order, and waits for nothing.
+    fn settle(&mut self) {
+        for (line, mut delivery) in std::mem::take(&mut self.outstanding) {
+            match (&mut delivery).now_or_never() {
+                Some(arrived) => self.arrived(line, arrived),
+                None => self.outstanding.push_back((line, delivery)),
+            }
+        }
+    }
+
+    /// The last words of a run that was told to stop: where to go on, before the first line that is not known to be
+    /// written.
+    fn interrupted(&self) -> String {
+        let unknown = match self.outstanding.len() as u64 {
+            0 => String::new(),
+            records => format!("; {} on the way may be written or not", counted(records, "record")),
+        };
+        let oldest = self.outstanding.front().map(|(line, _)| *line);
+        let line = oldest.into_iter().chain(self.account.resume.failed_line).min().unwrap_or(self.next_line);
+        let resume = self.args.file.is_some().then(|| format!("; resume with --from-line {line}"));
+        format!("interrupted{unknown}{}", resume.unwrap_or_default())
     }
 
     /// Waits for everything on its way. May be dropped; what is outstanding stays so.

@@ -57,7 +57,7 @@ impl Progress {
     }
 
     /// Takes it off the screen.
-    pub fn clear(self) {
+    pub fn clear(&self) {
         self.bar.finish_and_clear();
     }
 }

@@ -121,5 +121,8 @@ fn an_interrupted_produce_says_what_it_waits_for_and_that_it_need_not() {
     produce.signal(Signal::INT);
     assert_eq!(produce.error_line(), "waiting up to 30s for 1 record on the way; Ctrl-C again gives up");
     produce.signal(Signal::INT);
-    assert_eq!(produce.end().status.code(), Some(130));
+    let ended = produce.end();
+    assert_eq!(ended.status.code(), Some(130));
+    assert!(text(&ended.stdout).contains("1 record acknowledged"), "{}", text(&ended.stdout));
+    assert_eq!(text(&ended.stderr), "interrupted; 1 record on the way may be written or not\n");
 }
