@@ -366,7 +366,7 @@ async fn open_logs(
         shards: config.shards,
         clock,
         retention_interval: ShardsOptions::RETENTION_INTERVAL,
-        deletion_grace: ShardsOptions::DELETION_GRACE,
+        deletion_grace: config.deletion_grace,
         metrics: Arc::clone(&metrics.shards),
     };
     let shards = Shards::start(options, Arc::clone(&metadata) as _).map_err(StartError::Threads)?;

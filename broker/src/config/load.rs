@@ -279,6 +279,13 @@ mod tests {
     }
 
     #[test]
+    fn how_long_a_deleted_topic_stays_can_be_said() {
+        let grace = |text| parse(text, &[]).expect("in range").deletion_grace.as_millis();
+        assert_eq!(grace(""), 60_000);
+        assert_eq!(grace("[broker]\ndeletion_grace_ms = 0\n"), 0);
+    }
+
+    #[test]
     fn a_mistyped_variable_of_ours_is_an_error() {
         assert_eq!(
             error("", &[("QUIRE_NETWORK_LISTN", "x")]),

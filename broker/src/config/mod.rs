@@ -24,6 +24,8 @@ pub struct Config {
     pub rack: String,
     /// How long a shutdown waits for clients to take what is on its way to them.
     pub drain: Duration,
+    /// How long a deleted topic's files stay.
+    pub deletion_grace: Duration,
     /// Where clients connect.
     pub network: NetworkConfig,
     /// Who may connect.

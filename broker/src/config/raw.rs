@@ -29,6 +29,7 @@ pub(super) struct Broker {
     pub(super) shards: usize,
     pub(super) rack: String,
     pub(super) drain_ms: u64,
+    pub(super) deletion_grace_ms: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -62,7 +63,13 @@ pub(super) struct Memory {
 
 impl Default for Broker {
     fn default() -> Broker {
-        Broker { data_dir: "/var/lib/quire".into(), shards: 0, rack: String::new(), drain_ms: 10_000 }
+        Broker {
+            data_dir: "/var/lib/quire".into(),
+            shards: 0,
+            rack: String::new(),
+            drain_ms: 10_000,
+            deletion_grace_ms: 60_000,
+        }
     }
 }
 
@@ -93,6 +100,7 @@ const SHARDS_MAX: usize = 256;
 const CONNECTIONS_MAX: usize = 1_000_000;
 const MEMORY_BYTES_MAX: usize = 1 << 40;
 const DRAIN_MS_MAX: u64 = 3_600_000;
+const DELETION_GRACE_MS_MAX: u64 = 30 * 24 * 3_600_000;
 
 impl Config {
     /// Checks every value against its range.
@@ -110,6 +118,12 @@ impl Config {
             },
             rack: broker.rack,
             drain: Duration::from_millis(in_range("broker.drain_ms", broker.drain_ms, 0, DRAIN_MS_MAX)?),
+            deletion_grace: Duration::from_millis(in_range(
+                "broker.deletion_grace_ms",
+                broker.deletion_grace_ms,
+                0,
+                DELETION_GRACE_MS_MAX,
+            )?),
             network: NetworkConfig {
                 listen: address("network.listen", &network.listen)?,
                 advertise: advertised(&network.advertise)?,

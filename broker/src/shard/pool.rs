@@ -45,8 +45,6 @@ pub struct ShardsOptions {
 impl ShardsOptions {
     /// How often retention looks at every partition, by default.
     pub const RETENTION_INTERVAL: Duration = Duration::from_secs(10);
-    /// How long a deleted topic's files stay, by default.
-    pub const DELETION_GRACE: Duration = Duration::from_secs(60);
 }
 
 /// The running shards.
