@@ -582,3 +582,51 @@ proptest! {
         prop_assert!(damaged == 0 || (is_log && !verified.is_intact()));
     }
 }
+
+#[test]
+fn what_lies_beyond_the_end_of_a_log_that_was_closed_is_harmless() {
+    let harness = filled(41);
+    let end = harness.end();
+    let (disk, ..) = close(harness);
+    let last = files(&disk, "log").pop().expect("a segment");
+    let flipped = disk.fork(1);
+    flipped.flip_bit(&last, len(&disk, &last) - 20, 3);
+    let report = inspect::verify(&flipped, Path::new(DIR), None).expect("readable");
+    assert!(report.is_intact());
+    let finding = report.finding.expect("a byte is not zero");
+    assert_eq!((finding.kind, finding.offset), (FindingKind::BeyondEnd, end));
+    assert!(finding.meaning.contains("harmless"), "{}", finding.meaning);
+    flipped.remove(&Path::new(DIR).join("clean")).expect("there");
+    let report = inspect::verify(&flipped, Path::new(DIR), None).expect("readable");
+    assert_eq!(report.finding.map(|finding| finding.kind), Some(FindingKind::TornTail));
+}
+
+#[test]
+fn a_segment_that_was_lost_before_a_record_was_in_it_damages_none() {
+    let disk = SimDisk::new(42);
+    let mut harness = Harness::new(disk, options());
+    // Until the last segment is an empty one, made ahead.
+    let is_empty_last = |harness: &Harness| {
+        let report = inspect::inspect(&harness.disk, Path::new(DIR)).expect("readable");
+        report.segments.last().is_some_and(|last| !last.is_sealed && last.base_offset == harness.end())
+    };
+    for tag in 0..200 {
+        // Refused until there is room, which may take a new segment; what was refused never comes again.
+        if harness.try_append(vec![new_batch(1, 300, tag, Timestamp(5))]).is_err() {
+            harness.log.run_jobs(NO_SYNC);
+            if !harness.frames.is_empty() && is_empty_last(&harness) {
+                break;
+            }
+        }
+        harness.commit();
+    }
+    assert!(is_empty_last(&harness), "the next segment is made ahead");
+    let (disk, _, end) = close(harness);
+    disk.remove(&files(&disk, "log").pop().expect("a segment")).expect("there");
+    let finding = inspect::verify(&disk, Path::new(DIR), None).expect("readable").finding.expect("lost");
+    assert_eq!((finding.kind, finding.offset), (FindingKind::Corruption, end));
+    assert!(finding.meaning.contains("no record was there, and none is damaged"), "{}", finding.meaning);
+    disk.remove(&Path::new(DIR).join("clean")).expect("there");
+    let finding = inspect::verify(&disk, Path::new(DIR), None).expect("readable").finding.expect("lost");
+    assert!(finding.meaning.contains("No record at or after"), "{}", finding.meaning);
+}

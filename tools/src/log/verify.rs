@@ -26,7 +26,7 @@ pub(super) fn run(disk: &dyn Disk, logs: &[FoundLog], json: bool) -> Result<Exit
                 continue;
             }
             Err(InspectError::NoLog(_)) if logs.len() > 1 => {
-                verdict.empty.push(log.title());
+                verdict.empty.push(if log.is_orphan { orphan(log) } else { never_written(&log.title()) });
                 continue;
             }
             report => report?,
@@ -85,7 +85,8 @@ impl Verdict {
         self.records += report.records;
         self.bytes += report.bytes;
         self.damaged += u64::from(!report.is_intact());
-        self.torn += u64::from(report.is_intact() && report.finding.is_some());
+        let is_torn = |finding: &Finding| finding.kind == FindingKind::TornTail;
+        self.torn += u64::from(report.finding.as_ref().is_some_and(is_torn));
         self.table.row(vec![
             log.title(),
             thousands(report.segments.len() as u64),
@@ -117,8 +118,8 @@ impl Verdict {
         for finding in &self.findings {
             page.push_str(&format!("\n{finding}"));
         }
-        for name in &self.empty {
-            page.push_str(&format!("\n{}", never_written(name)));
+        for what in &self.empty {
+            page.push_str(&format!("\n{what}"));
         }
         let read = format!(
             "{}, {}, {}",
@@ -148,6 +149,7 @@ fn mark(report: &VerifyReport, palette: Palette) -> String {
             palette.warning("torn tail, suspicious").into_owned()
         }
         Some(FindingKind::TornTail) => palette.warning("torn tail").into_owned(),
+        Some(FindingKind::BeyondEnd) => palette.good("✓").into_owned(),
         Some(FindingKind::Corruption) => palette.bad("✗ damaged").into_owned(),
         Some(FindingKind::Unusable) => palette.bad("✗ unusable").into_owned(),
     }
@@ -249,6 +251,7 @@ impl<'a> From<&'a Finding> for FindingJson<'a> {
                 FindingKind::Unusable => "unusable",
                 FindingKind::TornTail => "torn_tail",
                 FindingKind::Corruption => "corruption",
+                FindingKind::BeyondEnd => "beyond_end",
             },
             file: &finding.file_name,
             position: finding.position,

@@ -42,7 +42,8 @@ impl VerifyReport {
     /// Whether nothing proves that a record is damaged that was once on disk. Of a torn tail nothing does, though it may
     /// be damage: see [`Finding::is_suspicious`].
     pub fn is_intact(&self) -> bool {
-        self.finding.as_ref().is_none_or(|finding| finding.kind == FindingKind::TornTail)
+        let is_harmless = |kind| [FindingKind::TornTail, FindingKind::BeyondEnd].contains(&kind);
+        self.finding.as_ref().is_none_or(|finding| is_harmless(finding.kind))
     }
 }
 
@@ -71,6 +72,8 @@ pub enum FindingKind {
     TornTail,
     /// Records that were on disk are damaged.
     Corruption,
+    /// Something lies behind the end at which the log was closed in order: harmless.
+    BeyondEnd,
 }
 
 /// The first thing wrong with a log.
@@ -122,8 +125,15 @@ pub fn verify(
         corruption = lost_end(&scan, &manifest, &pieces);
     }
     let finding = match (corruption, cut) {
-        (Some(corruption), _) => Some(Finding::corruption(&corruption)),
-        (None, Some(cut)) => torn_tail(&scan, &pieces, cut).map_err(io_error(dir))?,
+        (Some(corruption), _) => {
+            let is_beyond = clean.is_some_and(|clean| clean.next_offset == corruption.offset);
+            Some(Finding::corruption(&corruption, is_beyond))
+        }
+        (None, Some(cut)) => {
+            let is_beyond = clean.is_some_and(|clean| is_end(&scan, &pieces, &cut, &clean));
+            let torn = torn_tail(&scan, &pieces, cut).map_err(io_error(dir))?;
+            torn.map(|torn| if is_beyond { torn.beyond_end() } else { torn })
+        }
         (None, None) => None,
     };
     Ok(VerifyReport::new(log, &scan, &pieces, finding))
@@ -206,6 +216,15 @@ fn lost_end(scan: &Scan, manifest: &Manifest, pieces: &[Piece<'_>]) -> Option<Co
     })
 }
 
+/// Whether the log was closed in order where the scan stopped.
+fn is_end(scan: &Scan, pieces: &[Piece<'_>], cut: &Cut, clean: &Checkpoint) -> bool {
+    let piece = &pieces[cut.piece];
+    let is_marked = clean.segment_serial == piece.entry.name.serial;
+    let position = if is_marked { clean.position } else { 0 };
+    let is_last = cut.piece + 1 == pieces.len();
+    is_last && scan.expected == clean.next_offset && piece.position == position
+}
+
 fn torn_tail(scan: &Scan, pieces: &[Piece<'_>], cut: Cut) -> io::Result<Option<Finding>> {
     let Some(torn) = scan.torn_tail(pieces, &cut)? else {
         return Ok(None);
@@ -232,12 +251,30 @@ fn torn_tail(scan: &Scan, pieces: &[Piece<'_>], cut: Cut) -> io::Result<Option<F
 }
 
 impl Finding {
-    fn corruption(corruption: &Corruption) -> Finding {
-        let (first, last) = (corruption.offset.0, corruption.intact_from.0.saturating_sub(1));
-        let affected = if first < last {
-            format!("The records at offsets {first} to {last} were on disk and are damaged")
-        } else {
-            format!("The record at offset {first} was on disk and is damaged")
+    /// Of what lies behind the end at which the log was closed in order.
+    fn beyond_end(self) -> Finding {
+        let meaning = format!(
+            "The log was closed in order at offset {}, before this byte: no record of it is there. It is harmless: the \
+             broker does not read it, and writes over it.",
+            self.offset
+        );
+        Finding { kind: FindingKind::BeyondEnd, is_suspicious: false, meaning, ..self }
+    }
+
+    /// Of damage; whether it begins where the log was closed in order.
+    fn corruption(corruption: &Corruption, is_beyond: bool) -> Finding {
+        let (first, end) = (corruption.offset.0, corruption.intact_from.0);
+        let affected = match end.saturating_sub(first) {
+            0 if is_beyond => {
+                format!(
+                    "The log was closed in order at offset {first}: no record was there, and none is damaged"
+                )
+            }
+            0 => format!(
+                "No record at or after offset {first} is known to have been there, but some may have been"
+            ),
+            1 => format!("The record at offset {first} was on disk and is damaged"),
+            _ => format!("The records at offsets {first} to {} were on disk and are damaged", end - 1),
         };
         Finding {
             kind: FindingKind::Corruption,
