@@ -78,14 +78,28 @@ fn hint(advice: &str) -> String {
     }
 }
 
+const SEE_TOPICS: &str = "see what there is: quire topic list";
+
 /// An error about a topic that the user named: where there is none, the nearest name and how to create it.
 pub fn about_topic(topic: &str, error: Error) -> Failure {
-    let Error::Broker { code: ErrorCode::UnknownTopic, suggestion, .. } = &error else { return error.into() };
     let create = format!("quire topic create {topic}");
-    let next = match suggestion {
+    unless_unknown(topic, error, |nearest| match nearest {
         Some(nearest) => format!("did you mean \"{nearest}\"?   or: {create}"),
-        None => format!("create it: {create}   or see what there is: quire topic list"),
-    };
+        None => format!("create it: {create}   or {SEE_TOPICS}"),
+    })
+}
+
+/// The same where creating it is nothing that the user can have wanted.
+pub fn about_unwanted_topic(topic: &str, error: Error) -> Failure {
+    unless_unknown(topic, error, |nearest| match nearest {
+        Some(nearest) => format!("did you mean \"{nearest}\"?   or {SEE_TOPICS}"),
+        None => SEE_TOPICS.to_owned(),
+    })
+}
+
+fn unless_unknown(topic: &str, error: Error, next: impl FnOnce(Option<&str>) -> String) -> Failure {
+    let Error::Broker { code: ErrorCode::UnknownTopic, suggestion, .. } = &error else { return error.into() };
+    let next = next(suggestion.as_deref());
     // The broker's sentence may carry the suggestion too, which is said once.
     Failure::failed(with_code(format!("no topic \"{topic}\""), error.code())).hint(next)
 }
@@ -113,6 +127,20 @@ mod tests {
                 .to_string()
                 .ends_with("create it: quire topic create fligths   or see what there is: quire topic list")
         );
+    }
+
+    #[test]
+    fn nobody_who_deletes_a_topic_is_told_to_create_it() {
+        for (suggestion, hint) in [
+            (None, "see what there is: quire topic list"),
+            (Some("flights"), "did you mean \"flights\"?   or see what there is: quire topic list"),
+        ] {
+            let failure = about_unwanted_topic("fligths", refused(ErrorCode::UnknownTopic, suggestion));
+            assert_eq!(
+                failure.to_string(),
+                format!("error: no topic \"fligths\" (UNKNOWN_TOPIC, not retriable)\n  {hint}")
+            );
+        }
     }
 
     #[test]

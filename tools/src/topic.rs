@@ -188,17 +188,19 @@ async fn alter(client: &Client, args: &AlterArgs) -> Result<(), Failure> {
 async fn delete(client: &Client, args: &DeleteArgs) -> Result<(), Failure> {
     if !args.yes && io::stdin().is_terminal() && io::stderr().is_terminal() {
         let described = client.admin().describe_topic(&args.topic).await;
-        let topic = described.map_err(|error| connect::about_topic(&args.topic, error))?;
+        let topic = described.map_err(|error| connect::about_unwanted_topic(&args.topic, error))?;
         if !confirmed(&format!("delete {} and its {}?", topic.name, counted(records(&topic), "record"))) {
             return Err(Failure::failed("nothing deleted: not confirmed"));
         }
     }
     let deleted = client.admin().delete_topic(&args.topic).await;
-    deleted.map_err(|error| connect::about_topic(&args.topic, error))?;
+    deleted.map_err(|error| connect::about_unwanted_topic(&args.topic, error))?;
     if args.output.json {
         return output::print_json(&DeletedJson { name: &args.topic, deleted: true });
     }
-    output::print(&format!("deleted {}\n", args.topic))
+    output::print(&format!("deleted {}\n", args.topic))?;
+    output::note("its files are removed after the broker's grace period, 60 s by default");
+    Ok(())
 }
 
 fn confirmed(question: &str) -> bool {
