@@ -159,7 +159,10 @@ impl Error {
             Error::ConnectionLost { .. } => "Check that the broker still runs, then try again.".into(),
             Error::CertificateRefused { .. } => "Use the profile that belongs to this cluster; 'quire dev' writes a new one on every start.".into(),
             Error::CertificateName { .. } => "List the name in the broker's 'tls.names' and start it again; or write 'server_name' with a name that it has into the profile.".into(),
-            Error::Broker { suggestion: Some(name), .. } => format!("Did you mean \"{name}\"?"),
+            // Once: many a broker's sentence ends with the suggestion.
+            Error::Broker { suggestion: Some(name), message, .. } if !message.contains("did you mean") => {
+                format!("Did you mean \"{name}\"?")
+            }
             Error::Broker { code, .. } => code.advice().into(),
             Error::NoLeader { .. } => "Retry when the partition's brokers are back.".into(),
             Error::TimedOut { .. } => "Try again; look at the broker's log if it happens again.".into(),
@@ -168,5 +171,22 @@ impl Error {
             Error::InvalidRequest(_) => "Correct the request.".into(),
             Error::System { .. } => "Check the limits and permissions of this process.".into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_suggestion_is_made_once() {
+        let unknown = |message: &str| Error::Broker {
+            code: ErrorCode::UnknownTopic,
+            message: message.into(),
+            suggestion: Some("flights".into()),
+        };
+        assert_eq!(unknown("no topic \"fligths\"").advice(), "Did you mean \"flights\"?");
+        let said = unknown("no topic \"fligths\"; did you mean \"flights\"?");
+        assert_eq!(said.advice(), ErrorCode::UnknownTopic.advice());
     }
 }
