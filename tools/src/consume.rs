@@ -1,10 +1,12 @@
 //! `quire consume`: records to standard output, from any position to any other.
 
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
+use std::str::FromStr;
 
 use clap::Args;
 use futures_util::FutureExt;
 use quire_client::{Client, ConsumeError, ConsumedRecord, Consumer, ErrorCode, PartitionIndex, Position};
+use quire_protocol::limits;
 
 use crate::connect;
 use crate::failure::{Exit, Failure};
@@ -40,9 +42,9 @@ pub struct ConsumeArgs {
     /// Where to stop in each partition, before the record there
     #[arg(long, value_name = "POSITION", allow_hyphen_values = true)]
     until: Option<PositionArg>,
-    /// Only these partitions
+    /// Only these partitions: 3, or 0-99; may be repeated, or listed with commas
     #[arg(short, long, value_name = "N", value_delimiter = ',')]
-    partition: Vec<u32>,
+    partition: Vec<PartitionRange>,
     /// Stop after so many records
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
@@ -70,6 +72,35 @@ impl ConsumeArgs {
     fn follows(&self, on_terminal: bool) -> bool {
         let bounded = self.until.is_some() || self.count.is_some();
         self.follow || (!self.no_follow && !bounded && on_terminal)
+    }
+}
+
+/// One partition, or all from one to another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct PartitionRange {
+    first: u32,
+    last: u32,
+}
+
+impl PartitionRange {
+    fn partitions(&self) -> impl Iterator<Item = PartitionIndex> + use<> {
+        (self.first..=self.last).map(PartitionIndex)
+    }
+}
+
+impl FromStr for PartitionRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<PartitionRange, String> {
+        let number = |text: &str| text.parse::<u32>().ok();
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let range = number(first).zip(number(last)).filter(|(first, last)| first <= last);
+        let (first, last) = range.ok_or("write a partition, e.g. 3, or a range of them, e.g. 0-99")?;
+        // No topic has more, and a list is made of what is asked for.
+        if last - first >= limits::TOPIC_PARTITIONS_MAX {
+            return Err(format!("a topic has at most {} partitions", limits::TOPIC_PARTITIONS_MAX));
+        }
+        Ok(PartitionRange { first, last })
     }
 }
 
@@ -114,7 +145,7 @@ async fn start(client: &Client, args: &ConsumeArgs) -> Result<Consumer, ConsumeE
         .follow(follows)
         .merge_by_time(args.merge_by_time);
     if !args.partition.is_empty() {
-        consumer = consumer.partitions(args.partition.iter().copied().map(PartitionIndex));
+        consumer = consumer.partitions(args.partition.iter().flat_map(PartitionRange::partitions));
     }
     if !follows {
         consumer = consumer.until(args.until.map_or(Position::End, |until| until.0));
@@ -127,6 +158,13 @@ fn explain(topic: &str, error: ConsumeError) -> Failure {
         ConsumeError::Broker(error) if error.code() == Some(ErrorCode::UnknownTopic) => {
             connect::about_topic(topic, error)
         }
+        ConsumeError::TooManyPartitions { limit, partitions } => Failure::failed(format!(
+            "one consume reads at most {limit} partitions, not {partitions}"
+        ))
+        .hint(format!(
+            "read some at a time: quire consume {topic} --partition 0-{}",
+            limit.saturating_sub(1)
+        )),
         other => other.into(),
     }
 }
@@ -259,6 +297,26 @@ mod tests {
 
     #[test]
     fn several_partitions_may_be_listed() {
-        assert_eq!(args("consume t -p 1,2 -p 5").expect("valid").partition, [1, 2, 5]);
+        let read: Vec<u32> = args("consume t -p 1,2 -p 5-7")
+            .expect("valid")
+            .partition
+            .iter()
+            .flat_map(PartitionRange::partitions)
+            .map(|partition| partition.0)
+            .collect();
+        assert_eq!(read, [1, 2, 5, 6, 7]);
+        for wrong in ["5-3", "-", "x", "1-", "0-4294967295"] {
+            assert!(PartitionRange::from_str(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn more_partitions_than_possible_are_answered_with_a_range_that_is() {
+        let error = ConsumeError::TooManyPartitions { partitions: 10_000, limit: 736 };
+        assert_eq!(
+            explain("t", error).to_string(),
+            "error: one consume reads at most 736 partitions, not 10000\n  \
+             read some at a time: quire consume t --partition 0-735"
+        );
     }
 }

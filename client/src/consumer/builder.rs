@@ -167,10 +167,7 @@ impl ConsumerOptions {
         }
         let limit = streams::consume_max(client.brokers().config());
         if partitions.len() > limit {
-            return Err(ConsumeError::InvalidSettings(format!(
-                "one client consumes at most {limit} partitions, not {}; use several clients",
-                partitions.len()
-            )));
+            return Err(ConsumeError::TooManyPartitions { partitions: partitions.len(), limit });
         }
         Ok(partitions)
     }

@@ -50,6 +50,14 @@ pub enum ConsumeError {
         /// What was found.
         why: String,
     },
+    /// More partitions than one client can consume.
+    #[error("one client consumes at most {limit} partitions, not {partitions}; use several clients")]
+    TooManyPartitions {
+        /// How many were to be read.
+        partitions: usize,
+        /// How many it may.
+        limit: usize,
+    },
     /// Settings that contradict each other or a limit.
     #[error("{0}")]
     InvalidSettings(String),
@@ -80,6 +88,9 @@ impl ConsumeError {
             ConsumeError::OffsetOutOfRange { .. } => ErrorCode::OffsetOutOfRange.advice().into(),
             ConsumeError::UnknownPartition { .. } => ErrorCode::UnknownPartition.advice().into(),
             ConsumeError::CorruptFrame { .. } => ErrorCode::CorruptLog.advice().into(),
+            ConsumeError::TooManyPartitions { .. } => {
+                "Choose some of the partitions, and consume the others with other clients.".into()
+            }
             ConsumeError::InvalidSettings(_) => "Correct the consumer's settings.".into(),
             ConsumeError::Broker(error) => error.advice(),
         }
