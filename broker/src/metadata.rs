@@ -53,8 +53,7 @@ pub(crate) fn describe(topic: &image::Topic, partitions: &Partitions, log_state:
 
 /// The answer about a name that no topic has.
 pub(crate) fn unknown(name: &str, suggestion: Option<&str>) -> control::Topic {
-    let hint = suggestion.map(|known| format!("; did you mean \"{known}\"?")).unwrap_or_default();
-    let error = RequestError::new(ErrorCode::UnknownTopic, format!("no topic \"{name}\"{hint}"));
+    let error = RequestError::new(ErrorCode::UnknownTopic, format!("no topic \"{name}\""));
     control::Topic {
         name: name.to_owned(),
         error: Some(error.into()),

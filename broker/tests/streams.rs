@@ -260,6 +260,8 @@ async fn an_unknown_topic_is_answered_with_a_suggestion_beside_the_known_one() -
     let [unknown, known] = described.topics.as_slice() else { bail!("one answer for each name") };
     assert_eq!(unknown.suggestion, "flights");
     assert_eq!(unknown.error.as_ref().map(|error| error.error_code()), Some(ErrorCode::UnknownTopic));
+    let message = unknown.error.as_ref().map(|error| error.message.as_str());
+    assert_eq!(message, Some("no topic \"flihgts\""), "the suggestion is said once");
     assert_eq!((known.error.is_none(), known.partitions.len()), (true, 1));
 
     let names = vec!["flihgts".to_owned(); 1_000];
