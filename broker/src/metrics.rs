@@ -82,7 +82,7 @@ const PARTITIONS_IMPAIRED: Description = Description {
 const PARTITIONS_CORRUPT: Description = Description {
     name: "quire_partitions_corrupt",
     unit: Unit::Count,
-    help: "Partitions whose log is damaged: they take no records until it is restored.",
+    help: "Partitions whose log is damaged or gone: they take no records until it is restored.",
 };
 const LOG_BYTES: Description =
     Description { name: "quire_log_bytes", unit: Unit::Bytes, help: "Bytes kept in all partitions." };

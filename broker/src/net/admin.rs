@@ -81,7 +81,8 @@ fn observe(context: &Context) {
     let states = context.partitions.states();
     let count = |is_meant: fn(&PartitionState) -> bool| states.iter().filter(|state| is_meant(state)).count();
     let impaired = count(|state| !matches!(state, PartitionState::Online | PartitionState::Opening));
-    let corrupt = count(|state| matches!(state, PartitionState::Corrupt { .. }));
+    let corrupt =
+        count(|state| matches!(state, PartitionState::Corrupt { .. } | PartitionState::Lost { .. }));
     let bytes: u64 = partitions.iter().map(|partition| partition.reader().size_bytes()).sum();
     let metrics = &context.metrics;
     metrics.partitions.set(partitions.len() as f64);

@@ -29,7 +29,13 @@ pub enum PartitionState {
         /// What is damaged.
         what: String,
     },
-    /// Its log could not be opened, or failed: nothing can be written until the broker was started again.
+    /// What is there is not the log that this broker kept: it is gone, another partition's, or lists its segments no
+    /// more. Nothing can be read or written until it is restored and the broker was started again.
+    Lost {
+        /// What is there instead, and what to do.
+        what: String,
+    },
+    /// The disk refused to open its log, or it failed: nothing can be written until the broker was started again.
     Failed {
         /// What failed.
         what: String,
@@ -50,6 +56,7 @@ impl PartitionState {
                 Some(RequestError::new(ErrorCode::DiskFull, "the disk that holds the partition is full"))
             }
             PartitionState::Corrupt { what } => Some(RequestError::corrupt_log(what)),
+            PartitionState::Lost { what } => Some(RequestError::new(ErrorCode::CorruptLog, what)),
             PartitionState::Failed { what } => Some(RequestError::storage_failed(what)),
             PartitionState::Closed => {
                 Some(RequestError::new(ErrorCode::Unavailable, "the partition is closed"))

@@ -273,8 +273,14 @@ impl Shard {
                 Slot::Open { partition, end }
             }
             Err(error) => {
-                let is_retriable = matches!(error, OpenError::Io { .. });
-                let failed = PartitionState::Failed { what: error.to_string() };
+                let what = error.to_string();
+                let (failed, is_retriable) = match error {
+                    OpenError::Io { .. } => (PartitionState::Failed { what }, true),
+                    OpenError::Missing { .. }
+                    | OpenError::ManifestMissing { .. }
+                    | OpenError::ManifestDamaged { .. }
+                    | OpenError::WrongPartition { .. } => (PartitionState::Lost { what }, false),
+                };
                 // Said once, however often it is tried again.
                 if *shared.state() != failed {
                     tracing::error!(partition = %id, %error, is_retriable, "the partition's log can not be opened");

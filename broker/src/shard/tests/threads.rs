@@ -183,7 +183,7 @@ async fn a_log_that_is_gone_is_told_and_not_begun_anew() {
     let broker = Broker::start(&disk).await;
     for partition in [0, 1] {
         let lost = broker.find(topic, partition).map(|_| ());
-        assert_eq!(lost, Err(ErrorCode::StorageFailed), "partition {partition}, written or not");
+        assert_eq!(lost, Err(ErrorCode::CorruptLog), "partition {partition}, written or not");
     }
     let other = broker.create("orders", 1).await;
     assert_eq!(produce(&broker.find(other, 0).expect("it is open"), 1).await, [0]);
