@@ -324,6 +324,7 @@ impl Partition {
 
     fn appended(&mut self, now: Now, frames: &[FrameHeader], answers: Vec<Answer>) {
         if *self.shared.state() == PartitionState::DiskFull {
+            tracing::info!(partition = %self.shared.id, "there is space again: records are taken");
             self.shared.publish_state(PartitionState::Online);
         }
         self.is_used = true;

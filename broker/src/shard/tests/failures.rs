@@ -1,7 +1,11 @@
 //! Full disks, failed syncs, damaged logs: who is told what, and what is never done again.
 
+use std::sync::Mutex;
+
 use quire_storage::ReadError;
 use quire_storage::disk::{Fault, Operation};
+use tracing::span::{self, Attributes, Id};
+use tracing::{Level, Metadata, Subscriber};
 
 use super::*;
 
@@ -44,6 +48,26 @@ fn a_full_disk_refuses_and_reads_go_on_and_space_ends_it() {
     rig.run_all();
     assert!(retry.outcomes()[0].is_ok());
     assert_eq!(*rig.handle().state(), PartitionState::Online);
+}
+
+#[test]
+fn a_full_disk_is_said_once_and_its_end_too() {
+    let mut rig = small_disk();
+    let heard = Heard::default();
+    let _hearing = tracing::subscriber::set_default(heard.clone());
+    fill(&mut rig, &mut Stream::new(Acks::All));
+    for _ in 0..5 {
+        rig.produce(&Stream::new(Acks::All), &"x".repeat(60_000));
+        rig.run_all();
+    }
+    assert_eq!(heard.take(), [Level::WARN, Level::ERROR], "the first refusal of the disk, and of produce");
+
+    rig.disk.set_capacity(None);
+    for _ in 0..3 {
+        rig.produce(&Stream::new(Acks::All), &"x".repeat(60_000));
+        rig.run_all();
+    }
+    assert_eq!(heard.take(), [Level::INFO]);
 }
 
 #[test]
@@ -265,6 +289,22 @@ fn a_log_that_the_disk_refused_to_open_is_opened_when_there_is_space() {
 }
 
 #[test]
+fn a_damaged_manifest_is_told_as_damage_that_no_retry_mends() {
+    let mut rig = Rig::warm(TopicConfig::default());
+    let (done, _closed) = oneshot::channel();
+    rig.apply(Event::Close { done });
+    rig.run_all();
+    let manifest = store(&rig.disk).partition_dir(PARTITION).join("manifest");
+    rig.disk.flip_bit(&manifest, 20, 3);
+
+    let rig = Rig::on(rig.disk.clone(), TopicConfig::default());
+    let error = rig.shared.state().error().expect("it can not be opened");
+    assert_eq!((error.code, error.code.is_retriable()), (ErrorCode::CorruptLog, false));
+    assert!(error.message.starts_with("/data/topics/"), "{}", error.message);
+    assert!(error.message.ends_with("restore it, or move the directory away"), "{}", error.message);
+}
+
+#[test]
 fn metadata_older_than_the_log_is_told_and_reads_go_on() {
     let rig = Rig::warm(TopicConfig::default());
     rig.disk.kill();
@@ -278,6 +318,39 @@ fn metadata_older_than_the_log_is_told_and_reads_go_on() {
     rig.produce(&refused, "one more");
     assert_eq!(refused.outcomes(), [Err(ErrorCode::StorageFailed)]);
     assert_eq!(rig.read(), [0]);
+}
+
+/// Hears what is logged on its thread.
+#[derive(Debug, Clone, Default)]
+struct Heard(Arc<Mutex<Vec<Level>>>);
+
+impl Heard {
+    /// The levels of what was logged since the last time.
+    fn take(&self) -> Vec<Level> {
+        std::mem::take(&mut *self.0.lock().expect("nobody panics with it"))
+    }
+}
+
+impl Subscriber for Heard {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= Level::INFO
+    }
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        self.0.lock().expect("nobody panics with it").push(*event.metadata().level());
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
 }
 
 /// The partition's only segment.

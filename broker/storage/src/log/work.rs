@@ -94,6 +94,8 @@ pub(super) struct Upkeep {
     pub(super) is_new: bool,
     /// Allocating ahead found no room: wait until an append needs it.
     is_refused_ahead: bool,
+    /// That there is no room was said, and allocating ahead has found none since.
+    is_refusal_said: bool,
     is_seal_due: bool,
     /// Segments before this offset are to be deleted.
     retain_from: Option<Offset>,
@@ -464,6 +466,8 @@ impl Log {
         self.upkeep.space = None;
         self.upkeep.refusal = None;
         self.upkeep.is_refused_ahead = false;
+        // The little that an append needs may still fit when the disk is all but full.
+        self.upkeep.is_refusal_said &= self.upkeep.is_for_append;
     }
 
     /// Appends go on in a new segment.
@@ -493,7 +497,10 @@ impl Log {
                 return Completed { poisoned: Some((*reason).clone()), space: true, ..Completed::default() };
             }
         };
-        tracing::warn!(log = %self.shared.dir.display(), operation, %error, "file work is put off");
+        // Said once, however often it is tried again until there is space.
+        if !std::mem::replace(&mut self.upkeep.is_refusal_said, true) {
+            tracing::warn!(log = %self.shared.dir.display(), operation, %error, "file work is put off");
+        }
         self.upkeep.is_rolling = false;
         // An append is told of the attempt that was made for it, and has one made if that was none.
         self.upkeep.refusal = self.upkeep.is_for_append.then_some(refusal);
