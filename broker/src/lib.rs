@@ -29,6 +29,7 @@
 //! runtime that [`Builder::start`] is called on, partitions and their files on threads of the broker's own.
 #![forbid(unsafe_code)]
 
+pub mod catalog;
 pub mod config;
 
 mod context;

@@ -1,6 +1,5 @@
 //! `quire log`: inspect or verify a data directory, offline.
 
-mod catalog;
 mod directory;
 mod inspect;
 mod verify;

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use quire_protocol::{PartitionIndex, TopicId, TopicPartition};
 use quire_storage::disk::Disk;
 
-use super::catalog::{self, Catalog};
 use super::unreadable;
 use crate::failure::Failure;
+use quire_broker::catalog::{self, Catalog};
 
 const METADATA: &str = "metadata";
 const TOPICS: &str = "topics";
@@ -102,7 +102,7 @@ fn catalog_above(disk: &dyn Disk, dir: &Path) -> Result<Catalog, Failure> {
     let absolute = std::path::absolute(dir).map_err(|error| unreadable(dir, &error))?;
     let data = absolute.ancestors().nth(3);
     match data.filter(|data| disk.list(data).is_ok_and(|names| names.iter().any(|name| name == METADATA))) {
-        Some(data) => Catalog::read(disk, &data.join(METADATA)),
+        Some(data) => Ok(Catalog::read(disk, &data.join(METADATA))?),
         None => Ok(Catalog::default()),
     }
 }

@@ -1,4 +1,5 @@
-//! What a data directory's metadata log says of the logs beside it: whose they are, and which must be there.
+//! What a data directory's metadata log says of the logs beside it: whose they are, and which must be there. Offline: for
+//! tools that look at the directory of a broker that is not running.
 
 use std::path::Path;
 
@@ -7,17 +8,15 @@ use quire_engine::controller::{Image, Record};
 use quire_protocol::batch::{BatchHeader, Records};
 use quire_protocol::{BrokerId, PartitionIndex, TopicId, TopicPartition};
 use quire_storage::disk::Disk;
-use quire_storage::inspect::each_batch;
-
-use crate::failure::Failure;
+use quire_storage::inspect::{InspectError, each_batch};
 
 /// The metadata log of a broker.
-pub(super) const METADATA: TopicPartition =
+pub const METADATA: TopicPartition =
     TopicPartition { topic: TopicId::METADATA, partition: PartitionIndex(0) };
 
 /// Topics, as far as the metadata log can be read.
 #[derive(Debug, Default)]
-pub(super) struct Catalog {
+pub struct Catalog {
     image: Image,
     /// Whether all of the metadata was read: only then does an absence mean anything.
     is_whole: bool,
@@ -25,7 +24,10 @@ pub(super) struct Catalog {
 
 impl Catalog {
     /// Reads the metadata log in `dir`.
-    pub(super) fn read(disk: &dyn Disk, dir: &Path) -> Result<Catalog, Failure> {
+    ///
+    /// # Errors
+    /// If the directory or a file in it can not be read. Damage is no error: what comes before it is known.
+    pub fn read(disk: &dyn Disk, dir: &Path) -> Result<Catalog, InspectError> {
         let mut image = Image::default();
         let mut is_understood = true;
         let is_read = each_batch(disk, dir, METADATA, |batch| {
@@ -35,24 +37,24 @@ impl Catalog {
     }
 
     /// The name of the topic with this id; of one that is being deleted, the name it had.
-    pub(super) fn topic(&self, id: TopicId) -> Option<&str> {
+    pub fn topic(&self, id: TopicId) -> Option<&str> {
         let deleted = || self.image.deleted_topic(id).map(|topic| &*topic.name);
         self.image.topic(id).map(|topic| &*topic.name).or_else(deleted)
     }
 
     /// Whether no topic owns a directory of this id.
-    pub(super) fn is_orphan(&self, id: TopicPartition) -> bool {
+    pub fn is_orphan(&self, id: TopicPartition) -> bool {
         let is_deleted = self.image.deleted_topic(id.topic).is_some();
         self.is_whole && !is_deleted && self.image.partition(id).is_none()
     }
 
     /// Whether the broker noted that it has the log of this partition on disk: then it must be there.
-    pub(super) fn is_held(&self, id: TopicPartition) -> bool {
+    pub fn is_held(&self, id: TopicPartition) -> bool {
         self.held().any(|held| held == id)
     }
 
     /// Every partition whose log must be there.
-    pub(super) fn held(&self) -> impl Iterator<Item = TopicPartition> + '_ {
+    pub fn held(&self) -> impl Iterator<Item = TopicPartition> + '_ {
         let broker = self.broker();
         self.image.topics().flat_map(move |topic| {
             let is_ours = move |index| broker.is_some_and(|broker| topic.is_held(index, broker));
