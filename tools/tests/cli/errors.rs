@@ -22,7 +22,7 @@ fn a_command_that_fails_takes_leave_of_the_broker() {
     dev.home.failure(&["consume", "u"], 1);
     dev.home.failure(&["produce", "u"], 1);
     let (_, last) = dev.stop();
-    assert!(last.starts_with("stopping: 0 clients told, "), "{last}");
+    assert!(last.contains("stopping: 0 clients told, "), "{last}");
 }
 
 #[test]
