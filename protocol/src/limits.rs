@@ -110,8 +110,8 @@ pub const FLUSHERS: usize = 16;
 /// Logs being opened, recovered or closed at once, beside the file jobs of those that are open.
 pub const OPENERS: usize = 16;
 
-/// Files that the process should be allowed to have open: one for each partition in use, and some.
-pub const DESCRIPTORS_MIN: u64 = BROKER_PARTITIONS_MAX as u64 + 4096;
+/// A broker that may open fewer files than this says so: each partition in use has one open.
+pub const DESCRIPTORS_MIN: u64 = 4096;
 
 /// Smallest segment (bytes).
 pub const SEGMENT_BYTES_MIN: u64 = 64 * 1024;

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use futures_util::StreamExt;
 use quire_client::{Client, NewTopic, Offset, PartitionIndex, Position, Record};
 use quire_engine::{Random, SplitMix64};
 use quire_tests::process::{BrokerProcess, free_address};
