@@ -18,8 +18,8 @@ use rustls_pki_types::pem::PemObject;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::folder::{Folder, Secrecy};
 use super::reset::ResetKey;
+use super::tls_folder::{Folder, Secrecy};
 use crate::identity::{hex, random};
 
 /// The principal of the certificate that is made with the authority; an administrator.
