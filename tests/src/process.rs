@@ -71,7 +71,7 @@ impl BrokerProcess {
     /// A client of this broker, as soon as it answers.
     ///
     /// # Errors
-    /// If it ended, or does not answer within [`START_TIME_MAX`].
+    /// If it ended, or does not answer within half a minute.
     pub async fn client(&mut self) -> Result<Client> {
         let deadline = Instant::now() + START_TIME_MAX;
         loop {

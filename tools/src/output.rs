@@ -75,7 +75,7 @@ pub fn print(text: &str) -> Result<(), Failure> {
 /// Writes one object as one line of JSON to standard output.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_json(object: &impl Serialize) -> Result<(), Failure> {
     let mut line = serde_json::to_string(object)
         .map_err(|error| Failure::failed(format!("an answer could not be written as JSON: {error}")))?;

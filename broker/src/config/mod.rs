@@ -1,4 +1,4 @@
-//! What an operator may set: given ([`raw`]), then checked ([`Config`]). Nothing later reads raw input.
+//! What an operator may set: given (`raw.rs`), then checked ([`Config`]). Nothing later reads raw input.
 
 mod load;
 mod raw;

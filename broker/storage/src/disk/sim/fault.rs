@@ -65,14 +65,14 @@ pub enum Fault {
         range: Range<u64>,
     },
     /// After this many more operations the process stops: the next one is done in part or not at all, and it and all
-    /// that follow answer [`Stopped`], until [`SimDisk::crash`] or [`SimDisk::kill`].
+    /// that follow answer [`Stopped`], until [`SimDisk::crash`](super::SimDisk::crash) or [`SimDisk::kill`](super::SimDisk::kill).
     StopsAfter {
         /// How many succeed.
         operations: u64,
     },
 }
 
-/// The process that asked is dead, by [`Fault::StopsAfter`], [`SimDisk::kill`] or [`SimDisk::crash`].
+/// The process that asked is dead, by [`Fault::StopsAfter`], [`SimDisk::kill`](super::SimDisk::kill) or [`SimDisk::crash`](super::SimDisk::crash).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the simulated process has stopped")]
 pub struct Stopped;
