@@ -102,6 +102,7 @@ impl Scratch {
             .args(&words[1..])
             .current_dir(self.path("checkout"))
             .env("HOME", self.path("home"))
+            .env("TMPDIR", self.path("home"))
             .env("PATH", format!("{}:{path}", self.path("bin").display()))
             .env("REPOSITORY", root())
             .env("QUIRE_NETWORK_LISTEN", &self.broker_address)

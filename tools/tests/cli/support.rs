@@ -32,6 +32,8 @@ impl Home {
     fn environment(&self) -> Vec<(&'static str, PathBuf)> {
         let home = self.path();
         vec![
+            // What a killed broker leaves behind goes with the home.
+            ("TMPDIR", home.to_owned()),
             ("HOME", home.to_owned()),
             ("XDG_CONFIG_HOME", home.join("config")),
             ("XDG_DATA_HOME", home.join("data")),
