@@ -16,6 +16,7 @@ pub mod record_input;
 pub mod signals;
 pub mod time;
 
+pub mod bench;
 pub mod broker;
 pub mod completions;
 pub mod consume;
