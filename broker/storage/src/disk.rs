@@ -29,7 +29,8 @@ pub enum OpenMode {
     CreateNew,
 }
 
-/// A file system. A new file is durable after `sync_data` on it and `sync_dir` on its directory.
+/// A file system. A new file is durable after `sync_data` on it and `sync_dir` on its directory, and one without bytes
+/// after `sync_dir` alone.
 pub trait Disk: Debug + Send + Sync + 'static {
     /// Creates a directory and its missing parents. Durable after `sync_dir` on each parent.
     fn create_dir_all(&self, dir: &Path) -> io::Result<()>;

@@ -17,6 +17,7 @@ use crate::epochs::{self, EpochCache, EpochStart};
 use crate::index::SegmentIndex;
 use crate::manifest::{self, Manifest, Sealed, SegmentEntry, SegmentFile, SegmentName};
 use crate::small_file::LoadError;
+use crate::unwritten;
 
 pub use batches::each_batch;
 pub use verify::{Finding, FindingKind, SegmentCheck, VerifyReport, verify};
@@ -62,6 +63,8 @@ pub struct LogReport {
     pub directory: PathBuf,
     /// The file that lists the segments. If it is not intact, no segment is listed here.
     pub manifest: FileState,
+    /// The log was created and never had a segment: it has no manifest yet, and needs none.
+    pub is_unwritten: bool,
     /// Whose log it is.
     pub partition: Option<TopicPartition>,
     /// The first offset that may be read.
@@ -128,10 +131,14 @@ pub struct SegmentReport {
 /// If there is no log, or the disk refuses. Damage is part of the report.
 pub fn inspect(disk: &dyn Disk, dir: &Path) -> Result<LogReport, InspectError> {
     let names = disk.list(dir).map_err(io_error(dir))?;
-    let (loaded, state) = told(dir, manifest::FILE_NAME, Manifest::load(disk, dir))?;
-    let is_segment = |name: &String| SegmentName::parse(name).is_some();
-    if state == FileState::Missing && !names.iter().any(is_segment) {
-        return Err(InspectError::NoLog(dir.to_owned()));
+    let (mut loaded, state) = told(dir, manifest::FILE_NAME, Manifest::load(disk, dir))?;
+    let mut is_unwritten = false;
+    if state == FileState::Missing {
+        loaded = unwritten::manifest(disk, dir, &names).map_err(io_error(dir))?;
+        is_unwritten = loaded.is_some();
+        if !is_unwritten && !names.iter().any(|name| SegmentName::parse(name).is_some()) {
+            return Err(InspectError::NoLog(dir.to_owned()));
+        }
     }
     let clean =
         Checkpoint::peek_clean(disk, dir).map_err(io_error(&dir.join(checkpoint::CLEAN_FILE_NAME)))?;
@@ -148,6 +155,7 @@ pub fn inspect(disk: &dyn Disk, dir: &Path) -> Result<LogReport, InspectError> {
     Ok(LogReport {
         directory: dir.to_owned(),
         manifest: state,
+        is_unwritten,
         partition: loaded.as_ref().map(|manifest| manifest.partition),
         log_start: loaded.as_ref().map_or(Offset::ZERO, |manifest| manifest.log_start),
         closed_at: clean.as_ref().map(Point::of),

@@ -18,6 +18,7 @@ use crate::recovery;
 use crate::segment::Segment;
 use crate::shared::Shared;
 use crate::small_file::{self, ReplaceError};
+use crate::unwritten;
 
 /// Zeros written with one call (bytes).
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
@@ -118,6 +119,8 @@ pub(crate) struct RollWork {
     pub(crate) needed: u64,
     pub(crate) end: u64,
     pub(crate) is_zeroed: bool,
+    /// The log never had a segment, and a marker says so.
+    pub(crate) is_first: bool,
 }
 
 #[derive(Debug)]
@@ -311,6 +314,14 @@ impl Place {
         // A manifest that lists a segment must not be durable before the segment's name is.
         self.disk.sync_dir(&self.dir).map_err(Failure::of_sync("syncing the log's directory"))?;
         self.replace_manifest(&manifest)?;
+        if work.is_first {
+            // Not to be taken for the whole truth should the manifest ever be lost.
+            unwritten::remove(&*self.disk, &self.dir, manifest.partition).map_err(|error| Failure {
+                operation: "removing the marker of an unwritten log",
+                error,
+                kind: FailureKind::Fatal,
+            })?;
+        }
         Ok(UpkeepDone::Rolled { manifest, name, file, writable })
     }
 

@@ -34,6 +34,7 @@ mod retention;
 mod segment;
 mod shared;
 pub mod small_file;
+mod unwritten;
 
 pub use error::{AppendError, AppendErrorKind, CloseError, OpenError, ReadError};
 pub use jobs::{Job, JobDone, JobKind};

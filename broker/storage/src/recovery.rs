@@ -33,6 +33,7 @@ use crate::manifest::{self, Manifest, SegmentName};
 use crate::segment::{Extent, Segment};
 use crate::shared::{Bounds, Shared};
 use crate::small_file::LoadError;
+use crate::unwritten;
 
 /// Directories above a log's that may be new with it: topic, all topics, data.
 const NEW_PARENTS_MAX: usize = 3;
@@ -111,7 +112,7 @@ pub(crate) struct Recovered {
     /// The manifest on disk does not say yet where the log was cut: there was no room. Until it does, every recovery
     /// cuts the log again.
     pub(crate) is_cut_unstored: bool,
-    /// There was never a segment: the manifest is all that is on disk.
+    /// There was never a segment: a marker is all that is on disk.
     pub(crate) is_new: bool,
     pub(crate) report: RecoveryReport,
 }
@@ -154,10 +155,13 @@ pub(crate) fn recover(
         };
     };
     if opening.is_never_written(&manifest) {
-        // Whoever created it may have been stopped before its name was durable.
-        sync_directories(&*opening.disk, dir)?;
-        return Ok(opening.new_log(manifest));
+        // Whoever created it may have been stopped before its name was durable, unless it is known to be.
+        if absent == Absent::Created {
+            sync_directories(&*opening.disk, dir)?;
+        }
+        return Ok(opening.new_log(manifest, opening.remove_garbage(unwritten::is_garbage)));
     }
+    opening.end_unwritten()?;
     let clean = Checkpoint::peek_clean(&*opening.disk, dir)
         .map_err(OpenError::io("reading", dir.join(checkpoint::CLEAN_FILE_NAME)))?;
     match clean.filter(|clean| opening.is_marker_of(&manifest, clean)) {
@@ -170,7 +174,13 @@ impl Opening<'_> {
     fn load_manifest(&self) -> Result<Option<Manifest>, OpenError> {
         let path = || self.dir.join(manifest::FILE_NAME);
         let damaged = |what: String| OpenError::ManifestDamaged { manifest: path(), what };
-        match Manifest::load(&*self.disk, &self.dir) {
+        let loaded = match self.has(manifest::FILE_NAME) {
+            true => Manifest::load(&*self.disk, &self.dir),
+            false => unwritten::manifest(&*self.disk, &self.dir, &self.names)
+                .map_err(LoadError::Io)
+                .and_then(|manifest| manifest.ok_or(LoadError::Missing)),
+        };
+        match loaded {
             Ok(manifest) if manifest.partition == self.partition => Ok(Some(manifest)),
             Ok(manifest) => Err(OpenError::WrongPartition {
                 directory: self.dir.clone(),
@@ -188,22 +198,41 @@ impl Opening<'_> {
         }
     }
 
-    /// The directory and an empty manifest, durably: from now on their absence means that they were lost.
+    /// The directory and the marker of a log that was never written, durably: from now on their absence means that they
+    /// were lost.
     fn create(&self) -> Result<Recovered, OpenError> {
-        let manifest = Manifest::new(self.partition, Offset::ZERO);
+        let marker = || self.dir.join(unwritten::file_name(self.partition));
         self.disk.create_dir_all(&self.dir).map_err(OpenError::io("creating", &self.dir))?;
-        manifest
-            .store(&*self.disk, &self.dir)
-            .map_err(OpenError::io("writing", self.dir.join(manifest::FILE_NAME)))?;
+        unwritten::create(&*self.disk, &self.dir, self.partition)
+            .map_err(OpenError::io("creating", marker()))?;
         sync_directories(&*self.disk, &self.dir)?;
-        Ok(self.new_log(manifest))
+        Ok(self.new_log(Manifest::new(self.partition, Offset::ZERO), Vec::new()))
     }
 
+    /// Whether the marker is all that counts, or a manifest without segments is all there is, as earlier versions left it.
     fn is_never_written(&self, manifest: &Manifest) -> bool {
-        *manifest == Manifest::new(self.partition, Offset::ZERO) && self.names == [manifest::FILE_NAME]
+        let is_empty = *manifest == Manifest::new(self.partition, Offset::ZERO);
+        is_empty && (!self.has(manifest::FILE_NAME) || self.names == [manifest::FILE_NAME])
     }
 
-    fn new_log(&self, manifest: Manifest) -> Recovered {
+    /// Ends what an interrupted first segment began: the manifest is durable, and then the marker goes.
+    fn end_unwritten(&self) -> Result<(), OpenError> {
+        let marker = unwritten::file_name(self.partition);
+        if !self.has(&marker) {
+            return Ok(());
+        }
+        sync_directories(&*self.disk, &self.dir)?;
+        unwritten::remove(&*self.disk, &self.dir, self.partition)
+            .map_err(OpenError::io("removing", self.dir.join(marker)))
+    }
+
+    /// Removes files that are garbage; returns their names.
+    fn remove_garbage(&self, is_garbage: impl Fn(&str) -> bool) -> Vec<String> {
+        let garbage = self.names.iter().filter(|name| is_garbage(name));
+        garbage.filter(|name| unclean::remove_garbage(&*self.disk, &self.dir, name)).cloned().collect()
+    }
+
+    fn new_log(&self, manifest: Manifest, removed: Vec<String>) -> Recovered {
         let tail = Checkpoint {
             segment_serial: 0,
             position: 0,
@@ -224,11 +253,11 @@ impl Opening<'_> {
             is_marked_clean: false,
             is_cut_unstored: false,
             is_new: true,
-            report: RecoveryReport { was_clean: true, ..RecoveryReport::default() },
+            report: RecoveryReport { was_clean: true, removed, ..RecoveryReport::default() },
         }
     }
 
-    /// Whether the marker was written for the log that the manifest lists.
+    /// Whether the clean marker was written for the log that the manifest lists.
     fn is_marker_of(&self, manifest: &Manifest, clean: &Checkpoint) -> bool {
         let ends_there = match manifest.segments.last() {
             None => clean.next_offset == manifest.log_start,

@@ -48,7 +48,8 @@ pub(super) fn run(disk: &dyn Disk, logs: &[FoundLog], json: bool) -> Result<Exit
 
 /// Indexes, checkpoint and epochs are rebuilt; the manifest and the segments are not.
 fn is_sound(report: &LogReport) -> bool {
-    report.manifest.is_intact() && report.segments.iter().all(|segment| segment.file_bytes.is_some())
+    let is_listed = report.manifest.is_intact() || report.is_unwritten;
+    is_listed && report.segments.iter().all(|segment| segment.file_bytes.is_some())
 }
 
 fn page(name: &str, report: &LogReport, palette: Palette) -> String {
@@ -63,7 +64,9 @@ fn page(name: &str, report: &LogReport, palette: Palette) -> String {
         ("LAST APPEND", Align::Left),
     ]);
     report.segments.iter().for_each(|segment| table.row(row(segment, palette)));
-    page.push_str(&table.render(palette));
+    if !report.is_unwritten {
+        page.push_str(&table.render(palette));
+    }
     let epochs: Vec<String> =
         report.epochs.iter().map(|e| format!("{} from {}", e.epoch, thousands(e.start_offset.0))).collect();
     if !epochs.is_empty() {
@@ -78,7 +81,7 @@ fn page(name: &str, report: &LogReport, palette: Palette) -> String {
             page.push_str(&format!(" {}\n", palette.warning(&format!("! {file} damaged: {what}"))));
         }
     }
-    if report.manifest == FileState::Missing {
+    if report.manifest == FileState::Missing && !report.is_unwritten {
         page.push_str(&format!(" {}\n", palette.warning("! manifest missing, but segments exist")));
     }
     for file in &report.unlisted {
@@ -89,6 +92,10 @@ fn page(name: &str, report: &LogReport, palette: Palette) -> String {
 
 fn headline(report: &LogReport) -> String {
     let mut parts = vec![format!("log start {}", thousands(report.log_start.0))];
+    if report.is_unwritten {
+        parts.push("never written".to_owned());
+        return parts.join("   ");
+    }
     match (&report.closed_at, &report.recovery_point) {
         (Some(point), _) => parts.push(format!("closed cleanly at {}", shown(point))),
         (None, Some(point)) => {
@@ -129,6 +136,7 @@ struct LogJson<'a> {
     topic_id: Option<String>,
     partition: Option<u32>,
     manifest: StateJson<'a>,
+    unwritten: bool,
     checkpoint: StateJson<'a>,
     epochs_file: StateJson<'a>,
     log_start: u64,
@@ -184,6 +192,7 @@ impl<'a> LogJson<'a> {
             topic_id: partition.map(|partition| partition.topic.to_string()),
             partition: partition.map(|partition| partition.partition.0),
             manifest: StateJson::from(&report.manifest),
+            unwritten: report.is_unwritten,
             checkpoint: StateJson::from(&report.checkpoint),
             epochs_file: StateJson::from(&report.epochs_file),
             log_start: report.log_start.0,

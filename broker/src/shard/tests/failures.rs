@@ -266,18 +266,18 @@ async fn a_handle_tells_the_shard_of_damage_before_the_client() {
 }
 
 #[test]
-fn a_log_that_the_disk_refused_to_open_is_opened_when_there_is_space() {
+fn a_log_that_the_system_refused_to_open_is_opened_once_it_can_be() {
     let disk = SimDisk::new(1);
     let mut rig = Rig::unopened(disk, TopicConfig::default(), LeaderEpoch(1));
-    rig.disk.set_capacity(Some(0));
+    rig.disk.inject(Fault::FewDescriptors { count: 0 });
     rig.open();
-    assert!(matches!(*rig.shared.state(), PartitionState::Failed { .. }), "a new log needs a little space");
+    assert!(matches!(*rig.shared.state(), PartitionState::Failed { .. }), "no descriptor is free");
     rig.advance(RETENTION_INTERVAL);
     rig.round([]);
     rig.run_all();
     assert!(matches!(*rig.shared.state(), PartitionState::Failed { .. }), "there still is none");
 
-    rig.disk.set_capacity(None);
+    rig.disk.heal();
     rig.advance(RETENTION_INTERVAL);
     rig.round([]);
     rig.run_all();

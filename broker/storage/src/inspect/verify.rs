@@ -13,6 +13,7 @@ use crate::index::SegmentIndex;
 use crate::manifest::{self, Manifest, SegmentEntry, SegmentFile};
 use crate::recovery::Corruption;
 use crate::recovery::scan::{self, Cut, Piece, Scan, Totals};
+use crate::unwritten;
 
 /// What reading a whole log found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,7 +109,8 @@ pub fn verify(
 ) -> Result<VerifyReport, InspectError> {
     let log = inspect(disk, dir)?;
     let unusable = unusable(&log, partition);
-    let Some(manifest) = Manifest::load(disk, dir).ok().filter(|_| unusable.is_none()) else {
+    let manifest = if log.is_unwritten { None } else { Manifest::load(disk, dir).ok() };
+    let Some(manifest) = manifest.filter(|_| unusable.is_none()) else {
         return Ok(VerifyReport::without_frames(log, unusable));
     };
     let clean = Checkpoint::peek_clean(disk, dir).map_err(io_error(dir))?;
@@ -142,7 +144,7 @@ pub fn verify(
 /// Why the broker would refuse to open the log.
 fn unusable(log: &LogReport, partition: Option<TopicPartition>) -> Option<Finding> {
     let what = match (&log.manifest, log.partition, partition) {
-        (FileState::Missing, ..) => "it is missing, but segments exist".to_owned(),
+        (FileState::Missing, ..) if !log.is_unwritten => "it is missing, but segments exist".to_owned(),
         (FileState::Damaged(what), ..) => what.clone(),
         (_, Some(found), Some(expected)) if found != expected => {
             format!("this is the log of {found}, not of {expected}")
@@ -151,7 +153,10 @@ fn unusable(log: &LogReport, partition: Option<TopicPartition>) -> Option<Findin
     };
     Some(Finding {
         kind: FindingKind::Unusable,
-        file_name: manifest::FILE_NAME.to_owned(),
+        file_name: match log.partition.filter(|_| log.is_unwritten) {
+            Some(found) => unwritten::file_name(found),
+            None => manifest::FILE_NAME.to_owned(),
+        },
         position: 0,
         offset: Offset::ZERO,
         intact_from: None,

@@ -90,7 +90,7 @@ pub(super) struct Upkeep {
     pub(super) is_marked_clean: bool,
     /// The manifest on disk does not list yet where recovery cut the log. The next change of it does.
     is_cut_unstored: bool,
-    /// There was never a segment: nothing but an empty manifest is on disk.
+    /// There was never a segment: nothing but the marker that says so is on disk.
     pub(super) is_new: bool,
     /// Allocating ahead found no room: wait until an append needs it.
     is_refused_ahead: bool,
@@ -337,6 +337,7 @@ impl Log {
             needed: bytes,
             end: first,
             is_zeroed: self.is_syncing_little(),
+            is_first: self.upkeep.is_new,
         })
     }
 

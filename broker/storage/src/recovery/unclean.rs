@@ -66,7 +66,7 @@ pub(crate) fn remove_indexes(disk: &dyn Disk, dir: &Path, name: SegmentName) {
     }
 }
 
-fn remove_garbage(disk: &dyn Disk, dir: &Path, name: &str) -> bool {
+pub(super) fn remove_garbage(disk: &dyn Disk, dir: &Path, name: &str) -> bool {
     match disk.remove(&dir.join(name)) {
         Ok(()) => true,
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
@@ -361,13 +361,10 @@ impl Ending<'_> {
 
     /// Removes garbage; returns its names.
     fn remove_unlisted(&self, manifest: &Manifest) -> Vec<String> {
-        let (disk, dir) = (&*self.opening.disk, self.opening.dir.as_path());
-        let is_garbage = |name: &str| {
+        self.opening.remove_garbage(|name| {
             small_file::is_temporary(name)
                 || SegmentName::parse(name).is_some_and(|(segment, _)| !manifest.lists(segment))
-        };
-        let garbage = self.opening.names.iter().filter(|name| is_garbage(name));
-        garbage.filter(|name| remove_garbage(disk, dir, name)).cloned().collect()
+        })
     }
 
     /// So that the next recovery need not do this again. Without room it has to. Whether there was.
