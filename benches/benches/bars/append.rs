@@ -19,7 +19,7 @@ use quire_storage::disk::OsDisk;
 use quire_storage::{AppendContext, AppendErrorKind, Log, LogOptions, NewBatch, Want};
 
 const KIB: usize = 1024;
-/// What a batch of one record takes beside the record's value.
+/// About what a batch of one record takes beside the record's value.
 const BATCH_OVERHEAD_BYTES: usize = 75;
 
 pub fn measurements() -> Vec<Measurement> {
@@ -75,10 +75,15 @@ fn measure(
 
 /// A batch of one record, as long as asked for.
 fn batch(len: usize) -> Result<(BatchHeader, Bytes)> {
-    let mut builder = BatchBuilder::new(Compression::None);
-    let value = incompressible(len - BATCH_OVERHEAD_BYTES, 11);
-    builder.push(&Record { value: Some(value), ..Record::default() }, Timestamp(0))?;
-    let bytes = builder.finish()?;
+    let of_value = |value_bytes| {
+        let mut builder = BatchBuilder::new(Compression::None);
+        let value = incompressible(value_bytes, 11);
+        builder.push(&Record { value: Some(value), ..Record::default() }, Timestamp(0))?;
+        anyhow::Ok(builder.finish()?)
+    };
+    // What surrounds the value depends on its length, by a few bytes at most.
+    let roughly = len - BATCH_OVERHEAD_BYTES;
+    let bytes = of_value(roughly + len - of_value(roughly)?.len())?;
     ensure!(bytes.len() == len, "a batch of {} bytes", bytes.len());
     Ok((BatchHeader::check(&bytes)?, bytes))
 }
