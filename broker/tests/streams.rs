@@ -145,6 +145,21 @@ async fn nothing_is_served_before_hello() -> Result<()> {
 }
 
 #[tokio::test]
+async fn many_streams_are_permitted_though_few_are_at_first() -> Result<()> {
+    let started = start().await?;
+    let client = RawClient::connect(&started.broker).await?;
+    let partition = client.create_topic("flights", &[]).await?;
+    let mut open = Vec::new();
+    while open.len() < 8 * limits::STREAMS_AT_FIRST as usize {
+        let opening = client.consume(partition, Start::End, 0);
+        let (stream, opened) = tokio::time::timeout(PATIENCE, opening).await??;
+        ensure!(matches!(opened, Answer::Opened(_)), "answered {opened:?}");
+        open.push(stream);
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn unknown_partitions_and_old_leaderships_are_told_apart() -> Result<()> {
     let started = start().await?;
     let client = RawClient::connect(&started.broker).await?;

@@ -63,6 +63,9 @@ pub const STREAMS_MAX: u32 = 4096;
 pub const STREAMS_FOR_REQUESTS: u32 = 96;
 /// Streams permitted before the hello exchange.
 pub const STREAMS_BEFORE_HELLO: u32 = 4;
+/// Streams permitted right after it; the more are in use, the more are permitted, up to [`STREAMS_MAX`]. QUIC keeps some
+/// 70 bytes for each.
+pub const STREAMS_AT_FIRST: u32 = 64;
 /// Control messages being read or answered, broker-wide (bytes).
 pub const RPC_MEMORY_BYTES: usize = 64 * 1024 * 1024;
 /// From the end of the handshake to the end of the hello exchange.
@@ -167,7 +170,7 @@ const _: () = {
     assert!(BATCH_BYTES_MAX <= COLD_READ_MEMORY_BYTES_DEFAULT);
     assert!(PRODUCER_MEMORY_BYTES_DEFAULT <= PRODUCE_MEMORY_BYTES_DEFAULT / PRODUCE_MEMORY_SHARES);
     assert!(BATCH_BYTES_TARGET <= PRODUCER_MEMORY_BYTES_DEFAULT);
-    assert!(STREAMS_BEFORE_HELLO <= STREAMS_MAX);
+    assert!(STREAMS_BEFORE_HELLO < STREAMS_AT_FIRST && STREAMS_AT_FIRST <= STREAMS_MAX);
     assert!(2 * STREAMS_FOR_REQUESTS < STREAMS_MAX);
     assert!(RPC_BYTES_MAX <= RPC_CONNECTION_BYTES && RPC_CONNECTION_BYTES <= RPC_MEMORY_BYTES);
     // Hello is bounded by its connection alone.

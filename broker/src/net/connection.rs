@@ -17,6 +17,7 @@ use quire_protocol::stream::{ConsumeHeader, PREFIX_LEN, ProduceHeader, StreamKin
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use super::permits::StreamPermits;
 use super::{message, tls};
 use crate::context::Context;
 use crate::error::RequestError;
@@ -34,14 +35,15 @@ pub(crate) struct Session {
     /// Its share of the memory for control messages (bytes).
     pub(crate) rpc_memory: Semaphore,
     connection: Connection,
+    permits: StreamPermits,
     greeted: AtomicBool,
 }
 
 impl Session {
     /// Marks the hello exchange as done, which permits everything else.
     pub(crate) fn greet(&self) {
+        self.connection.set_max_concurrent_bi_streams(VarInt::from_u32(self.permits.greeted()));
         self.greeted.store(true, Ordering::Release);
-        self.connection.set_max_concurrent_bi_streams(VarInt::from_u32(limits::STREAMS_MAX));
     }
 
     /// Whether the hello exchange is done.
@@ -104,6 +106,7 @@ async fn serve(incoming: Incoming, context: Arc<Context>, slots: Slots) {
         receiving: Semaphore::new(receiving.max(limits::BATCH_BYTES_MAX)),
         rpc_memory: Semaphore::new(limits::RPC_CONNECTION_BYTES),
         connection: connection.clone(),
+        permits: StreamPermits::new(),
         greeted: AtomicBool::new(false),
     });
     serve_streams(&session, &connection).await;
@@ -144,16 +147,20 @@ async fn serve_streams(session: &Arc<Session>, connection: &Connection) {
 
 fn spawn_stream(session: &Arc<Session>, send: SendStream, recv: RecvStream) {
     let session = Arc::clone(session);
+    if let Some(more) = session.permits.opened() {
+        session.connection.set_max_concurrent_bi_streams(VarInt::from_u32(more));
+    }
     let alive = session.context.streams.enter();
     tokio::spawn(async move {
-        serve_stream(session, send, recv).await;
+        serve_stream(&session, send, recv).await;
+        session.permits.ended();
         drop(alive);
     });
 }
 
 /// Serves a stream, and sees its end delivered where the connection is about to be closed.
-async fn serve_stream(session: Arc<Session>, mut send: SendStream, mut recv: RecvStream) {
-    if let Err(error) = dispatch(&session, &mut send, &mut recv).await {
+async fn serve_stream(session: &Arc<Session>, mut send: SendStream, mut recv: RecvStream) {
+    if let Err(error) = dispatch(session, &mut send, &mut recv).await {
         message::fail(&mut send, &mut recv, &error).await;
     }
     // A stream that ended by a reset, or with its connection, needs none.

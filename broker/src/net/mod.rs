@@ -5,6 +5,7 @@ pub(crate) mod certificates;
 pub(crate) mod connection;
 pub(crate) mod endpoint;
 pub(crate) mod message;
+mod permits;
 pub(crate) mod renewal;
 pub(crate) mod reset;
 pub(crate) mod tls;

@@ -3,6 +3,7 @@
 
 mod acknowledgements;
 mod failures;
+mod group_commit;
 mod lifecycle;
 mod threads;
 
