@@ -2,7 +2,7 @@
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::{broker, completions, consume, demo, dev, log, produce, topic};
+use crate::{bench, broker, completions, consume, demo, dev, log, produce, topic};
 
 /// Quire: an event log whose acknowledgements are on disk.
 #[derive(Debug, Parser)]
@@ -52,6 +52,9 @@ pub enum Command {
     Topic(topic::TopicCommand),
     /// run a broker from a config file
     Broker(broker::BrokerArgs),
+    /// measure throughput and latency
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// inspect or verify a data directory, offline
     #[command(subcommand)]
     Log(log::LogCommand),
@@ -64,7 +67,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Start here", &["demo", "dev"]),
     ("Events", &["produce", "consume", "topic"]),
     ("Operations", &["broker", "completions"]),
-    ("Proof", &["log"]),
+    ("Proof", &["bench", "log"]),
 ];
 
 /// The command line with its grouped help.

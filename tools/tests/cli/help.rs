@@ -21,6 +21,7 @@ Operations
   completions  print completions for a shell
 
 Proof
+  bench        measure throughput and latency
   log          inspect or verify a data directory, offline
 
 Everywhere: --profile NAME, -v, --help; --json where the answer is data
@@ -38,7 +39,7 @@ fn the_help_is_one_page_in_groups() {
 
 #[test]
 fn every_command_has_help_and_says_what_it_takes() {
-    for command in ["demo", "dev", "produce", "consume", "topic", "broker", "log", "completions"] {
+    for command in ["demo", "dev", "produce", "consume", "topic", "broker", "bench", "log", "completions"] {
         let help = Home::new().stdout(&[command, "--help"]);
         assert!(help.contains("Usage: quire") && help.contains("--profile"), "{command}: {help}");
     }
@@ -93,8 +94,10 @@ fn every_field_of_every_answer_is_documented() {
     fields(&dev.ready, &mut known);
     let home = &dev.home;
     home.pipe(&["topic", "create", "t"], "");
+    let [always, interval] = ["always", "interval"].map(crate::bench_compare::fixture);
     for args in [
-        &["produce", "t", "--json"][..],
+        &["bench", "compare", &always, &interval, "--json"][..],
+        &["produce", "t", "--json"],
         &["consume", "t", "--json"],
         &["topic", "list", "--json"],
         &["topic", "describe", "t", "--json"],

@@ -1,0 +1,257 @@
+//! What was asked for and where it ran, named for people; and what of it differs between reports.
+
+use crate::output;
+
+use super::quantity;
+use super::report::{Machine, Report, Scenario, Settings};
+
+/// A name and its value for people.
+pub type Row = (&'static str, String);
+
+/// Every setting, in the order in which one asks for them.
+pub fn settings(settings: &Settings) -> Vec<Row> {
+    let flat_out = || "flat out".to_owned();
+    let of_rate = |rate: f64| format!("{} records/s", quantity::count(rate));
+    let bytes = |count: u64| quantity::memory(count as f64);
+    vec![
+        ("Scenario", scenario(settings.scenario).to_owned()),
+        ("Broker", settings.broker.clone().unwrap_or_else(|| "started for the benchmark".to_owned())),
+        ("Producers", settings.producers.to_string()),
+        ("Consumers", settings.consumers.to_string()),
+        ("Partitions", settings.partitions.to_string()),
+        ("Replicas", settings.replicas.to_string()),
+        ("Sync", settings.sync.clone()),
+        ("Cipher", settings.cipher.clone()),
+        ("Acks", settings.acks.clone()),
+        ("Record size", record_size(settings)),
+        ("Keys", if settings.keys == 0 { "none".to_owned() } else { output::thousands(settings.keys) }),
+        ("Batch at most", bytes(settings.batch_bytes)),
+        ("Linger", quantity::latency(settings.linger_ms * 1e3)),
+        ("In flight", settings.in_flight.map_or_else(|| "what memory holds".to_owned(), in_flight)),
+        ("Compression", settings.compression.clone()),
+        ("Rate", settings.rate.map_or_else(flat_out, of_rate)),
+        ("Length", length(settings)),
+        ("Warm-up", warm_up(settings)),
+        ("Verified", if settings.verify { "every record" } else { "no" }.to_owned()),
+        ("Repetitions", settings.repeat.to_string()),
+        ("Seed", settings.seed.to_string()),
+    ]
+}
+
+/// Everything known of the machine.
+pub fn machine(machine: &Machine) -> Vec<Row> {
+    vec![
+        ("Processor", machine.cpu.clone()),
+        ("Cores in use", machine.cores.to_string()),
+        ("Memory", quantity::memory(machine.memory_bytes as f64)),
+        ("System", machine.os.clone()),
+        ("File system", machine.file_system.clone().unwrap_or_else(|| "not known".to_owned())),
+        (
+            "Client and broker",
+            if machine.is_shared { "share this machine" } else { "on machines of their own" }.to_owned(),
+        ),
+    ]
+}
+
+/// The command line that asks for the same again.
+pub fn command(settings: &Settings) -> String {
+    let mut words = vec!["quire bench".to_owned(), scenario(settings.scenario).to_owned()];
+    let mut flag = |name: &str, value: &dyn std::fmt::Display| {
+        words.push(format!("--{name} {}", quoted(&value.to_string())));
+    };
+    if settings.scenario != Scenario::Consume {
+        flag("producers", &settings.producers);
+    }
+    if settings.scenario != Scenario::Produce {
+        flag("consumers", &settings.consumers);
+    }
+    flag("partitions", &settings.partitions);
+    flag("replicas", &settings.replicas);
+    flag("sync", &settings.sync);
+    flag("cipher", &settings.cipher.to_lowercase().replace('_', "-"));
+    flag("acks", &settings.acks);
+    flag("record-size", &settings.record_size);
+    flag("keys", &settings.keys);
+    flag("batch-bytes", &settings.batch_bytes);
+    flag("linger", &format!("{}ms", settings.linger_ms));
+    flag("compression", &settings.compression);
+    if let Some(records) = settings.in_flight {
+        flag("in-flight", &records);
+    }
+    if let Some(rate) = settings.rate {
+        flag("rate", &rate);
+    }
+    match (settings.duration_seconds, settings.count, settings.scenario) {
+        (Some(seconds), ..) => flag("duration", &format!("{seconds}s")),
+        (None, Some(count), Scenario::Consume) => flag("prefill", &count),
+        (None, Some(count), _) => flag("count", &count),
+        (None, None, _) => {}
+    }
+    flag("warm-up", &format!("{}s", settings.warm_up_seconds));
+    if settings.page_cache_warm_up_bytes > 0 {
+        flag("page-cache-warm-up", &settings.page_cache_warm_up_bytes);
+    }
+    flag("repeat", &settings.repeat);
+    flag("seed", &settings.seed);
+    let is_cold = settings.broker.is_none() && settings.page_cache_warm_up_bytes == 0;
+    let switches = [
+        (is_cold, "--no-page-cache-warm-up"),
+        (settings.verify, "--verify"),
+        (settings.broker.is_some(), "--cluster"),
+    ];
+    words.extend(switches.iter().filter(|(is_on, _)| *is_on).map(|(_, switch)| (*switch).to_owned()));
+    words.join(" ")
+}
+
+/// A word as a shell takes it: a report may come from anyone, and its command must be safe to paste.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._:,-".contains(c);
+    match !word.is_empty() && word.chars().all(is_plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
+/// A scenario as the command line names it.
+pub fn scenario(scenario: Scenario) -> &'static str {
+    match scenario {
+        Scenario::Produce => "produce",
+        Scenario::Consume => "consume",
+        Scenario::EndToEnd => "end-to-end",
+        Scenario::Mixed => "mixed",
+    }
+}
+
+/// The settings whose values are not the same in all reports, each with one value a report.
+pub fn differing(reports: &[Report]) -> Vec<(&'static str, Vec<String>)> {
+    let columns: Vec<_> = reports.iter().map(|report| settings(&report.settings)).collect();
+    differing_rows(&columns)
+}
+
+/// What makes the figures of these reports hard to set side by side; empty where nothing does.
+pub fn warnings(reports: &[Report]) -> Vec<String> {
+    let columns: Vec<_> = reports.iter().map(|report| machine(&report.machine)).collect();
+    let machines: Vec<_> =
+        differing_rows(&columns).into_iter().map(|(name, _)| name.to_lowercase()).collect();
+    let mut warnings = Vec::new();
+    if !machines.is_empty() {
+        warnings.push(format!("the machines differ: {}", machines.join(", ")));
+    }
+    let mut versions: Vec<_> = reports.iter().map(|report| report.version.as_str()).collect();
+    versions.sort_unstable();
+    versions.dedup();
+    if versions.len() > 1 {
+        warnings.push(format!("the versions of Quire differ: {}", versions.join(", ")));
+    }
+    let latencies = || reports.iter().flat_map(|report| &report.runs).flat_map(|run| &run.latencies);
+    if latencies().any(|latency| latency.is_corrected) && latencies().any(|latency| !latency.is_corrected) {
+        warnings.push(
+            "latencies begin at different instants: some when the schedule wanted the record sent, some when it was sent"
+                .to_owned(),
+        );
+    }
+    warnings
+}
+
+/// The names, kept out of `columns` where every column says the same.
+fn differing_rows(columns: &[Vec<Row>]) -> Vec<(&'static str, Vec<String>)> {
+    let Some(first) = columns.first() else { return Vec::new() };
+    let values = |index: usize| columns.iter().filter_map(move |rows| Some(rows.get(index)?.1.clone()));
+    let named = first.iter().enumerate().map(|(index, row)| (row.0, values(index).collect::<Vec<_>>()));
+    named.filter(|(_, values)| values.iter().any(|value| *value != values[0])).collect()
+}
+
+fn record_size(settings: &Settings) -> String {
+    match settings.record_size.parse::<u64>() {
+        Ok(size) => format!("{} B", output::thousands(size)),
+        Err(_) => format!("{} B, mean {} B", settings.record_size, settings.record_size_mean.round()),
+    }
+}
+
+fn in_flight(records: u32) -> String {
+    output::counted(u64::from(records), "record")
+}
+
+fn length(settings: &Settings) -> String {
+    match (settings.count, settings.duration_seconds) {
+        (Some(count), _) => output::counted(count, "record"),
+        (None, Some(seconds)) => quantity::latency(seconds * 1e6),
+        (None, None) => "until it was stopped".to_owned(),
+    }
+}
+
+fn warm_up(settings: &Settings) -> String {
+    let load = quantity::latency(settings.warm_up_seconds * 1e6);
+    match settings.page_cache_warm_up_bytes {
+        0 => format!("{load} of load"),
+        bytes => format!("{load} of load, {} of page cache", quantity::memory(bytes as f64)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::sample;
+
+    #[test]
+    fn the_command_asks_for_the_same_again() {
+        let settings = Settings { rate: Some(10_000.0), in_flight: Some(64), ..sample::settings() };
+        assert_eq!(
+            command(&settings),
+            "quire bench produce --producers 1 --partitions 8 --replicas 1 --sync always --cipher aes-128-gcm \
+             --acks all --record-size 1024 --keys 0 --batch-bytes 262144 --linger 0.5ms --compression none \
+             --in-flight 64 --rate 10000 --duration 3s --warm-up 1s --repeat 5 --seed 7 --no-page-cache-warm-up \
+             --verify"
+        );
+        let consume = Settings {
+            scenario: Scenario::Consume,
+            duration_seconds: None,
+            count: Some(500),
+            broker: Some("localhost:9440".to_owned()),
+            page_cache_warm_up_bytes: 1 << 30,
+            ..sample::settings()
+        };
+        let command = command(&consume);
+        assert!(command.contains("consume --consumers 0") && command.contains("--prefill 500"), "{command}");
+        assert!(command.contains("--page-cache-warm-up 1073741824"), "{command}");
+        assert!(command.ends_with("--verify --cluster"), "{command}");
+    }
+
+    #[test]
+    fn a_command_of_a_foreign_report_is_safe_to_paste() {
+        let settings = Settings { sync: "always; rm -r '$HOME'".to_owned(), ..sample::settings() };
+        let command = command(&settings);
+        assert!(command.contains(r"--sync 'always; rm -r '\''$HOME'\'''"), "{command}");
+    }
+
+    #[test]
+    fn only_what_differs_is_told_apart() {
+        let a = sample::report("a", &[1.0]);
+        let mut b = a.clone();
+        assert!(differing(&[a.clone(), b.clone()]).is_empty());
+        b.settings.sync = "interval".to_owned();
+        b.settings.rate = Some(2_000.0);
+        assert_eq!(
+            differing(&[a.clone(), b, a]),
+            [
+                ("Sync", ["always", "interval", "always"].map(str::to_owned).to_vec()),
+                ("Rate", ["flat out", "2k records/s", "flat out"].map(str::to_owned).to_vec()),
+            ]
+        );
+    }
+
+    #[test]
+    fn other_machines_versions_and_instants_are_warned_of() {
+        let a = sample::report("a", &[1.0]);
+        let mut b = a.clone();
+        assert!(warnings(&[a.clone(), b.clone()]).is_empty());
+        b.machine.cores = 64;
+        b.version = "9.9.9".to_owned();
+        b.runs[0].latencies[0].is_corrected = true;
+        let warnings = warnings(&[a.clone(), b, a]);
+        assert_eq!(warnings.len(), 3, "{warnings:?}");
+        assert_eq!(warnings[0], "the machines differ: cores in use");
+        assert_eq!(warnings[1], "the versions of Quire differ: 0.1.0, 9.9.9");
+        assert!(warnings[2].starts_with("latencies begin at different instants"));
+    }
+}
