@@ -181,6 +181,16 @@ mod tests {
     }
 
     #[test]
+    fn the_command_to_run_it_again_is_broken_only_between_flags() {
+        let page = render(&[five()]);
+        let text = crate::bench::setting::command(&five().settings);
+        let shown =
+            page.split("<pre>").nth(1).and_then(|rest| rest.split("</pre>").next()).expect("it is there");
+        assert!(shown.starts_with("<span>quire bench produce</span> <span>--producers 1</span> "), "{shown}");
+        assert_eq!(shown.replace("<span>", "").replace("</span>", ""), text);
+    }
+
+    #[test]
     fn settings_and_machines_that_differ_are_told() {
         let mut other = five();
         other.settings.sync = "interval".to_owned();

@@ -61,11 +61,11 @@ pub fn page(reports: &[Report]) -> String {
         tables::beside(reports, |report| setting::settings(&report.settings)),
         tables::beside(reports, |report| setting::machine(&report.machine))
     ));
-    let commands = reports.iter().map(|report| setting::command(&report.settings));
-    let commands = commands.enumerate().map(|(index, command)| format!("# {}\n{command}", label(index)));
+    let commands = reports.iter().enumerate();
+    let commands = commands.map(|(index, report)| format!("# {}\n{}", label(index), single::command(report)));
     page.push_str(&format!(
         "<h3>Again</h3>\n<pre>{}</pre>\n{}",
-        escape_lines(&commands.collect::<Vec<_>>().join("\n\n")),
+        commands.collect::<Vec<_>>().join("\n\n"),
         single::how_to_read()
     ));
     page
@@ -226,8 +226,4 @@ fn overlays(reports: &[Report]) -> String {
 
 fn chip(reports: &[Report], index: usize) -> String {
     format!("<span class=\"chip {}\">{}</span>", tables::chip(reports, index), label(index))
-}
-
-fn escape_lines(text: &str) -> String {
-    text.lines().map(escape).collect::<Vec<_>>().join("\n")
 }

@@ -118,11 +118,12 @@ fn draw_front(plot: &mut Plot, distribution: &Distribution<'_>, with_labels: boo
         if with_labels {
             let text = format!("{} {}", point.name, Unit::Microseconds.show(point.spread.median));
             let is_at_left = middle.0 - text.chars().count() as f64 * CHARACTER < plot.corners().0.0 + 10.0;
-            let (x, anchor) = match is_at_left {
-                true => (middle.0 - 4.0, Anchor::Start),
-                false => (middle.0 - 9.0, Anchor::End),
+            // The line rises from the left: the label stands above it, or below it where there is no room at its left.
+            let (at, anchor) = match is_at_left {
+                true => ((middle.0 + 6.0, middle.1 + 17.0), Anchor::Start),
+                false => ((middle.0 - 9.0, middle.1 - 9.0), Anchor::End),
             };
-            plot.canvas.text("value", (x, middle.1 - 9.0), anchor, &text);
+            plot.canvas.text("value", at, anchor, &text);
         }
     }
 }

@@ -194,8 +194,16 @@ fn set_up(report: &Report) -> String {
          <pre>{}</pre></div>\n</div>\n",
         tables::pairs(&setting::settings(&report.settings)),
         tables::pairs(&setting::machine(&report.machine)),
-        escape(&setting::command(&report.settings)),
+        command(report),
     )
+}
+
+/// The command line that asks for the same again; lines are broken only between its flags.
+pub fn command(report: &Report) -> String {
+    let command = setting::command(&report.settings);
+    let mut parts = command.split(" --");
+    let first = format!("<span>{}</span>", escape(parts.next().unwrap_or_default()));
+    parts.fold(first, |line, flag| format!("{line} <span>--{}</span>", escape(flag)))
 }
 
 /// What the words and drawings mean.
