@@ -30,7 +30,6 @@ fn variants() -> Vec<(&'static str, Tuning, u64)> {
         ("writes of 1 MiB", Tuning { write_bytes: 1 << 20, ..tuned() }, 1),
         ("one thread a process", Tuning { single_thread: true, ..tuned() }, 1),
         ("8 streams", tuned(), 8),
-        ("8 streams, one after another", Tuning { fair: false, ..tuned() }, 8),
     ]
 }
 

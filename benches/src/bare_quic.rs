@@ -43,8 +43,6 @@ pub struct Tuning {
     pub socket_buffer_bytes: usize,
     /// Bytes handed to quinn at once.
     pub write_bytes: usize,
-    /// Whether streams take turns packet by packet.
-    pub fair: bool,
     /// Whether each process has a runtime of one thread, not of one a core.
     pub single_thread: bool,
 }
@@ -61,7 +59,6 @@ impl Default for Tuning {
             acknowledged_together: 10,
             socket_buffer_bytes: 8 << 20,
             write_bytes: 256 << 10,
-            fair: true,
             single_thread: false,
         }
     }
@@ -261,7 +258,6 @@ impl Tuning {
             .stream_receive_window(VarInt::from_u32(self.stream_window_bytes))
             .receive_window(VarInt::from_u32(4 * self.stream_window_bytes))
             .send_window(self.send_window_bytes)
-            .send_fairness(self.fair)
             .initial_rtt(Duration::from_millis(50));
         if self.acknowledged_together > 0 {
             let mut acknowledgements = quinn::AckFrequencyConfig::default();

@@ -36,7 +36,7 @@ pub struct Options {
     /// Only name the bars
     #[arg(long)]
     list: bool,
-    /// Only see that every bar can be measured: small runs, whose figures mean nothing
+    /// Only see that every bar can be measured, in small runs
     #[arg(long)]
     test: bool,
     /// Passed by cargo
@@ -101,14 +101,15 @@ pub fn run(measurements: &[Measurement]) -> Result<()> {
         let names = measurement.names.join(", ");
         let rows = (measurement.run)(&settings).with_context(|| format!("measuring {names}"))?;
         for row in rows {
-            match options.json {
-                true => println!("{}", row.json()),
-                false => println!("{}\n", row.text()),
+            match (options.test, options.json) {
+                (true, _) => println!("{}: can be measured", row.name),
+                (false, true) => println!("{}", row.json()),
+                (false, false) => println!("{}\n", row.text()),
             }
             table.push(row.markdown());
         }
     }
-    if !options.json && !table.is_empty() {
+    if !options.json && !options.test && !table.is_empty() {
         println!("{TABLE_HEAD}\n{}", table.join("\n"));
     }
     Ok(())
