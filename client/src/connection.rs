@@ -190,6 +190,7 @@ impl Link {
             return Err(Error::Protocol { address: address.to_string(), why });
         }
         tracing::debug!(%address, broker = greeting.broker_id, principal = greeting.principal, "connected");
+        quic.set_send_window(limits::send_window_bytes(quic.rtt()));
         let (config, streams) = (Arc::clone(&self.config), StreamPool::new(&self.config));
         Ok(Connection { quic, address, config, greeting, streams })
     }

@@ -64,6 +64,7 @@ async fn dispatch(profile: Option<&str>, command: Command) -> Result<Exit, Failu
 
 fn block_on(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(network_threads())
         .enable_all()
         .build()
         .map_err(|error| Failure::failed(format!("no threads to work with: {error}")))?;
@@ -71,4 +72,11 @@ fn block_on(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, F
     // A read of standard input can not be called back; the process ends without waiting for it.
     runtime.shutdown_background();
     outcome
+}
+
+/// Half of the processors: a broker's shards have threads of their own, and a connection that moves between threads
+/// leaves its data in the wrong cache.
+fn network_threads() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    processors.div_ceil(2)
 }

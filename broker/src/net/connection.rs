@@ -96,6 +96,7 @@ async fn serve(incoming: Incoming, context: Arc<Context>, slots: Slots) {
         return;
     };
     tracing::debug!(%address, principal, "client connected");
+    connection.set_send_window(limits::send_window_bytes(connection.rtt()));
     let _alive = context.connections.enter();
     let receiving = context.config.memory.produce_bytes / limits::PRODUCE_MEMORY_SHARES;
     let session = Arc::new(Session {

@@ -95,7 +95,7 @@ fn transport() -> TransportConfig {
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(limits::STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(limits::CONNECTION_WINDOW_BYTES))
-        .send_window(limits::SEND_WINDOW_BYTES)
+        .send_window(limits::SEND_WINDOW_BYTES_MIN)
         .initial_rtt(limits::RTT_INITIAL)
         .mtu_discovery_config(Some(discovery))
         .congestion_controller_factory(Arc::new(congestion))

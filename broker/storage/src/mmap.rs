@@ -47,13 +47,17 @@ impl Extent {
         self.len.fetch_max(len, Ordering::AcqRel);
     }
 
+    fn len(&self) -> u64 {
+        self.len.load(Ordering::Acquire)
+    }
+
     /// Whether bytes from `position` on may be written: nobody was given any of them through a map.
     pub fn permits_write(&self, position: u64) -> bool {
         position >= self.given_out.load(Ordering::Acquire)
     }
 
     fn give_out(&self, range: &Range<u64>) -> bool {
-        let is_inside = range.end <= self.len.load(Ordering::Acquire);
+        let is_inside = range.end <= self.len();
         if is_inside {
             self.given_out.fetch_max(range.end, Ordering::AcqRel);
         }
@@ -102,6 +106,13 @@ impl Mapping {
         self.len() == 0
     }
 
+    /// Whether every page of a range is in the page cache, so that [`Mapping::slice`] gives it without waiting for the
+    /// device. It may leave the moment after: a wait then, nothing worse. `false` where the kernel does not tell.
+    pub fn is_resident(&self, range: &Range<u64>) -> bool {
+        let is_inside = range.start < range.end && range.end <= self.0.extent.len().min(self.len());
+        is_inside && self.0.is_resident(&(range.start as usize..range.end as usize))
+    }
+
     /// The bytes of a range, without a copy, brought into memory. They keep the map alive. `None` if the range is not
     /// wholly inside map and file, or the device can not read it: read the file instead, which tells why.
     ///
@@ -122,6 +133,20 @@ impl Mapping {
 }
 
 impl Map {
+    fn is_resident(&self, range: &Range<usize>) -> bool {
+        let page = rustix::param::page_size();
+        let start = range.start - range.start % page;
+        let mut pages = vec![0u8; (range.end - start).div_ceil(page)];
+        // SAFETY: `start` is below `raw.len()`, as `Mapping::is_resident` checked, so the pointer stays inside the map.
+        let address = unsafe { self.raw.as_ptr().add(start) };
+        // SAFETY: the bytes lie inside a live map, which is only asked about, and `pages` has a byte for each of their
+        // pages.
+        let asked =
+            unsafe { libc::mincore(address.cast_mut().cast(), range.end - start, pages.as_mut_ptr()) };
+        // The other bits mean nothing.
+        asked == 0 && pages.iter().all(|page| page & 1 == 1)
+    }
+
     /// Reads a range into the page cache and maps its pages. If the device can not, this is an error, where a plain look
     /// would be SIGBUS. (So it is on a kernel older than 5.14, which does not know how.)
     fn populate(&self, range: &Range<usize>) -> io::Result<()> {
@@ -223,6 +248,16 @@ mod tests {
         // As a device does that fails: the pages are promised, and are not there.
         extent.reached(1 << 20);
         assert_eq!(map.slice(0..1 << 20), None);
+    }
+
+    #[test]
+    fn what_was_just_written_is_resident_and_what_is_not_there_is_not() {
+        let (_file, extent, map) = mapped(&[7; 10_000], 1 << 20);
+        assert!(map.is_resident(&(0..10_000)) && map.is_resident(&(9_999..10_000)));
+        assert!(!map.is_resident(&(0..10_001)), "nobody said that the file grew");
+        extent.reached(1 << 20);
+        assert!(!map.is_resident(&(0..1 << 20)), "its pages were never there");
+        assert!(!map.is_resident(&(5..5)) && !map.is_resident(&(0..(1 << 20) + 1)));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Reading a log, from any thread, without the owner.
 //!
-//! What was written lately is served as slices of the map, without a copy; what is older is read into the heap. Either
+//! What is in the page cache is served as slices of the map, without a copy; what is not is read into the heap. Either
 //! way every frame is checked completely before it is served: damage on the way from the disk is an error, never data.
 
 mod source;
@@ -19,7 +19,7 @@ use source::Source;
 /// Whether a read may wait for the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Residency {
-    /// Only what is likely in memory is read; anything else is [`ReadError::NotResident`].
+    /// Only what is in memory is read, and only of files that are open; anything else is [`ReadError::NotResident`].
     Resident,
     /// Whatever is asked for; the calling thread may block on the disk.
     Any,

@@ -75,6 +75,11 @@ fn what_was_just_written_is_read_without_a_copy_and_what_is_old_only_by_who_may_
     let refused = reader.read(Offset(5), 300_000, end, Residency::Resident).expect_err("may be anywhere");
     assert!(matches!(refused, ReadError::NotResident));
     assert_eq!(read_all(&reader, Offset::ZERO, end).expect("intact"), all);
+    // Once who may block has opened it, its pages are seen to be there still.
+    reader.read(Offset(5), 300_000, end, Residency::Any).expect("intact");
+    let slice = reader.read(Offset(5), 300_000, end, Residency::Resident).expect("in the page cache");
+    let again = reader.read(Offset(5), 300_000, end, Residency::Resident).expect("in the page cache");
+    assert_eq!(slice.frames[0].as_ptr(), again.frames[0].as_ptr(), "both are the map");
 }
 
 #[test]

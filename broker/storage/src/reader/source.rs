@@ -31,9 +31,9 @@ pub(super) struct Source<'a> {
     pub(super) residency: Residency,
     /// Bytes of whole frames in it when the read began.
     pub(super) end: u64,
-    /// Bytes from here on are taken to be in the page cache.
+    /// Bytes from here on are taken to be in the page cache without asking.
     pub(super) recent_from: u64,
-    /// What serves them, where files are mapped.
+    /// What serves them and whatever else is in memory, where files are mapped.
     pub(super) map: Option<Mapping>,
 }
 
@@ -41,13 +41,13 @@ impl FrameBytes for Source<'_> {
     type Error = ReadError;
 
     fn bytes(&self, range: Range<u64>) -> Result<Bytes, ReadError> {
-        if range.start < self.recent_from && self.residency == Residency::Resident {
-            return Err(ReadError::NotResident);
-        }
-        if range.start >= self.recent_from
-            && let Some(bytes) = self.map.as_ref().and_then(|map| map.slice(range.clone()))
-        {
+        let is_recent = range.start >= self.recent_from;
+        let map = self.map.as_ref().filter(|map| is_recent || map.is_resident(&range));
+        if let Some(bytes) = map.and_then(|map| map.slice(range.clone())) {
             return Ok(bytes);
+        }
+        if !is_recent && self.residency == Residency::Resident {
+            return Err(ReadError::NotResident);
         }
         self.read(range).map_err(|error| self.io(error))
     }
@@ -62,7 +62,8 @@ impl<'a> Source<'a> {
         let end = segment.position();
         let recent_from = segment.recent_from(shared.recent_from());
         let mut source = Source { shared, segment, residency, end, recent_from, map: None };
-        if recent_from < end {
+        // An older one is mapped once somebody who may block has opened it.
+        if recent_from < end || segment.is_open() {
             let map = segment.map(&*shared.disk, &shared.dir, end);
             source.map = map.map_err(|error| source.io(error))?;
         }
