@@ -55,14 +55,18 @@ impl Appends {
     }
 
     fn write(&self, files: &[File], writers: usize) -> io::Result<Duration> {
+        let shares: Vec<_> = files.chunks(files.len().div_ceil(writers)).collect();
         let ended = AtomicBool::new(false);
         let start = Instant::now();
         thread::scope(|scope| {
             let syncing =
                 (self.synced == Synced::EverySecond).then(|| scope.spawn(|| sync_until(&ended, files)));
-            let writing: Vec<_> = files
-                .chunks(files.len().div_ceil(writers))
-                .map(|files| scope.spawn(|| self.write_in_turn(files, self.count / writers as u64)))
+            let writing: Vec<_> = shares
+                .iter()
+                .map(|share| {
+                    let count = self.count * share.len() as u64 / files.len() as u64;
+                    scope.spawn(move || self.write_in_turn(share, count))
+                })
                 .collect();
             let written: io::Result<()> = writing.into_iter().try_for_each(joined);
             let took = start.elapsed();

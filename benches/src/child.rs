@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
 use crate::bare_quic::{self, Tuning};
-use crate::{broker, cpu};
+use crate::{broker, cpu, page_cache};
 
 /// Set in a child, to its role as JSON.
 const ROLE_VARIABLE: &str = "QUIRE_BENCH_ROLE";
@@ -26,6 +26,8 @@ pub enum Role {
     Broker(PathBuf),
     /// The listening end of bare QUIC connections.
     BareQuic(Tuning),
+    /// The holder of so many bytes of memory, which lets go of them as others take memory.
+    Memory(u64),
 }
 
 /// A child that said it is ready. Dropping it ends it, and waits until it has.
@@ -95,6 +97,7 @@ pub fn serve_if_child() -> Result<bool> {
     match serde_json::from_str(&role)? {
         Role::Broker(data) => runtime(false)?.block_on(broker::serve(&data))?,
         Role::BareQuic(tuning) => runtime(tuning.single_thread)?.block_on(bare_quic::serve(&tuning))?,
+        Role::Memory(bytes) => runtime(true)?.block_on(page_cache::hold(bytes))?,
     }
     Ok(true)
 }

@@ -1,33 +1,63 @@
 //! The page cache brought into a known state before a run.
 //!
 //! A virtual machine gives free memory back to its host after a second or two, and pays for every page that it takes
-//! again: the first gigabytes of page cache after idling are ten times slower than those after them. So each run starts
-//! with memory that was just in use.
+//! again: the first gigabytes of page cache after idling are ten times slower than those after them. So a process of
+//! the benches' own has as much memory in use as a run will need, and lets go of it as the run takes it.
 
-use std::hint::black_box;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::child::{self, Child, Role};
+
 const CHUNK_BYTES: u64 = 64 << 20;
 const PAGE_BYTES: usize = 4096;
+/// Kept free beyond what was free at first: what a run may take before the next look.
+const AHEAD_BYTES: u64 = 1 << 30;
+const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
-/// Waits until nothing is left to be written, then takes `bytes` of memory, or three quarters of what is free, into use
-/// and lets go of it.
+/// Memory that is handed to a run as it needs it. To be held until the run is over.
+#[derive(Debug)]
+#[must_use = "the memory is given back to the host soon after this is dropped"]
+pub struct WarmMemory {
+    _holder: Child,
+}
+
+/// Waits until nothing is left to be written, and has `bytes` of memory, or three quarters of what is free, at hand for
+/// the run that follows.
 ///
 /// # Errors
-/// If the system does not say how much memory is free.
-pub fn settle(bytes: u64) -> Result<()> {
+/// If the process that holds it does not start.
+pub fn settle(bytes: u64) -> Result<WarmMemory> {
     rustix::fs::sync();
+    let (holder, ()) = Child::start(&Role::Memory(bytes + AHEAD_BYTES))?;
+    Ok(WarmMemory { _holder: holder })
+}
+
+/// What a child does that holds memory.
+pub(crate) async fn hold(bytes: u64) -> Result<()> {
     let bytes = bytes.min(free_memory()? / 4 * 3);
-    let mut held = Vec::new();
-    for _ in 0..bytes.div_ceil(CHUNK_BYTES) {
-        let mut chunk = vec![0u8; CHUNK_BYTES as usize];
-        // One byte a page is enough for the kernel to fill it.
-        chunk.iter_mut().step_by(PAGE_BYTES).for_each(|byte| *byte = 1);
-        held.push(black_box(chunk));
-    }
-    Ok(())
+    let mut held: Vec<_> = (0..bytes.div_ceil(CHUNK_BYTES)).map(|_| used_memory()).collect();
+    let floor = free_memory()? + AHEAD_BYTES;
+    // Ends with the process.
+    thread::spawn(move || {
+        while !held.is_empty() {
+            match free_memory() {
+                Ok(free) if free >= floor => thread::sleep(LOOK_INTERVAL),
+                _ => drop(held.pop()),
+            }
+        }
+    });
+    child::ready(&()).await
+}
+
+fn used_memory() -> Vec<u8> {
+    let mut chunk = vec![0u8; CHUNK_BYTES as usize];
+    // One byte a page is enough for the kernel to fill it.
+    chunk.iter_mut().step_by(PAGE_BYTES).for_each(|byte| *byte = 1);
+    std::hint::black_box(chunk)
 }
 
 /// Writes everything back and lets the kernel forget every page that no process has mapped.

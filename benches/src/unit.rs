@@ -29,6 +29,14 @@ impl Unit {
     }
 }
 
+/// `1 partition`, `8 partitions`.
+pub fn counted(count: u64, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
+    }
+}
+
 /// Three digits that count, and a comma before every three.
 fn grouped(value: f64) -> String {
     let step = 10f64.powi((value.abs().max(1.0).log10().floor() as i32 - 2).max(0));
@@ -46,6 +54,12 @@ fn grouped(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_is_singular() {
+        assert_eq!(counted(1, "stream"), "1 stream");
+        assert_eq!(counted(8, "stream"), "8 streams");
+    }
 
     #[test]
     fn figures_are_written_with_three_digits() {

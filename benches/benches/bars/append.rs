@@ -47,10 +47,12 @@ fn measure(
     let (header, batch) = batch(batch_bytes)?;
     let mut pairs = Pairs::default();
     for _ in 0..settings.pairs {
-        page_cache::settle(bytes)?;
+        let warm = page_cache::settle(bytes)?;
         let quire = append(settings.dir.path(), header, &batch, count, synced)?;
-        page_cache::settle(bytes)?;
+        drop(warm);
+        let warm = page_cache::settle(bytes)?;
         let bare = Appends { payload: batch.clone(), count, files: 1, synced }.run(settings.dir.path())?;
+        drop(warm);
         let rate = |took: Duration| bytes as f64 / took.as_secs_f64();
         pairs.push(Pair { quire: rate(quire), bare: Some(rate(bare)) });
     }

@@ -60,7 +60,7 @@ async fn run(settings: &Settings, record_bytes: u64, count: u64) -> Result<Durat
     let producer = broker.client.producer().build();
     let records = Records::new(record_bytes as usize);
     produce(&producer, &records, 1, 1).await?;
-    page_cache::settle(count * record_bytes)?;
+    let _warm = page_cache::settle(count * record_bytes)?;
     let before = cpu::of_this_process();
     produce(&producer, &records, 1, count).await?;
     let used = cpu::of_this_process() - before;

@@ -6,11 +6,12 @@ use anyhow::{Context, Result, ensure};
 use quire_benches::bare_disk;
 use quire_benches::bare_quic::{BareQuic, Direction, Tuning};
 use quire_benches::broker::BrokerProcess;
+use quire_benches::page_cache::{self, WarmMemory};
 use quire_benches::row::{Bar, Row};
 use quire_benches::runner::{Measurement, Settings};
 use quire_benches::series::{Pair, Pairs};
-use quire_benches::unit::Unit;
-use quire_benches::{child, cpu, page_cache};
+use quire_benches::unit::{Unit, counted};
+use quire_benches::{child, cpu};
 use quire_client::{Client, Position};
 
 use crate::produce::{Costs, Records, TOPIC, produce};
@@ -52,7 +53,6 @@ fn measure(settings: &Settings, name: &str, lying: Lying, partitions: u32) -> Re
             if lying == Lying::OnTheDisk {
                 // A broker that has just started has no segment mapped, which would keep it in memory.
                 broker = broker.restart().await?;
-                make_cold(bytes)?;
             }
             let took = run(&broker, count, lying, &mut costs).await?;
             let quire = bytes as f64 / took.as_secs_f64();
@@ -77,9 +77,10 @@ fn measure(settings: &Settings, name: &str, lying: Lying, partitions: u32) -> Re
     Ok(vec![Row {
         name: name.to_owned(),
         title: format!(
-            "consume, {lies}, verified, records of {}, {partitions} partitions, 1 replica, 1 consumer, \
+            "consume, {lies}, verified, records of {}, {}, 1 replica, 1 consumer, \
              TLS 1.3 AES-128-GCM, {} a run",
             bytesize::ByteSize(RECORD_BYTES),
+            counted(partitions.into(), "partition"),
             bytesize::ByteSize(bytes),
         ),
         bare: bare.to_owned(),
@@ -93,7 +94,7 @@ fn measure(settings: &Settings, name: &str, lying: Lying, partitions: u32) -> Re
 async fn fill(settings: &Settings, partitions: u32, count: u64) -> Result<BrokerProcess> {
     let broker = BrokerProcess::start(settings.dir.path()).await?;
     broker.topic(TOPIC, partitions, "interval").await?;
-    page_cache::settle(count * RECORD_BYTES)?;
+    let _warm = page_cache::settle(count * RECORD_BYTES)?;
     let producer = broker.client.producer().build();
     produce(&producer, &Records::new(RECORD_BYTES as usize), partitions, count).await?;
     rustix::fs::sync();
@@ -102,6 +103,7 @@ async fn fill(settings: &Settings, partitions: u32, count: u64) -> Result<Broker
 
 async fn run(broker: &BrokerProcess, count: u64, lying: Lying, costs: &mut Costs) -> Result<Duration> {
     let bytes = count * RECORD_BYTES;
+    let _warm = make_cold_if(lying, bytes)?;
     let (client_before, broker_before) = (cpu::of_this_process(), broker.cpu()?);
     let read_before = page_cache::read_from_disk(broker.pid())?;
     let took = consume(&broker.client, count).await?;
@@ -128,7 +130,7 @@ async fn consume(client: &Client, count: u64) -> Result<Duration> {
 
 fn read_bare(broker: &BrokerProcess, bytes: u64) -> Result<f64> {
     let segments = broker.segments()?;
-    make_cold(bytes)?;
+    let _warm = make_cold_if(Lying::OnTheDisk, bytes)?;
     let read_before = page_cache::read_from_disk(std::process::id())?;
     let (total, took) = bare_disk::read_all(&segments)?;
     let read = page_cache::read_from_disk(std::process::id())? - read_before;
@@ -136,8 +138,11 @@ fn read_bare(broker: &BrokerProcess, bytes: u64) -> Result<f64> {
     Ok(total as f64 / took.as_secs_f64())
 }
 
-/// Nothing in the page cache, and memory for it at hand.
-fn make_cold(bytes: u64) -> Result<()> {
+/// For what is to lie on the disk: nothing in the page cache, and memory for it at hand.
+fn make_cold_if(lying: Lying, bytes: u64) -> Result<Option<WarmMemory>> {
+    if lying == Lying::InThePageCache {
+        return Ok(None);
+    }
     page_cache::drop_all()?;
-    page_cache::settle(bytes)
+    Ok(Some(page_cache::settle(bytes)?))
 }

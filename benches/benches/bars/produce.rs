@@ -11,7 +11,7 @@ use quire_benches::payload::incompressible;
 use quire_benches::row::{Bar, Row};
 use quire_benches::runner::{Measurement, Settings};
 use quire_benches::series::{Pair, Pairs, Spread};
-use quire_benches::unit::Unit;
+use quire_benches::unit::{Unit, counted};
 use quire_benches::{child, cpu, page_cache};
 use quire_client::{PartitionIndex, Producer, Record};
 use quire_protocol::limits::BATCH_BYTES_TARGET;
@@ -125,12 +125,12 @@ impl Produce {
 
     fn title(&self, bytes: u64) -> String {
         format!(
-            "produce, sync = {}, records of {}, batches of {}, {} partitions, 1 replica, 1 producer, TLS 1.3 AES-128-GCM, \
+            "produce, sync = {}, records of {}, batches of {}, {}, 1 replica, 1 producer, TLS 1.3 AES-128-GCM, \
              {} a run",
             self.sync,
             bytesize::ByteSize(self.record_bytes as u64),
             bytesize::ByteSize(BATCH_BYTES_TARGET as u64),
-            self.partitions,
+            counted(self.partitions.into(), "partition"),
             bytesize::ByteSize(bytes),
         )
     }
@@ -150,7 +150,7 @@ impl Produce {
         let records = Records::new(self.record_bytes);
         // Connections, streams and segments are there when the time starts.
         produce(&producer, &records, self.partitions, u64::from(self.partitions)).await?;
-        page_cache::settle(count * self.record_bytes as u64)?;
+        let _warm = page_cache::settle(count * self.record_bytes as u64)?;
         let (client_before, broker_before) = (cpu::of_this_process(), broker.cpu()?);
         let took = produce(&producer, &records, self.partitions, count).await?;
         costs.add(
@@ -169,7 +169,7 @@ impl Produce {
         quic: &BareQuic,
         bytes: u64,
     ) -> Result<(Duration, &'static str)> {
-        page_cache::settle(bytes)?;
+        let _warm = page_cache::settle(bytes)?;
         let over_quic = match self.beside {
             Beside::Disk => Duration::ZERO,
             _ => quic.transfer(Direction::Up, bytes, u64::from(self.partitions)).await?,

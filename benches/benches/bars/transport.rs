@@ -6,7 +6,7 @@ use quire_benches::child;
 use quire_benches::row::{Bar, Row};
 use quire_benches::runner::{Measurement, Settings};
 use quire_benches::series::{Pair, Pairs};
-use quire_benches::unit::Unit;
+use quire_benches::unit::{Unit, counted};
 
 pub fn measurements() -> Vec<Measurement> {
     let of = |streams: u64| {
@@ -33,7 +33,8 @@ fn measure(settings: &Settings, streams: u64, names: &[String]) -> Result<Vec<Ro
     let row = |name: &String, way: &str, pairs| Row {
         name: name.clone(),
         title: format!(
-            "bare quinn {way}, {streams} streams, TLS 1.3 AES-128-GCM, {}-byte datagrams, {} a run",
+            "bare quinn {way}, {}, TLS 1.3 AES-128-GCM, {}-byte datagrams, {} a run",
+            counted(streams, "stream"),
             tuning.datagram_bytes,
             bytesize::ByteSize(bytes),
         ),
