@@ -201,6 +201,14 @@ impl Profile {
         profile_path(&config_folder()?, name)
     }
 
+    /// The name of the default profile, whether it exists or not.
+    ///
+    /// # Errors
+    /// If there is none, or the choice can not be read.
+    pub fn default_name() -> Result<String, ProfileError> {
+        default_name(&config_folder()?)
+    }
+
     /// Makes the profile of this name the default.
     ///
     /// # Errors

@@ -1,6 +1,8 @@
 //! The command line as a whole: its commands in groups, and what every command takes.
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{bench, broker, completions, consume, demo, dev, log, produce, topic};
 
@@ -20,7 +22,8 @@ pub struct Cli {
 /// What every command takes.
 #[derive(Debug, Clone, Args)]
 pub struct Common {
-    /// The profile to connect with: an address and certificates [default: what 'quire dev' wrote]
+    /// The profile to connect with, or that 'quire dev' writes: an address and certificates [default: what 'quire dev'
+    /// wrote last]
     #[arg(long, global = true, env = "QUIRE_PROFILE", hide_env_values = true, value_name = "NAME")]
     pub profile: Option<String>,
     /// Say more on standard error; twice for everything (RUST_LOG chooses in detail)
@@ -77,10 +80,23 @@ pub fn command() -> clap::Command {
     command.override_help(help)
 }
 
+/// Commands that connect to no broker by a profile, and write none.
+const WITHOUT_PROFILE: &[&str] = &["demo", "broker", "log", "completions"];
+
 /// Reads the process's arguments; ends the process on a usage error, `--help` or `--version`.
 pub fn parse() -> Cli {
     let matches = command().get_matches();
+    if let Some(name) = ignoring_profile(&matches) {
+        let what = format!("'quire {name}' uses no profile: leave out --profile");
+        command().error(ErrorKind::ArgumentConflict, what).exit();
+    }
     Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+/// The command that was told a profile on the command line and has no use for it. One in the environment is for others.
+fn ignoring_profile(matches: &ArgMatches) -> Option<&str> {
+    let is_given = matches.value_source("profile") == Some(ValueSource::CommandLine);
+    matches.subcommand_name().filter(|name| is_given && WITHOUT_PROFILE.contains(name))
 }
 
 fn grouped_help(command: &clap::Command) -> String {
@@ -144,6 +160,24 @@ mod tests {
             let error =
                 command().try_get_matches_from(line.split(' ')).expect_err("no such thing").to_string();
             assert!(error.contains(nearest), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_profile_is_refused_where_it_means_nothing() {
+        let ignoring = |line: &str| {
+            let matches = command().try_get_matches_from(line.split(' ')).expect("valid");
+            ignoring_profile(&matches).map(str::to_owned)
+        };
+        for line in [
+            "quire log verify /data --profile p",
+            "quire --profile p demo",
+            "quire completions bash --profile p",
+        ] {
+            assert!(ignoring(line).is_some(), "{line}");
+        }
+        for line in ["quire topic list --profile p", "quire dev --profile p", "quire log verify /data"] {
+            assert_eq!(ignoring(line), None, "{line}");
         }
     }
 

@@ -1,5 +1,7 @@
 //! `quire dev`: a broker on this machine with everything made for it, so that the next command needs no flags.
 
+mod profile;
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -21,14 +23,16 @@ const ADMIN_PORT: u16 = 9644;
 const PORTS_SPOKEN_FOR: &[u16] = &[9441, 9092];
 /// How far the next free port is looked for.
 const PORTS_TRIED: u16 = 100;
-/// The profile that is written, and the folder that data is kept in.
+/// The profile that is written unless another is named, and the folder that data is kept in.
 const NAME: &str = "dev";
 
 /// Run a broker on this machine, everything made for you.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 It listens on 127.0.0.1:9440/udp and serves metrics on 127.0.0.1:9644, or on the next free ports; makes a certificate
-authority and certificates in its data folder; and writes the profile \"dev\", which is then used by default.
+authority and certificates in its data folder; and writes the profile \"dev\", or the one named, which is then used by
+default. It leaves alone the profile of another broker that runs, and that one the default: without a name it writes
+\"dev-2\" then.
 Ctrl-C stops it cleanly.")]
 pub struct DevArgs {
     /// Keep data here [default: quire/dev in your data folder]
@@ -51,7 +55,7 @@ pub struct DevArgs {
 ///
 /// # Errors
 /// If the data folder or a port can not be used, or the profile not be written.
-pub async fn run(args: &DevArgs) -> Result<Exit, Failure> {
+pub async fn run(name: Option<&str>, args: &DevArgs) -> Result<Exit, Failure> {
     let mut stop = StopSignals::listen()?;
     signals::ignore_hangup()?;
     let data = DataFolder::of(args)?;
@@ -60,14 +64,40 @@ pub async fn run(args: &DevArgs) -> Result<Exit, Failure> {
         .listen(args.listen.map_or_else(|| next_free(DEFAULT_PORT, is_free_udp), Ok)?)
         .admin(Some(args.admin.map_or_else(|| next_free(ADMIN_PORT, is_free_tcp), Ok)?));
     let Some(broker) = embedded::start(builder.start(), &mut stop).await? else { return Ok(Exit::Done) };
-    let profile = embedded::profile(&broker).save_as(NAME)?;
-    Profile::make_default(NAME)?;
-    announce(args, &broker, data.path(), &profile)?;
+    let profile = WrittenProfile::of(name, &broker)?;
+    announce(args, &broker, data.path(), profile)?;
     stop.stop().await;
     stop.force_on_next();
     let report = broker.shutdown().await;
     output::note(&stopping(&report));
     Ok(if report.clean { Exit::Done } else { Exit::Failed })
+}
+
+/// How clients reach the broker.
+struct WrittenProfile {
+    name: String,
+    path: PathBuf,
+    is_default: bool,
+}
+
+impl WrittenProfile {
+    fn of(name: Option<&str>, broker: &Broker) -> Result<WrittenProfile, Failure> {
+        let ours = embedded::from_here(broker.address());
+        let name = profile::name(name, ours)?;
+        let is_default = profile::becomes_default(&name, ours)?;
+        let path = embedded::profile(broker).save_as(&name)?;
+        if is_default {
+            Profile::make_default(&name)?;
+        }
+        Ok(WrittenProfile { name, path, is_default })
+    }
+
+    fn how_to_use(&self) -> String {
+        match self.is_default {
+            true => "used by default".to_owned(),
+            false => format!("use it with --profile {}; the default stays what it is", self.name),
+        }
+    }
 }
 
 /// Where data is kept; a temporary folder goes with it.
@@ -127,21 +157,23 @@ struct ReadyJson {
     data: PathBuf,
     ephemeral: bool,
     profile: PathBuf,
+    is_default: bool,
     ready_ms: u64,
 }
 
-fn announce(args: &DevArgs, broker: &Broker, data: &Path, profile: &Path) -> Result<(), Failure> {
+fn announce(args: &DevArgs, broker: &Broker, data: &Path, profile: WrittenProfile) -> Result<(), Failure> {
     let address = format!("quire://{}", embedded::from_here(broker.address()));
     let admin = broker.admin_address().map(|address| format!("http://{address}"));
     if args.output.json {
-        let (data, profile) = (data.to_owned(), profile.to_owned());
+        let data = data.to_owned();
         let ready_ms = broker.ready_in().as_millis() as u64;
         return output::print_json(&ReadyJson {
             address,
             admin,
             data,
             ephemeral: args.ephemeral,
-            profile,
+            profile: profile.path,
+            is_default: profile.is_default,
             ready_ms,
         });
     }
@@ -150,8 +182,10 @@ fn announce(args: &DevArgs, broker: &Broker, data: &Path, profile: &Path) -> Res
     let ready = palette.good(&format!("ready in {}", time::show_took(broker.ready_in()))).into_owned();
     output::note(&format!("{ready}   {} (TLS 1.3){admin}", palette.bold(&address)));
     let kept = if args.ephemeral { " (removed at the end)" } else { "" };
-    output::note(&format!("data {}{kept}   profile {} (used by default)", short(data), short(profile)));
-    output::note("next: quire topic create flights --partitions 8     Ctrl-C stops");
+    let (how_to_use, path) = (profile.how_to_use(), short(&profile.path));
+    output::note(&format!("data {}{kept}   profile {path} ({how_to_use})", short(data)));
+    let named = if profile.is_default { String::new() } else { format!(" --profile {}", profile.name) };
+    output::note(&format!("next: quire topic create flights --partitions 8{named}     Ctrl-C stops"));
     Ok(())
 }
 

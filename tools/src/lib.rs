@@ -51,7 +51,7 @@ pub fn run(cli: Cli) -> Exit {
 async fn dispatch(profile: Option<&str>, command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Demo(args) => demo::run(&args).await,
-        Command::Dev(args) => dev::run(&args).await,
+        Command::Dev(args) => dev::run(profile, &args).await,
         Command::Broker(args) => broker::run(&args).await,
         Command::Topic(command) => topic::run(profile, &command).await,
         Command::Produce(args) => produce::run(profile, &args).await,
