@@ -1,7 +1,7 @@
 //! What a broker costs while nothing happens: time to ready, memory, disk and CPU; a row for each bar.
 //!
 //! The broker and its consumers are processes of their own, which are this program with another job. Names given as
-//! arguments choose rows: `cargo bench --bench footprint -- idle`.
+//! arguments choose rows: `cargo bench -p quire-benches --bench footprint -- disk CPU`.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -16,6 +16,10 @@ use quire_broker::Broker;
 use quire_client::{Client, NewTopic, Position, Profile, Record};
 use quire_protocol::PartitionIndex;
 use tokio::task::JoinSet;
+
+/// As the `quire` binary has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Starts of which the median counts.
 const STARTS: usize = 5;
@@ -275,8 +279,11 @@ fn profile_path(dir: &Path) -> String {
     dir.join("profile.toml").display().to_string()
 }
 
+/// On half of the processors, as the `quire` binary does.
 fn block_on(work: impl Future<Output = Result<()>>) -> Result<()> {
-    tokio::runtime::Runtime::new()?.block_on(work)
+    let processors = std::thread::available_parallelism()?.get();
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.worker_threads(processors.div_ceil(2)).enable_all().build()?.block_on(work)
 }
 
 /// What the files and folders in `dir` take on disk, metadata and certificates included.
