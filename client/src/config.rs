@@ -26,8 +26,22 @@ pub struct ClientConfig {
     /// Most streams to one broker for partitions that are produced to or consumed. Default and most 3,488. Producers
     /// share them where they have more partitions; consumers keep theirs, and leave some to producers.
     pub partition_streams: usize,
+    /// The only cipher to offer. Default `None`: all that there are, the fastest first. For measurements, and where a
+    /// policy names one.
+    pub cipher: Option<Cipher>,
     /// Name that the broker's log shows for this client.
     pub client_name: String,
+}
+
+/// What connections are encrypted with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cipher {
+    /// AES-GCM with keys of 128 bits: the fastest where the processor has AES.
+    Aes128Gcm,
+    /// AES-GCM with keys of 256 bits.
+    Aes256Gcm,
+    /// ChaCha20-Poly1305: the fastest where the processor has no AES.
+    ChaCha20Poly1305,
 }
 
 impl Default for ClientConfig {
@@ -39,6 +53,7 @@ impl Default for ClientConfig {
             backoff: Backoff::default(),
             metadata_age_max: Duration::from_secs(300),
             partition_streams: PARTITION_STREAMS_MAX,
+            cipher: None,
             client_name: env!("CARGO_PKG_NAME").into(),
         }
     }

@@ -82,8 +82,8 @@ pub use admin::{
     Admin, Broker, ClusterDescription, NewTopic, PartitionDescription, PartitionOffset, TopicAlteration,
     TopicDescription, TopicSummary,
 };
-pub use config::{Address, ClientConfig, DEFAULT_PORT};
-pub use consumer::{ConsumeError, ConsumedRecord, Consumer, ConsumerBuilder, PartitionLag};
+pub use config::{Address, Cipher, ClientConfig, DEFAULT_PORT};
+pub use consumer::{ConsumeError, ConsumedRecord, Consumer, ConsumerBuilder, PartitionChain, PartitionLag};
 pub use error::Error;
 pub use position::{InvalidPosition, Position};
 pub use producer::{
@@ -141,7 +141,7 @@ impl Client {
     /// # Errors
     /// As [`Client::connect_with`].
     pub async fn connect_configured(profile: Profile, config: ClientConfig) -> Result<Client, Error> {
-        let transport = Transport::new(&profile, config.idle_timeout)?;
+        let transport = Transport::new(&profile, &config)?;
         let brokers = Arc::new(Brokers::new(profile.parsed_address()?, transport, config));
         let connection = brokers.any().await?;
         let shared = Shared {

@@ -18,7 +18,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::time::timeout;
 
-use crate::config::Address;
+use crate::config::{Address, Cipher, ClientConfig};
 use crate::error::Error;
 use crate::profile::{Profile, ProfileError};
 
@@ -32,11 +32,10 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
-    pub(crate) fn new(profile: &Profile, idle_timeout: Duration) -> Result<Transport, Error> {
-        let tls = QuicClientConfig::try_from(tls_config(profile)?)
-            .map_err(|error| Error::System { what: "setting up TLS", why: error.to_string() })?;
+    pub(crate) fn new(profile: &Profile, config: &ClientConfig) -> Result<Transport, Error> {
+        let tls = quic_config(tls_config(profile, config.cipher)?)?;
         let mut settings = quinn::ClientConfig::new(Arc::new(tls));
-        settings.transport_config(Arc::new(transport_config(idle_timeout)));
+        settings.transport_config(Arc::new(transport_config(config.idle_timeout)));
         Ok(Transport {
             settings,
             server_name: profile.expected_server_name().map(str::to_owned),
@@ -180,16 +179,28 @@ fn transport_config(idle_timeout: Duration) -> TransportConfig {
 }
 
 /// The provider is passed explicitly: a library must not depend on, nor set, the process's default.
-fn provider() -> CryptoProvider {
-    let cipher_suites = vec![
-        aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
-        aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
-        aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-    ];
-    CryptoProvider { cipher_suites, ..aws_lc_rs::default_provider() }
+fn provider(cipher: Option<Cipher>) -> CryptoProvider {
+    let suite = |cipher| match cipher {
+        Cipher::Aes128Gcm => aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
+        Cipher::Aes256Gcm => aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
+        Cipher::ChaCha20Poly1305 => aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+    };
+    let every = [Cipher::Aes128Gcm, Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305];
+    let offered = every.into_iter().filter(|one| cipher.is_none_or(|only| *one == only));
+    CryptoProvider { cipher_suites: offered.map(suite).collect(), ..aws_lc_rs::default_provider() }
 }
 
-fn tls_config(profile: &Profile) -> Result<rustls::ClientConfig, Error> {
+/// The first packets are always protected with AES-128-GCM under a key that everybody knows (RFC 9001, 5.2), whether it
+/// is offered for the rest or not.
+fn quic_config(tls: rustls::ClientConfig) -> Result<QuicClientConfig, Error> {
+    let system = |why: String| Error::System { what: "setting up TLS", why };
+    let initial =
+        aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13().and_then(|suite| suite.quic_suite());
+    let initial = initial.ok_or_else(|| system("it lacks the cipher that QUIC starts with".into()))?;
+    QuicClientConfig::with_initial(Arc::new(tls), initial).map_err(|error| system(error.to_string()))
+}
+
+fn tls_config(profile: &Profile, cipher: Option<Cipher>) -> Result<rustls::ClientConfig, Error> {
     let invalid = |why: String| Error::Profile(ProfileError::Invalid { path: None, why });
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(profile.authority().as_bytes()) {
@@ -199,7 +210,7 @@ fn tls_config(profile: &Profile) -> Result<rustls::ClientConfig, Error> {
     if roots.is_empty() {
         return Err(invalid("it names no authority whose certificates to trust".into()));
     }
-    let builder = rustls::ClientConfig::builder_with_provider(Arc::new(provider()))
+    let builder = rustls::ClientConfig::builder_with_provider(Arc::new(provider(cipher)))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| Error::System { what: "setting up TLS", why: e.to_string() })?
         .with_root_certificates(roots);
@@ -236,7 +247,7 @@ mod tests {
         let whole = Profile::new("localhost")
             .authority_pem(&certificate)
             .identity_pem(&certificate, key.serialize_pem());
-        assert!(tls_config(&whole).is_ok());
+        assert!(tls_config(&whole, None).is_ok());
         let cases = [
             (Profile::new("localhost"), "names no authority"),
             (
@@ -246,8 +257,21 @@ mod tests {
             (whole.clone().identity_pem(&certificate, "no PEM"), "the key is damaged"),
         ];
         for (profile, part) in cases {
-            let error = tls_config(&profile).expect_err(part).to_string();
+            let error = tls_config(&profile, None).expect_err(part).to_string();
             assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn one_cipher_is_offered_alone_and_whatever_it_is_quic_can_start() {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let certificate = rcgen::CertificateParams::default().self_signed(&key).expect("self-signed").pem();
+        let profile = Profile::new("localhost").authority_pem(&certificate);
+        assert_eq!(provider(None).cipher_suites.len(), 3);
+        for cipher in [Cipher::Aes128Gcm, Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305] {
+            assert_eq!(provider(Some(cipher)).cipher_suites.len(), 1, "{cipher:?}");
+            let tls = tls_config(&profile, Some(cipher)).expect("a usable profile");
+            assert!(quic_config(tls).is_ok(), "{cipher:?}");
         }
     }
 

@@ -1,32 +1,259 @@
 //! `quire bench`: load made on a schedule, measured without flattery.
+//!
+//! ```text
+//! args ─► plans ─► for each: broker ─► warm-up ─► repetitions (run) ─► summary ─► report ─► table, JSON, page
+//!                                                     │
+//!                              producers, consumers (load) ──meters──► sampler (timeline)
+//! ```
 
+pub mod args;
+pub mod broker;
 pub mod compare;
 pub mod figure;
 pub mod html;
+pub mod load;
+pub mod machine;
+pub mod measure;
+pub mod pacer;
+pub mod payload;
+pub mod probe;
+pub mod process;
+pub mod progress;
 pub mod quantity;
+pub mod random;
 pub mod report;
+pub mod run;
+pub mod schedule;
 pub mod setting;
+pub mod size;
+pub mod summary;
+pub mod table;
+pub mod timeline;
+pub mod title;
+pub mod verify;
+pub mod warm_up;
 
 #[cfg(test)]
 mod sample;
 
+use std::sync::Arc;
+
 use clap::Subcommand;
+use quire_client::{PROFILE_VARIABLE, Profile};
 
 use crate::failure::{Exit, Failure};
+use crate::output::{self, Palette};
+use crate::signals::StopSignals;
+use crate::time;
 
-/// What to do with benchmarks.
+use args::{LoadArgs, Plan};
+use broker::{ServeArgs, Target};
+use measure::Clock;
+use payload::Contents;
+use probe::Probe;
+use progress::{Goal, ProgressLine};
+use report::{FORMAT, Report, Scenario};
+use run::{Bench, Stage};
+
+const EXAMPLES: &str = "\
+Examples:
+  quire bench produce                                      1 KiB records, flat out, all on disk
+  quire bench produce --rate 10000 --in-flight 1000        on schedule: lateness counts as latency
+  quire bench produce --producers 16 --in-flight 1         one record at a time, sharing syncs
+  quire bench end-to-end --rate 10000 --verify             to a consumer's hands, every record checked
+  quire bench consume --partitions 8 --consumers 8
+  quire bench produce --matrix --sync always,interval --record-size 100,1KiB,64KiB --json
+
+It starts a broker of its own, with its data in a temporary folder, and removes both; --cluster loads one that runs.";
+
+/// Measure throughput and latency.
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
+    /// producers alone: throughput and acknowledgement latency
+    #[command(after_help = EXAMPLES)]
+    Produce(Box<LoadArgs>),
+    /// consumers alone, over records written before
+    #[command(after_help = EXAMPLES)]
+    Consume(Box<LoadArgs>),
+    /// producers, and consumers that wait for what is produced
+    #[command(after_help = EXAMPLES)]
+    EndToEnd(Box<LoadArgs>),
+    /// producers, and consumers that read from the beginning meanwhile
+    #[command(after_help = EXAMPLES)]
+    Mixed(Box<LoadArgs>),
     /// reports beside each other; no difference is claimed that their spreads do not show
     Compare(compare::CompareArgs),
+    /// the broker that a benchmark starts for itself
+    #[command(hide = true)]
+    Serve(ServeArgs),
 }
 
-/// Does it.
+/// Does what the command says.
 ///
 /// # Errors
-/// If a report can not be read, or a page not be written.
-pub fn run(command: &BenchCommand) -> Result<Exit, Failure> {
-    match command {
-        BenchCommand::Compare(args) => compare::run(args),
+/// If what was given does not go together, or the broker can not be started, reached or read.
+pub async fn run(profile: Option<&str>, command: &BenchCommand) -> Result<Exit, Failure> {
+    let (scenario, args) = match command {
+        BenchCommand::Produce(args) => (Scenario::Produce, args),
+        BenchCommand::Consume(args) => (Scenario::Consume, args),
+        BenchCommand::EndToEnd(args) => (Scenario::EndToEnd, args),
+        BenchCommand::Mixed(args) => (Scenario::Mixed, args),
+        BenchCommand::Compare(args) => return compare::run(args),
+        BenchCommand::Serve(args) => return broker::serve(args).await,
+    };
+    let profile = running_profile(profile, args)?;
+    let address = profile.as_ref().map(|profile| profile.address().to_owned());
+    let plans = args.plans(scenario, address)?;
+    let mut stop = StopSignals::listen()?;
+    let mut session = Session { args, profile, target: None, topic: None };
+    let outcome = tokio::select! {
+        outcome = session.run(&plans) => outcome,
+        () = stop.stop() => Ok(Exit::Interrupted),
+    };
+    stop.force_on_next();
+    session.end(&plans).await;
+    outcome
+}
+
+/// The profile of the broker to load, if it is one that runs already.
+fn running_profile(name: Option<&str>, args: &LoadArgs) -> Result<Option<Profile>, Failure> {
+    if args.cluster {
+        return Ok(Some(Profile::load(name)?));
+    }
+    let is_from_environment = std::env::var(PROFILE_VARIABLE).is_ok_and(|variable| Some(&*variable) == name);
+    match name {
+        Some(_) if !is_from_environment => {
+            Err(Failure::usage("--profile names a running broker, and the benchmark starts one of its own")
+                .hint("to load the running one, add --cluster"))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// A benchmark under way: what has to be put away at its end, however it ends.
+struct Session<'a> {
+    args: &'a LoadArgs,
+    profile: Option<Profile>,
+    target: Option<Target>,
+    topic: Option<String>,
+}
+
+impl Session<'_> {
+    async fn run(&mut self, plans: &[Plan]) -> Result<Exit, Failure> {
+        let mut reports = Vec::with_capacity(plans.len());
+        for plan in plans {
+            let report = self.report(plan, reports.is_empty()).await?;
+            self.put_away(plan).await;
+            if self.args.json {
+                output::print_json(&report)?;
+            } else if !self.args.matrix {
+                output::print(&table::summary(&report, Palette::stdout()))?;
+            }
+            reports.push(report);
+        }
+        if self.args.matrix && !self.args.json {
+            output::print(&table::matrix(&reports, Palette::stdout()))?;
+        }
+        if let Some(page) = &self.args.report {
+            html::write(page, &reports)?;
+            output::note(&format!("report: {}", page.display()));
+        }
+        let is_fine = |report: &Report| report.summary.failed == 0 && report.summary.is_clean != Some(false);
+        Ok(if reports.iter().all(is_fine) { Exit::Done } else { Exit::Failed })
+    }
+
+    /// Runs one plan on a broker of its own, or on the one that runs.
+    async fn report(&mut self, plan: &Plan, is_first: bool) -> Result<Report, Failure> {
+        let is_here = self.is_on_this_machine();
+        let target = match &self.profile {
+            Some(profile) => {
+                let probe = Probe { process: None, admin: self.args.admin.clone() };
+                Target::running(profile.clone(), probe)
+            }
+            None => Target::start(self.args.data.as_deref()).await?,
+        };
+        let target = self.target.insert(target);
+        let settings = &plan.settings;
+        let title = title::of(settings);
+        output::note(&Palette::stderr().bold(&title));
+        if let Some(data) =
+            target.data.as_deref().filter(|_| is_first && settings.page_cache_warm_up_bytes > 0)
+        {
+            let line = ProgressLine::new("page cache", Goal::Records(1));
+            line.say(&format!("writing {} to warm it", output::bytes(settings.page_cache_warm_up_bytes)));
+            warm_up::page_cache(data, settings.page_cache_warm_up_bytes).await?;
+        }
+        let bench =
+            Bench { plan, target, contents: Arc::new(Contents::new(&plan.contents)), clock: Clock::start() };
+        let started_at = time::now().0;
+        let machine = machine::describe(target.data.as_deref(), is_here);
+        let runs = repetitions(&bench, &mut self.topic).await?;
+        Ok(Report {
+            format: FORMAT,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at,
+            title,
+            settings: settings.clone(),
+            machine,
+            summary: summary::of(&runs),
+            runs,
+        })
+    }
+
+    fn is_on_this_machine(&self) -> bool {
+        let Some(profile) = &self.profile else { return true };
+        ["127.0.0.1", "localhost", "[::1]"].iter().any(|host| profile.address().contains(host))
+    }
+
+    /// Ends the broker, or leaves the running one as it was.
+    async fn put_away(&mut self, plan: &Plan) {
+        let Some(target) = self.target.take() else { return };
+        if let Some(topic) = self.topic.take().filter(|_| !target.is_embedded()) {
+            let contents = Arc::new(Contents::new(&plan.contents));
+            let bench = Bench { plan, target: &target, contents, clock: Clock::start() };
+            bench.delete_topic(&topic).await;
+        }
+        target.end().await;
+    }
+
+    async fn end(&mut self, plans: &[Plan]) {
+        if let Some(plan) = plans.first() {
+            self.put_away(plan).await;
+        }
+    }
+}
+
+/// Every repetition, each on a topic of its own unless it only reads. `topic` is the one that is there.
+async fn repetitions(bench: &Bench<'_>, topic: &mut Option<String>) -> Result<Vec<report::Run>, Failure> {
+    let settings = &bench.plan.settings;
+    let mut runs = Vec::with_capacity(settings.repeat as usize);
+    let mut stage: Option<Stage> = None;
+    for number in 1..=settings.repeat as usize {
+        let line = ProgressLine::new(&format!("{number:>3}/{}", settings.repeat), goal(bench.plan));
+        let mut current = match stage.take() {
+            Some(stage) => stage,
+            None => {
+                let name = topic.insert(format!("quire-bench-{:x}-{number}", time::now().0));
+                bench.prepare(name, &line).await?
+            }
+        };
+        let run = bench.repeat(&mut current, &line).await?;
+        drop(line);
+        output::note(&table::repetition(number, settings.repeat, &run));
+        runs.push(run);
+        if settings.scenario == Scenario::Consume && number < settings.repeat as usize {
+            stage = Some(current);
+        } else {
+            bench.clear(current).await;
+            *topic = None;
+        }
+    }
+    Ok(runs)
+}
+
+fn goal(plan: &Plan) -> Goal {
+    match plan.duration {
+        Some(duration) => Goal::Time(duration),
+        None => Goal::Records(plan.settings.count.unwrap_or(0)),
     }
 }

@@ -39,7 +39,6 @@ pub fn run(cli: Cli) -> Exit {
     let outcome = match cli.command {
         Command::Completions(args) => completions::run(&args),
         Command::Log(command) => log::run(&command),
-        Command::Bench(command) => bench::run(&command),
         command => block_on(dispatch(cli.common.profile.as_deref(), command)),
     };
     outcome.unwrap_or_else(|failure| {
@@ -56,7 +55,7 @@ async fn dispatch(profile: Option<&str>, command: Command) -> Result<Exit, Failu
         Command::Topic(command) => topic::run(profile, &command).await,
         Command::Produce(args) => produce::run(profile, &args).await,
         Command::Consume(args) => consume::run(profile, &args).await,
-        Command::Bench(command) => bench::run(&command),
+        Command::Bench(command) => bench::run(profile, &command).await,
         Command::Completions(args) => completions::run(&args),
         Command::Log(command) => log::run(&command),
     }

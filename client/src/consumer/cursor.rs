@@ -9,7 +9,7 @@ use quire_protocol::{Offset, PartitionIndex, Timestamp};
 
 use super::frames::Slice;
 use super::shelf::Generation;
-use super::{ConsumeError, ConsumedRecord};
+use super::{ConsumeError, ConsumedRecord, PartitionChain};
 
 /// Where a partition is to stop.
 #[derive(Debug, Clone, Copy, Default)]
@@ -35,6 +35,8 @@ pub(super) struct Cursor {
     slice_len: usize,
     /// The opened frame's records, and the offset after them.
     records: Option<(Records, Offset)>,
+    /// What was verified of the slices taken so far.
+    chain: PartitionChain,
 }
 
 /// What comes next.
@@ -63,6 +65,7 @@ impl Cursor {
             frames: Bytes::new(),
             slice_len: 0,
             records: None,
+            chain: PartitionChain { partition, next_offset: position, chain: None, links: 0 },
         }
     }
 
@@ -89,6 +92,11 @@ impl Cursor {
         self.bound.end.is_some_and(|end| offset >= end)
     }
 
+    /// The chain as far as slices were taken.
+    pub(super) fn chain(&self) -> PartitionChain {
+        self.chain
+    }
+
     /// What the slice in use takes of the memory.
     pub(super) fn held_bytes(&self) -> usize {
         self.slice_len
@@ -96,7 +104,9 @@ impl Cursor {
 
     /// Nothing more is wanted of it.
     pub(super) fn finish(&mut self, generation: Generation) {
+        let chain = self.chain;
         self.restart(self.position, generation);
+        self.chain = chain;
         self.is_finished = true;
     }
 
@@ -108,11 +118,15 @@ impl Cursor {
         self.frames = Bytes::new();
         self.slice_len = 0;
         self.records = None;
+        self.chain = PartitionChain { next_offset: position, chain: None, ..self.chain };
     }
 
     /// Takes the slice that was needed.
     pub(super) fn load(&mut self, slice: Slice) {
         self.slice_len = slice.frames.len();
+        self.chain.next_offset = slice.next_offset;
+        self.chain.chain = Some(slice.chain);
+        self.chain.links += slice.links;
         self.frames = slice.frames;
     }
 
@@ -226,7 +240,12 @@ mod tests {
             bytes.extend_from_slice(&frame.encode());
             bytes.extend_from_slice(&batch);
         }
-        Slice { frames: bytes.into(), next_offset: Offset(base + 3 * frames) }
+        Slice {
+            frames: bytes.into(),
+            next_offset: Offset(base + 3 * frames),
+            chain: Chain::START,
+            links: frames - 1,
+        }
     }
 
     fn cursor(position: u64, bound: Bound) -> Cursor {

@@ -18,6 +18,10 @@ pub(super) struct Slice {
     pub frames: Bytes,
     /// The offset after the last record.
     pub next_offset: Offset,
+    /// The chain up to and including the last frame.
+    pub chain: Chain,
+    /// Frames whose link to the one before was recomputed and held.
+    pub links: u64,
 }
 
 /// The reader of one partition's frames.
@@ -35,6 +39,8 @@ pub(super) struct FrameReader {
     buffer: BytesMut,
     /// The part of the buffer that is whole verified frames (bytes).
     verified: usize,
+    /// Of these frames, those whose link to the one before was recomputed and held.
+    links: u64,
 }
 
 impl FrameReader {
@@ -47,6 +53,7 @@ impl FrameReader {
             announced: 0,
             buffer: BytesMut::new(),
             verified: 0,
+            links: 0,
         }
     }
 
@@ -66,6 +73,7 @@ impl FrameReader {
         self.announced = 0;
         self.buffer.clear();
         self.verified = 0;
+        self.links = 0;
     }
 
     /// The broker announced this many bytes of whole frames.
@@ -143,6 +151,7 @@ impl FrameReader {
         {
             return Err("its history is not the one that was read before (the chain does not link)".into());
         }
+        self.links += u64::from(previous.is_some());
         self.chain = Some(frame.chain);
         self.next_offset = frame.next_offset();
         self.is_first = false;
@@ -157,7 +166,12 @@ impl FrameReader {
         let mut frames = std::mem::replace(&mut self.buffer, rest);
         frames.truncate(self.verified);
         self.verified = 0;
-        Slice { frames: frames.freeze(), next_offset: self.next_offset }
+        Slice {
+            frames: frames.freeze(),
+            next_offset: self.next_offset,
+            chain: self.chain.expect("a slice has a frame, which has a chain"),
+            links: std::mem::take(&mut self.links),
+        }
     }
 }
 
@@ -227,6 +241,8 @@ mod tests {
             }
             prop_assert_eq!(slices.iter().flat_map(|slice| slice.frames.to_vec()).collect::<Vec<_>>(), frames.concat());
             prop_assert_eq!(reader.next_offset(), Offset(2 * count as u64));
+            let links = slices.iter().map(|slice| slice.links).sum::<u64>();
+            prop_assert_eq!(links, count as u64 - 1, "the first frame links to nothing that was read");
             for slice in slices {
                 prop_assert!(FrameHeader::check(seed(0), &slice.frames).is_ok(), "a slice starts with a frame");
             }

@@ -27,6 +27,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures_core::Stream;
 use quire_protocol::batch::Header;
+use quire_protocol::frame::Chain;
 use quire_protocol::stream::Start;
 use quire_protocol::{Offset, PartitionIndex, Timestamp};
 use tokio::task::JoinSet;
@@ -69,6 +70,21 @@ pub struct PartitionLag {
     pub high_watermark: Offset,
     /// Records between both.
     pub records: u64,
+}
+
+/// The chain of one partition, as far as a consumer has verified it and handed out its records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartitionChain {
+    /// The partition.
+    pub partition: PartitionIndex,
+    /// The offset after the last frame verified.
+    pub next_offset: Offset,
+    /// The chain up to and including that frame; `None` before the first one. Equal to that of the acknowledgement of
+    /// the same frame, it shows that both saw the same history.
+    pub chain: Option<Chain>,
+    /// Frames whose link to the one before was recomputed and held. The first frame after a start or a seek links to
+    /// nothing that was read.
+    pub links: u64,
 }
 
 /// Reads records; a [`Stream`] of them. Made by [`Client::consumer`].
@@ -154,6 +170,12 @@ impl Consumer {
             PartitionLag { partition, position, high_watermark, records: high_watermark.since(position) }
         };
         self.positions().into_iter().enumerate().map(lag).collect()
+    }
+
+    /// How far each partition's chain has been verified. Frames are verified before their records are handed out; up to
+    /// 64 KiB of a partition's records may still be to come. Once a partition has ended, none are.
+    pub fn chains(&self) -> Vec<PartitionChain> {
+        self.cursors.iter().map(Cursor::chain).collect()
     }
 
     /// Bytes of frames that were read and not yet handed out.

@@ -223,9 +223,10 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use quire_protocol::frame::Chain;
 
     fn slice(bytes: usize) -> Slice {
-        Slice { frames: vec![0; bytes].into(), next_offset: Offset(1) }
+        Slice { frames: vec![0; bytes].into(), next_offset: Offset(1), chain: Chain::START, links: 0 }
     }
 
     fn shelves(count: usize) -> Shelves {

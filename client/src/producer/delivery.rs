@@ -51,6 +51,11 @@ impl Delivery {
     pub(super) fn new(completion: Arc<Completion>, index: u32, timestamp: Timestamp) -> Delivery {
         Delivery { completion, index, timestamp, waker: None }
     }
+
+    /// The partition that the record goes to.
+    pub fn partition(&self) -> PartitionIndex {
+        self.completion.partition
+    }
 }
 
 impl Future for Delivery {

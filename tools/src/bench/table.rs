@@ -1,0 +1,165 @@
+//! What a terminal shows: a line for each repetition, a table of medians, and one line for each cell of a matrix.
+
+use super::quantity::{self, LATENCY};
+use super::report::{LatencyKind, Report, Run, Spread, Summary, Verification};
+use super::title;
+use crate::output::{Align, Palette, Table, bytes, counted, thousands};
+
+/// One repetition in one line.
+pub fn repetition(number: usize, repeat: u32, run: &Run) -> String {
+    let flow = |name: &str, flow: super::report::Flow| {
+        let (records, megabytes) = (flow.records_per_second.round() as u64, flow.bytes_per_second / 1e6);
+        format!("{name} {:>9} records/s {megabytes:>8.1} MB/s", thousands(records))
+    };
+    let mut parts = Vec::new();
+    parts.extend(run.produced.map(|produced| flow("produced", produced)));
+    parts.extend(run.consumed.map(|consumed| flow("consumed", consumed)));
+    parts.extend(run.latencies.iter().map(|latency| {
+        let kind = match latency.kind {
+            LatencyKind::Acknowledgement => "acknowledged",
+            LatencyKind::EndToEnd => "end to end",
+        };
+        format!("{kind} p50 {} p99 {}", micros(latency.p50_us), micros(latency.p99_us))
+    }));
+    parts.extend((run.failed > 0).then(|| format!("{} failed", counted(run.failed, "record"))));
+    parts.extend(run.verification.as_ref().map(verdict));
+    format!("{number:>3}/{repeat}  {}", parts.join("   "))
+}
+
+fn verdict(found: &Verification) -> String {
+    let Verification { records, lost, duplicated, reordered, altered, chain_links, is_clean } = found;
+    let links = counted(*chain_links, "chain link");
+    if *is_clean {
+        return format!("verified {}, {links}", counted(*records, "record"));
+    }
+    format!("NOT CLEAN: lost {lost} duplicated {duplicated} reordered {reordered} altered {altered}")
+}
+
+/// A report's medians, each with its ends.
+pub fn summary(report: &Report, palette: Palette) -> String {
+    let mut table = Table::new(&[
+        ("", Align::Left),
+        ("median", Align::Right),
+        ("min", Align::Right),
+        ("max", Align::Right),
+        ("", Align::Left),
+    ]);
+    let mut row = |name: &str, unit: &str, spread: Option<Spread>, show: &dyn Fn(f64) -> String| {
+        if let Some(Spread { median, min, max }) = spread {
+            table.row(vec![name.into(), show(median), show(min), show(max), unit.into()]);
+        }
+    };
+    let Summary { acknowledgement, end_to_end, .. } = &report.summary;
+    let summary = &report.summary;
+    let (whole, megabytes) =
+        (|value: f64| thousands(value.round() as u64), |value: f64| format!("{:.1}", value / 1e6));
+    row("produced", "records/s", summary.produced_records_per_second, &whole);
+    row("", "MB/s", summary.produced_bytes_per_second, &megabytes);
+    row("consumed", "records/s", summary.consumed_records_per_second, &whole);
+    row("", "MB/s", summary.consumed_bytes_per_second, &megabytes);
+    for (name, latency) in [("acknowledged", acknowledgement), ("end to end", end_to_end)] {
+        let Some(latency) = latency else { continue };
+        row(&format!("{name} p50"), "", Some(latency.p50_us), &micros);
+        row("  p99", "", Some(latency.p99_us), &micros);
+        row("  p99.9", "", Some(latency.p999_us), &micros);
+        row("  max", "", Some(latency.max_us), &micros);
+    }
+    row("CPU, client", "s/GB", summary.client_cpu_seconds_per_gb, &hundredths);
+    row("CPU, broker", "s/GB", summary.broker_cpu_seconds_per_gb, &hundredths);
+    row("memory, broker", "", summary.broker_memory_bytes_max, &|value| bytes(value.round() as u64));
+    row("syncs", "per batch", summary.syncs_per_batch, &small);
+    row("", "per record", summary.syncs_per_record, &small);
+    format!("{}\n{}{}", palette.bold(&report.title), table.render(palette), remarks(report, palette))
+}
+
+/// What a table of medians does not show.
+fn remarks(report: &Report, palette: Palette) -> String {
+    let mut remarks = String::new();
+    if report.summary.failed > 0 {
+        let failed = format!("{} failed\n", counted(report.summary.failed, "record"));
+        remarks.push_str(&palette.bad(&failed));
+    }
+    match report.summary.is_clean {
+        Some(true) => {
+            let records =
+                report.runs.iter().filter_map(|run| run.verification.as_ref()).map(|found| found.records);
+            let every = counted(records.sum(), "record");
+            remarks.push_str(
+                &palette.good(&format!("verified: {every} read back, all as sent, the chain holds\n")),
+            );
+        }
+        Some(false) => remarks.push_str(&palette.bad("NOT CLEAN: see the repetitions above\n")),
+        None => {}
+    }
+    if report.runs.iter().any(|run| run.broker.is_none() || run.syncs.is_none()) {
+        remarks.push_str(
+            "the broker's processor time, memory and syncs are not known: name it with --admin URL\n",
+        );
+    }
+    remarks
+}
+
+/// Every combination in a line.
+pub fn matrix(reports: &[Report], palette: Palette) -> String {
+    let mut table = Table::new(&[
+        ("sync", Align::Left),
+        ("cipher", Align::Left),
+        ("replicas", Align::Right),
+        ("record", Align::Right),
+        ("records/s", Align::Right),
+        ("MB/s", Align::Right),
+        ("min-max", Align::Right),
+        ("p50", Align::Right),
+        ("p99", Align::Right),
+        ("p99.9", Align::Right),
+        ("client s/GB", Align::Right),
+        ("broker s/GB", Align::Right),
+        ("syncs/batch", Align::Right),
+    ]);
+    for report in reports {
+        let (settings, summary) = (&report.settings, &report.summary);
+        let records = summary.produced_records_per_second.or(summary.consumed_records_per_second);
+        let rate = summary.produced_bytes_per_second.or(summary.consumed_bytes_per_second);
+        let latency = summary.end_to_end.or(summary.acknowledgement);
+        let shown = |spread: Option<Spread>, show: &dyn Fn(f64) -> String| {
+            spread.map_or_else(|| "-".to_owned(), |spread| show(spread.median))
+        };
+        let megabytes = |value: f64| format!("{:.1}", value / 1e6);
+        let mut cells = vec![
+            settings.sync.clone(),
+            settings.cipher.replace('_', "-"),
+            settings.replicas.to_string(),
+            title::size(&settings.record_size),
+            shown(records, &|value| thousands(value.round() as u64)),
+            shown(rate, &megabytes),
+            rate.map_or_else(
+                || "-".to_owned(),
+                |rate| format!("{}-{}", megabytes(rate.min), megabytes(rate.max)),
+            ),
+            shown(latency.map(|latency| latency.p50_us), &micros),
+            shown(latency.map(|latency| latency.p99_us), &micros),
+            shown(latency.map(|latency| latency.p999_us), &micros),
+            shown(summary.client_cpu_seconds_per_gb, &hundredths),
+            shown(summary.broker_cpu_seconds_per_gb, &hundredths),
+            shown(summary.syncs_per_batch, &small),
+        ];
+        cells.extend((summary.failed > 0).then(|| format!("! {} failed", counted(summary.failed, "record"))));
+        cells.extend((summary.is_clean == Some(false)).then(|| "! NOT CLEAN".to_owned()));
+        table.row(cells);
+    }
+    table.render(palette)
+}
+
+/// A latency with three digits, of microseconds.
+fn micros(value: f64) -> String {
+    quantity::measured(value, LATENCY)
+}
+
+fn hundredths(value: f64) -> String {
+    format!("{value:.2}")
+}
+
+/// A figure that may be far below one.
+fn small(value: f64) -> String {
+    if value >= 0.1 { format!("{value:.2}") } else { format!("{value:.5}") }
+}
