@@ -41,6 +41,7 @@ mod identity;
 mod metadata;
 mod metrics;
 mod net;
+mod process;
 mod running;
 mod shard;
 mod shutdown;

@@ -108,6 +108,21 @@ const SHARD_QUEUE_EVENTS: Description = Description {
     unit: Unit::Count,
     help: "Requests that wait for a shard.",
 };
+const PROCESS_CPU_SECONDS: Description = Description {
+    name: "quire_process_cpu_seconds",
+    unit: Unit::Seconds,
+    help: "Processor time of the broker's process since its start, user and system.",
+};
+const PROCESS_MEMORY: Description = Description {
+    name: "quire_process_memory_bytes",
+    unit: Unit::Bytes,
+    help: "Resident memory of the broker's process, mapped files included.",
+};
+const PROCESS_ANONYMOUS_MEMORY: Description = Description {
+    name: "quire_process_anonymous_memory_bytes",
+    unit: Unit::Bytes,
+    help: "Resident memory of the broker's process without files.",
+};
 const READY_SECONDS: Description = Description {
     name: "quire_ready_seconds",
     unit: Unit::Seconds,
@@ -140,6 +155,9 @@ pub(crate) struct Metrics {
     pub(crate) partitions_corrupt: Gauge,
     pub(crate) log_bytes: Gauge,
     pub(crate) shard_queue_events: Gauge,
+    pub(crate) process_cpu_seconds: Gauge,
+    pub(crate) process_memory: Gauge,
+    pub(crate) process_anonymous_memory: Gauge,
     pub(crate) ready_seconds: Gauge,
     pub(crate) shards: Arc<ShardMetrics>,
 }
@@ -183,6 +201,9 @@ impl Metrics {
             partitions_corrupt: registry.gauge(&PARTITIONS_CORRUPT),
             log_bytes: registry.gauge(&LOG_BYTES),
             shard_queue_events: registry.gauge(&SHARD_QUEUE_EVENTS),
+            process_cpu_seconds: registry.gauge(&PROCESS_CPU_SECONDS),
+            process_memory: registry.gauge(&PROCESS_MEMORY),
+            process_anonymous_memory: registry.gauge(&PROCESS_ANONYMOUS_MEMORY),
             ready_seconds: registry.gauge(&READY_SECONDS),
             shards: Arc::new(ShardMetrics {
                 appended_records: registry.counter(&LOG_APPENDED_RECORDS),

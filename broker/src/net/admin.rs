@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 
 use crate::context::Context;
 use crate::metadata::{self, LogState};
+use crate::process;
 use crate::shard::PartitionState;
 use crate::shutdown::Stopping;
 
@@ -92,6 +93,11 @@ fn observe(context: &Context) {
     metrics.shard_queue_events.set(context.partitions.queued() as f64);
     metrics.streams.set(context.streams.count() as f64);
     metrics.connections.set(context.connections.count() as f64);
+    metrics.process_cpu_seconds.set(process::cpu_seconds());
+    if let Some(memory) = process::memory() {
+        metrics.process_memory.set(memory.resident as f64);
+        metrics.process_anonymous_memory.set(memory.anonymous as f64);
+    }
     metrics.produce_memory_free.set(context.memory.produce.available_permits() as f64);
 }
 

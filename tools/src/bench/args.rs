@@ -320,6 +320,7 @@ impl LoadArgs {
             rate: self.rate,
             duration_seconds: duration.map(|duration| duration.as_secs_f64()),
             count: if consume_once { Some(prefill) } else { self.count },
+            prefill,
             page_cache_warm_up_bytes: if is_embedded { self.page_cache_warm_up_bytes() } else { 0 },
             warm_up_seconds: warm_up.as_secs_f64(),
             verify: self.verify,

@@ -84,6 +84,9 @@ pub struct Settings {
     pub duration_seconds: Option<f64>,
     /// Records of a repetition.
     pub count: Option<u64>,
+    /// Records that were written before the measurement, for consumers to read; 0 where there were none.
+    #[serde(default)]
+    pub prefill: u64,
     /// Bytes written to warm the page cache before the first repetition.
     pub page_cache_warm_up_bytes: u64,
     /// Load before each measured part, not measured (seconds).

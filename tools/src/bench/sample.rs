@@ -27,6 +27,7 @@ pub fn settings() -> Settings {
         rate: None,
         duration_seconds: Some(3.0),
         count: None,
+        prefill: 0,
         page_cache_warm_up_bytes: 0,
         warm_up_seconds: 1.0,
         verify: true,

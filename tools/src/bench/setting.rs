@@ -31,6 +31,7 @@ pub fn settings(settings: &Settings) -> Vec<Row> {
         ("Compression", settings.compression.clone()),
         ("Rate", settings.rate.map_or_else(flat_out, of_rate)),
         ("Length", length(settings)),
+        ("Written before", written_before(settings)),
         ("Warm-up", warm_up(settings)),
         ("Verified", if settings.verify { "every record" } else { "no" }.to_owned()),
         ("Repetitions", settings.repeat.to_string()),
@@ -87,6 +88,10 @@ pub fn command(settings: &Settings) -> String {
         (None, Some(count), _) => flag("count", &count),
         (None, None, _) => {}
     }
+    let is_told = settings.scenario == Scenario::Consume && settings.duration_seconds.is_none();
+    if settings.prefill > 0 && !is_told {
+        flag("prefill", &settings.prefill);
+    }
     flag("warm-up", &format!("{}s", settings.warm_up_seconds));
     if settings.page_cache_warm_up_bytes > 0 {
         flag("page-cache-warm-up", &settings.page_cache_warm_up_bytes);
@@ -101,6 +106,13 @@ pub fn command(settings: &Settings) -> String {
     ];
     words.extend(switches.iter().filter(|(is_on, _)| *is_on).map(|(_, switch)| (*switch).to_owned()));
     words.join(" ")
+}
+
+fn written_before(settings: &Settings) -> String {
+    match settings.prefill {
+        0 => "nothing".to_owned(),
+        records => output::counted(records, "record"),
+    }
 }
 
 /// A word as a shell takes it: a report may come from anyone, and its command must be safe to paste.

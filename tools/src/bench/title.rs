@@ -55,7 +55,7 @@ mod tests {
         settings = Settings {
             scenario: Scenario::EndToEnd,
             consumers: 2,
-            partitions: 8,
+            partitions: 16,
             replicas: 3,
             record_size: "100..2000".into(),
             keys: 1000,
@@ -72,7 +72,7 @@ mod tests {
         for part in [
             "end to end: ",
             "2 consumers",
-            "8 partitions",
+            "16 partitions",
             "3 replicas",
             "100..2000 records",
             "1,000 keys",

@@ -97,6 +97,18 @@ fn every_field_of_every_answer_is_documented() {
     let [always, interval] = ["always", "interval"].map(crate::bench_compare::fixture);
     for args in [
         &["bench", "compare", &always, &interval, "--json"][..],
+        &[
+            "bench",
+            "end-to-end",
+            "--count",
+            "50",
+            "--repeat",
+            "1",
+            "--warm-up",
+            "0",
+            "--no-page-cache-warm-up",
+            "--json",
+        ],
         &["produce", "t", "--json"],
         &["consume", "t", "--json"],
         &["topic", "list", "--json"],

@@ -1,6 +1,7 @@
 //! The `quire` binary as users run it, against real brokers on ports that the system picks, each with a home of its own.
 #![cfg(unix)]
 
+mod bench;
 mod bench_compare;
 mod broker;
 mod demo;
