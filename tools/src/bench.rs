@@ -158,8 +158,7 @@ impl Session<'_> {
             html::write(page, &reports)?;
             output::note(&format!("report: {}", page.display()));
         }
-        let is_fine = |report: &Report| report.summary.failed == 0 && report.summary.is_clean != Some(false);
-        Ok(if reports.iter().all(is_fine) { Exit::Done } else { Exit::Failed })
+        Ok(verdict(&reports))
     }
 
     /// Runs one plan on a broker of its own, or on the one that runs.
@@ -251,9 +250,32 @@ async fn repetitions(bench: &Bench<'_>, topic: &mut Option<String>) -> Result<Ve
     Ok(runs)
 }
 
+/// A record that failed, or a check that found something, is a failure of the whole.
+fn verdict(reports: &[Report]) -> Exit {
+    let is_fine = |report: &Report| report.summary.failed == 0 && report.summary.is_clean != Some(false);
+    if reports.iter().all(is_fine) { Exit::Done } else { Exit::Failed }
+}
+
 fn goal(plan: &Plan) -> Goal {
     match plan.duration {
         Some(duration) => Goal::Time(duration),
         None => Goal::Records(plan.settings.count.unwrap_or(0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_failed_record_or_unclean_check_fails_the_whole() {
+        let report = |failed, is_clean| {
+            let mut report = sample::report("t", &[1.0]);
+            (report.summary.failed, report.summary.is_clean) = (failed, is_clean);
+            report
+        };
+        assert_eq!(verdict(&[report(0, None), report(0, Some(true))]), Exit::Done);
+        assert_eq!(verdict(&[report(0, None), report(1, None)]), Exit::Failed);
+        assert_eq!(verdict(&[report(0, Some(false))]), Exit::Failed);
     }
 }

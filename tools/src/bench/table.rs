@@ -163,3 +163,57 @@ fn hundredths(value: f64) -> String {
 fn small(value: f64) -> String {
     if value >= 0.1 { format!("{value:.2}") } else { format!("{value:.5}") }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::{sample, summary as medians};
+
+    fn report() -> Report {
+        let mut report = sample::report("produce: as it was asked for", &[1000.0, 3000.0, 2000.0]);
+        report.summary = medians::of(&report.runs);
+        report
+    }
+
+    #[test]
+    fn medians_stand_between_their_ends_under_the_title() {
+        let shown = summary(&report(), Palette::PLAIN);
+        let lines: Vec<&str> = shown.lines().collect();
+        assert_eq!(lines[0], "produce: as it was asked for");
+        let produced: Vec<&str> = lines[2].split_whitespace().collect();
+        assert_eq!(produced, ["produced", "2,000", "1,000", "3,000", "records/s"]);
+        assert!(lines.iter().any(|line| line.trim_start().starts_with("acknowledged p50")), "{shown}");
+    }
+
+    #[test]
+    fn failures_an_unclean_check_and_what_is_not_known_are_said() {
+        let mut report = report();
+        report.summary.failed = 2;
+        report.summary.is_clean = Some(false);
+        report.runs[0].syncs = None;
+        let shown = summary(&report, Palette::PLAIN);
+        for part in ["2 records failed", "NOT CLEAN", "name it with --admin URL"] {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
+        let row = matrix(&[report], Palette::PLAIN);
+        assert!(row.ends_with("! 2 records failed  ! NOT CLEAN\n"), "{row}");
+    }
+
+    #[test]
+    fn a_repetition_is_one_line_with_everything_that_went_wrong() {
+        let mut run = report().runs.remove(1);
+        assert!(repetition(2, 3, &run).starts_with("  2/3  produced     3,000 records/s"));
+        run.failed = 1;
+        run.verification = Some(Verification { lost: 4, ..Verification::default() });
+        let line = repetition(2, 3, &run);
+        assert!(
+            line.ends_with("1 record failed   NOT CLEAN: lost 4 duplicated 0 reordered 0 altered 0"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn figures_far_below_one_keep_their_digits() {
+        assert_eq!([small(0.0004), small(0.25), small(1.0)], ["0.00040", "0.25", "1.00"]);
+    }
+}

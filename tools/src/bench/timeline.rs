@@ -14,6 +14,8 @@ use crate::failure::Failure;
 
 /// Looks in a second: memory, and what the progress line shows.
 const TICKS_PER_SECOND: u32 = 5;
+/// An end so soon after a second's belongs to that second.
+const SECOND_MIN: Duration = Duration::from_millis(50);
 
 /// What is sampled.
 #[derive(Debug)]
@@ -177,7 +179,12 @@ impl Sampling {
     fn finish(mut self, end: Instant) -> Samples {
         let elapsed = end.saturating_duration_since(self.start);
         self.look(elapsed, Duration::ZERO);
+        let then = self.samples.seconds.last().map_or(0.0, |second| second.at);
+        let is_sliver = then > 0.0 && elapsed.as_secs_f64() < then + SECOND_MIN.as_secs_f64();
         self.end_second(elapsed);
+        if is_sliver {
+            join_last_two(&mut self.samples.seconds);
+        }
         let client = |usage: Option<Usage>| usage.map_or(0.0, |usage| usage.cpu_seconds);
         self.samples.client_cpu_seconds = client(self.client_then) - client(self.client_before);
         self.samples.broker_after = self.broker_then;
@@ -241,9 +248,32 @@ impl Sampling {
     }
 }
 
+/// Counts what came in the last second to the one before, whose latencies speak for both.
+fn join_last_two(seconds: &mut Vec<Second>) {
+    let Some(sliver) = seconds.pop() else { return };
+    let Some(last) = seconds.last_mut() else { return };
+    last.at = last.at.max(sliver.at);
+    last.produced_records += sliver.produced_records;
+    last.produced_bytes += sliver.produced_bytes;
+    last.consumed_records += sliver.consumed_records;
+    last.consumed_bytes += sliver.consumed_bytes;
+    last.client_cpu_seconds += sliver.client_cpu_seconds;
+    last.broker_cpu_seconds = last.broker_cpu_seconds.zip(sliver.broker_cpu_seconds).map(|(a, b)| a + b);
+    last.syncs = last.syncs.zip(sliver.syncs).map(|(a, b)| a + b);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_end_right_behind_a_second_is_a_part_of_it() {
+        let second =
+            |at, produced_records, syncs| Second { at, produced_records, syncs, ..Second::default() };
+        let mut seconds = vec![second(1.0, 5, Some(1)), second(2.001, 7, Some(2)), second(1.999, 3, None)];
+        join_last_two(&mut seconds);
+        assert_eq!(seconds, [second(1.0, 5, Some(1)), second(2.001, 10, None)]);
+    }
 
     #[test]
     fn what_was_counted_before_is_left_out_and_the_rest_adds_up() {

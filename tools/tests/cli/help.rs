@@ -107,6 +107,7 @@ fn every_field_of_every_answer_is_documented() {
             "--warm-up",
             "0",
             "--no-page-cache-warm-up",
+            "--verify",
             "--json",
         ],
         &["produce", "t", "--json"],
