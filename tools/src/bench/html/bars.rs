@@ -33,7 +33,7 @@ pub fn draw(title: &str, unit: Unit, bars: &[Bar<'_>], class: &str, width: f64, 
         let middle = TOP + (index as f64 + 0.5) * ROW;
         canvas.text(&format!("bar-label {}", bar.class), (0.0, middle + 4.5), Anchor::Start, &bar.label);
         let Some(measured) = bar.measured else {
-            canvas.text("axis", (label_width, middle + 4.5), Anchor::Start, "not measured");
+            canvas.text("axis", (label_width + 8.0, middle + 4.5), Anchor::Start, "not measured");
             continue;
         };
         let x = |value: f64| label_width + scale.place(value) * length;

@@ -152,10 +152,15 @@ fn since(report: &Report, kind: LatencyKind) -> String {
             "From the instant at which the schedule wanted the record sent, however late it was, {end}: corrected for \
              coordinated omission."
         ),
-        false => format!(
-            "From the instant at which the record was sent, {end}. Load that goes flat out has no schedule that a stall \
-             could fall behind: not corrected for coordinated omission."
-        ),
+        false => {
+            let why = match report.settings.rate {
+                None => "Load that goes flat out has no schedule that a stall could fall behind: ",
+                Some(_) => "What a stall kept from being sent is not in it: ",
+            };
+            format!(
+                "From the instant at which the record was sent, {end}. {why}not corrected for coordinated omission."
+            )
+        }
     }
 }
 
