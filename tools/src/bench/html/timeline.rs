@@ -229,6 +229,8 @@ impl Timeline {
         let longest = named.iter().max_by_key(|line| line.intervals.len());
         let (Some(longest), false) = (longest, plot.size == Size::Narrow) else { return };
         let stride = longest.intervals.len().div_ceil(COLUMNS_MAX).max(1);
+        // The name of the axis at the right ends above it.
+        let beside_name = if self.right.is_some() { 44.0 } else { 0.0 };
         for index in (0..longest.intervals.len()).step_by(stride) {
             let interval = longest.intervals[index];
             let end = longest.intervals[(index + stride - 1).min(longest.intervals.len() - 1)].to;
@@ -239,7 +241,7 @@ impl Timeline {
             plot.canvas.group("column", |canvas| {
                 canvas.rect("hit", (from, top), (to, bottom));
                 canvas.line("hair", (middle, top), (middle, bottom));
-                canvas.text("readout", (right, top - 8.0), Anchor::End, &says);
+                canvas.text("readout", (right - beside_name, top - 8.0), Anchor::End, &says);
             });
         }
     }
