@@ -6,6 +6,10 @@ use quire_benches::child;
 use quire_benches::series::Spread;
 use quire_benches::unit::Unit;
 
+/// As the `quire` binary has it; for the bare operations too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const BYTES: u64 = 1 << 30;
 const RUNS: usize = 5;
 

@@ -95,7 +95,7 @@ impl Drop for Child {
 pub fn serve_if_child() -> Result<bool> {
     let Ok(role) = std::env::var(ROLE_VARIABLE) else { return Ok(false) };
     match serde_json::from_str(&role)? {
-        Role::Broker(data) => runtime(false)?.block_on(broker::serve(&data))?,
+        Role::Broker(data) => broker_runtime()?.block_on(broker::serve(&data))?,
         Role::BareQuic(tuning) => runtime(tuning.single_thread)?.block_on(bare_quic::serve(&tuning))?,
         Role::Memory(bytes) => runtime(true)?.block_on(page_cache::hold(bytes))?,
     }
@@ -112,7 +112,14 @@ pub(crate) async fn ready(how: &impl Serialize) -> Result<()> {
     Ok(())
 }
 
-/// The runtime that the `quire` binary has, and that `#[tokio::main]` makes for users; or one of a single thread.
+/// The runtime of the `quire` binary: on half of the processors.
+fn broker_runtime() -> Result<Runtime> {
+    let processors = std::thread::available_parallelism()?.get();
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    Ok(builder.worker_threads(processors.div_ceil(2)).enable_all().build()?)
+}
+
+/// The runtime that `#[tokio::main]` makes for users; or one of a single thread.
 ///
 /// # Errors
 /// If the system gives no threads.

@@ -12,6 +12,10 @@ mod transport;
 use anyhow::Result;
 use quire_benches::{child, runner};
 
+/// As the `quire` binary has it; for the bare operations too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<()> {
     if child::serve_if_child()? {
         return Ok(());
