@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quire_protocol::batch::{BatchBuilder, Compression, HEADER_LEN, Record};
+use quire_protocol::batch::{BatchBuilder, Compression, Record};
 use quire_protocol::topic_config::MessageTimestampType;
 use quire_protocol::{PartitionIndex, Timestamp, limits};
 
@@ -89,13 +89,14 @@ impl Accumulator {
         self.open.is_none() && self.sealed.is_empty()
     }
 
-    /// Encodes a record into the open batch, or into a new one. `memory` is what it takes at most (bytes).
+    /// Encodes a record into the open batch, or into a new one. `memory` is what it takes at most (bytes). The time is
+    /// asked for only when a batch begins.
     pub(super) fn append(
         &mut self,
         record: &Record,
         memory: usize,
         timestamp: Timestamp,
-        now: Instant,
+        now: impl FnOnce() -> Instant,
     ) -> Result<Appended, SendError> {
         if self.is_closed {
             return Err(SendError::Closed);
@@ -114,7 +115,7 @@ impl Accumulator {
             Some(batch) => batch,
             None => {
                 wake = true;
-                self.new_batch(now)
+                self.new_batch(now())
             }
         };
         let index = batch.builder.len() as u32;
@@ -223,11 +224,6 @@ pub(super) fn record_bytes(record: &Record) -> usize {
     BatchBuilder::record_len_max(record)
 }
 
-/// Most bytes `record` takes when it is sent alone.
-pub(super) fn lone_batch_bytes(record: &Record) -> usize {
-    HEADER_LEN + record_bytes(record)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,7 +244,7 @@ mod tests {
 
     fn append(accumulator: &mut Accumulator, length: usize, now: Instant) -> Appended {
         let record = Record { value: Some(vec![0; length].into()), ..Record::default() };
-        accumulator.append(&record, record_bytes(&record), Timestamp(1), now).expect("it fits")
+        accumulator.append(&record, record_bytes(&record), Timestamp(1), || now).expect("it fits")
     }
 
     #[test]
@@ -331,7 +327,7 @@ mod tests {
         let mut accumulator = accumulator(1_000, Duration::ZERO);
         let headers = vec![quire_protocol::batch::Header { key: "h".into(), value: None }; 2000];
         let record = Record { headers, ..Record::default() };
-        let refused = accumulator.append(&record, record_bytes(&record), Timestamp(1), Instant::now());
+        let refused = accumulator.append(&record, record_bytes(&record), Timestamp(1), Instant::now);
         assert!(refused.is_err() && accumulator.is_empty());
     }
 
@@ -340,7 +336,7 @@ mod tests {
         let mut accumulator = accumulator(1_000, Duration::ZERO);
         let _ = append(&mut accumulator, 10, Instant::now());
         assert_eq!(accumulator.close().len(), 1);
-        let refused = accumulator.append(&Record::default(), 20, Timestamp(1), Instant::now());
+        let refused = accumulator.append(&Record::default(), 20, Timestamp(1), Instant::now);
         assert!(matches!(refused, Err(SendError::Closed)));
     }
 
@@ -362,7 +358,7 @@ mod tests {
                     ..Record::default()
                 };
                 memory += record_bytes(&record);
-                accumulator.append(&record, record_bytes(&record), Timestamp(1), now).expect("it fits");
+                accumulator.append(&record, record_bytes(&record), Timestamp(1), || now).expect("it fits");
                 left.extend(accumulator.take(now, idle >> (number % 64) & 1 == 1));
             }
             accumulator.flush();

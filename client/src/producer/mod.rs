@@ -17,12 +17,12 @@ pub use delivery::{Delivery, RecordMetadata};
 pub use error::SendError;
 pub use partitioner::{PartitionFunction, Partitioner};
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use quire_protocol::batch::{Compression, Record};
+use arc_swap::ArcSwap;
+use quire_protocol::batch::{Compression, HEADER_LEN, Record};
 use quire_protocol::stream::Acks;
 use quire_protocol::{PartitionIndex, Timestamp, limits};
 use tokio::sync::{Notify, Semaphore};
@@ -135,7 +135,7 @@ impl ProducerBuilder {
         let shared = Shared {
             client: self.client,
             options: self.options,
-            topics: RwLock::default(),
+            topics: ArcSwap::default(),
             looking_up: tokio::sync::Mutex::default(),
             delivered: Arc::new(delivered),
             is_closed: AtomicBool::new(false),
@@ -161,7 +161,8 @@ pub struct Producer {
 struct Shared {
     client: Client,
     options: ProducerOptions,
-    topics: RwLock<HashMap<Arc<str>, Arc<TopicQueues>>>,
+    /// By name. Looked into for every record, and replaced whole: by who is looking up.
+    topics: ArcSwap<Vec<Arc<TopicQueues>>>,
     /// One look-up at a time, so that a topic has one set of queues.
     looking_up: tokio::sync::Mutex<()>,
     delivered: Arc<Delivered>,
@@ -262,16 +263,12 @@ impl Producer {
 }
 
 impl Shared {
-    /// The topic's queues; looked up, with retries until the delivery timeout, the first time. When they are old they
-    /// are asked for again, and serve meanwhile: an outage holds up nobody.
+    /// The topic's queues; looked up, with retries until the delivery timeout, the first time.
     async fn topic(self: &Arc<Self>, name: &str) -> Result<Arc<TopicQueues>, SendError> {
         if self.is_closed.load(Ordering::Acquire) {
             return Err(SendError::Closed);
         }
         if let Some(known) = self.usable_topic(name) {
-            if known.known_since.elapsed() >= self.client.brokers().config().metadata_age_max {
-                self.refresh(&known);
-            }
             return Ok(known);
         }
         let _looking_up = self.looking_up.lock().await;
@@ -286,7 +283,14 @@ impl Shared {
         self.known_topic(name).filter(|known| !known.is_refused.load(Ordering::Acquire))
     }
 
-    /// Asks for a topic again without holding up anybody, nor the producer's end.
+    /// Asks for a topic again if what is known of it is old. It serves meanwhile: an outage holds up nobody, nor the
+    /// producer's end.
+    fn refresh_if_old(self: &Arc<Self>, known: &Arc<TopicQueues>) {
+        if known.known_since.elapsed() >= self.client.brokers().config().metadata_age_max {
+            self.refresh(known);
+        }
+    }
+
     fn refresh(self: &Arc<Self>, known: &Arc<TopicQueues>) {
         if known.is_refreshing.swap(true, Ordering::AcqRel) {
             return;
@@ -309,7 +313,9 @@ impl Shared {
     }
 
     fn known_topic(&self, name: &str) -> Option<Arc<TopicQueues>> {
-        self.topics.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        let topics = self.topics.load();
+        let at = topics.binary_search_by(|topic| (*topic.metadata.name).cmp(name)).ok()?;
+        Some(Arc::clone(&topics[at]))
     }
 
     /// Makes the queues of a topic, with those there are already.
@@ -326,7 +332,6 @@ impl Shared {
         // Producers that start together do not all begin with partition 0.
         let sticky = (Jitter::from_entropy().next_u64() % u64::from(metadata.partitions())) as u32;
         let known_since = Instant::now();
-        let name = Arc::clone(&metadata.name);
         let topic = Arc::new(TopicQueues {
             metadata,
             queues,
@@ -335,7 +340,12 @@ impl Shared {
             is_refused: AtomicBool::new(false),
             sticky: AtomicU32::new(sticky),
         });
-        self.topics.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::clone(&topic));
+        let mut topics = self.topics.load().to_vec();
+        match topics.binary_search_by(|other| other.metadata.name.cmp(&topic.metadata.name)) {
+            Ok(at) => topics[at] = Arc::clone(&topic),
+            Err(at) => topics.insert(at, Arc::clone(&topic)),
+        }
+        self.topics.store(Arc::new(topics));
         topic
     }
 
@@ -377,29 +387,31 @@ impl Shared {
     }
 
     async fn append(
-        &self,
-        topic: &TopicQueues,
+        self: &Arc<Self>,
+        topic: &Arc<TopicQueues>,
         choice: Choice,
         record: &Record,
     ) -> Result<Delivery, SendError> {
-        self.check_size(topic, record)?;
         let memory = accumulator::record_bytes(record);
+        self.check_size(topic, memory)?;
         let permit = match self.delivered.memory.try_acquire_many(memory as u32) {
             Ok(permit) => permit,
             Err(_) => self.wait_for_memory(memory).await?,
         };
-        let (now, timestamp) = (Instant::now(), wall_clock());
         let queue = topic.queue(choice);
-        let appended = lock(&queue.accumulator).append(record, memory, timestamp, now)?;
+        let appended = lock(&queue.accumulator).append(record, memory, wall_clock(), Instant::now)?;
         permit.forget();
+        // Once a batch, and not for each record.
         if appended.wake {
             queue.changed.notify_one();
+            self.refresh_if_old(topic);
         }
         Ok(appended.delivery)
     }
 
-    fn check_size(&self, topic: &TopicQueues, record: &Record) -> Result<(), SendError> {
-        let bytes = accumulator::lone_batch_bytes(record);
+    /// `record_bytes` is what the record takes of a batch, which it must fit alone.
+    fn check_size(&self, topic: &TopicQueues, record_bytes: usize) -> Result<(), SendError> {
+        let bytes = HEADER_LEN + record_bytes;
         let limit = match self.options.compression {
             Compression::None => topic.metadata.message_bytes_max,
             // What it takes is known only once it is compressed.
@@ -428,8 +440,8 @@ impl Shared {
 
     /// Lets every open batch leave, and gives the last batch of each partition.
     fn seal_all(&self) -> Vec<Arc<delivery::Completion>> {
-        let topics = self.topics.read().unwrap_or_else(PoisonError::into_inner);
-        let queues = topics.values().flat_map(|topic| &topic.queues);
+        let topics = self.topics.load();
+        let queues = topics.iter().flat_map(|topic| &topic.queues);
         let sealed = queues.filter_map(|queue| {
             let last = lock(&queue.accumulator).flush();
             queue.changed.notify_one();
@@ -439,8 +451,8 @@ impl Shared {
     }
 
     fn abort_workers(&self) {
-        let topics = self.topics.read().unwrap_or_else(PoisonError::into_inner);
-        topics.values().flat_map(|topic| &topic.queues).for_each(|queue| queue.aborted.notify_one());
+        let topics = self.topics.load();
+        topics.iter().flat_map(|topic| &topic.queues).for_each(|queue| queue.aborted.notify_one());
     }
 }
 
