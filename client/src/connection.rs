@@ -12,7 +12,7 @@ use quinn::{ConnectionError, RecvStream, SendStream};
 use quire_protocol::rpc::PROTOCOL_VERSION;
 use quire_protocol::rpc::control::{self, HelloResponse, request, response};
 use quire_protocol::stream::StreamKind;
-use quire_protocol::{BrokerId, ErrorCode, limits};
+use quire_protocol::{BrokerId, ErrorCode, limits, window};
 use tokio::time::timeout;
 
 use crate::config::{Address, ClientConfig};
@@ -190,7 +190,7 @@ impl Link {
             return Err(Error::Protocol { address: address.to_string(), why });
         }
         tracing::debug!(%address, broker = greeting.broker_id, principal = greeting.principal, "connected");
-        quic.set_send_window(limits::send_window_bytes(quic.rtt()));
+        quic.set_send_window(window::send_window_bytes(quic.rtt()));
         let (config, streams) = (Arc::clone(&self.config), StreamPool::new(&self.config));
         Ok(Connection { quic, address, config, greeting, streams })
     }

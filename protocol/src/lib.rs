@@ -13,6 +13,7 @@ pub mod limits;
 pub mod rpc;
 pub mod stream;
 pub mod topic_config;
+pub mod window;
 
 pub use error_code::ErrorCode;
 pub use ids::{BrokerId, LeaderEpoch, Offset, PartitionIndex, Timestamp, TopicId, TopicPartition};

@@ -157,12 +157,6 @@ pub const PRODUCE_OUTSTANDING_RECORDS: usize = 65_536;
 /// Smallest credit a consumer grants one partition (bytes).
 pub const CONSUMER_CREDIT_BYTES_MIN: u64 = 4 * 1024;
 
-/// What one connection may have sent and not yet seen acknowledged (bytes), for 1 GB/s over a path with this round trip.
-pub fn send_window_bytes(rtt: Duration) -> u64 {
-    let in_flight = u64::try_from(rtt.as_nanos()).unwrap_or(u64::MAX);
-    in_flight.clamp(SEND_WINDOW_BYTES_MIN, SEND_WINDOW_BYTES_MAX)
-}
-
 const _: () = {
     assert!(MESSAGE_BYTES_DEFAULT <= BATCH_BYTES_MAX);
     assert!(BATCH_BYTES_TARGET <= MESSAGE_BYTES_DEFAULT);
@@ -179,6 +173,7 @@ const _: () = {
     assert!(BATCH_BYTES_MAX <= COLD_READ_MEMORY_BYTES_DEFAULT);
     assert!(PRODUCER_MEMORY_BYTES_DEFAULT <= PRODUCE_MEMORY_BYTES_DEFAULT / PRODUCE_MEMORY_SHARES);
     assert!(BATCH_BYTES_TARGET <= PRODUCER_MEMORY_BYTES_DEFAULT);
+    assert!(SEND_WINDOW_BYTES_MIN <= SEND_WINDOW_BYTES_MAX);
     assert!(STREAMS_BEFORE_HELLO < STREAMS_AT_FIRST && STREAMS_AT_FIRST <= STREAMS_MAX);
     assert!(2 * STREAMS_FOR_REQUESTS < STREAMS_MAX);
     assert!(RPC_BYTES_MAX <= RPC_CONNECTION_BYTES && RPC_CONNECTION_BYTES <= RPC_MEMORY_BYTES);

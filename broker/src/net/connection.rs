@@ -11,9 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
-use quire_protocol::ErrorCode;
-use quire_protocol::limits;
 use quire_protocol::stream::{ConsumeHeader, PREFIX_LEN, ProduceHeader, StreamKind};
+use quire_protocol::{ErrorCode, limits, window};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
@@ -96,7 +95,7 @@ async fn serve(incoming: Incoming, context: Arc<Context>, slots: Slots) {
         return;
     };
     tracing::debug!(%address, principal, "client connected");
-    connection.set_send_window(limits::send_window_bytes(connection.rtt()));
+    connection.set_send_window(window::send_window_bytes(connection.rtt()));
     let _alive = context.connections.enter();
     let receiving = context.config.memory.produce_bytes / limits::PRODUCE_MEMORY_SHARES;
     let session = Arc::new(Session {
