@@ -41,7 +41,9 @@ pub(crate) struct Session {
 impl Session {
     /// Marks the hello exchange as done, which permits everything else.
     pub(crate) fn greet(&self) {
-        self.connection.set_max_concurrent_bi_streams(VarInt::from_u32(self.permits.greeted()));
+        if let Some(first) = self.permits.greeted() {
+            self.connection.set_max_concurrent_bi_streams(VarInt::from_u32(first));
+        }
         self.greeted.store(true, Ordering::Release);
     }
 

@@ -19,10 +19,13 @@ impl StreamPermits {
         StreamPermits { open: AtomicU32::new(0), permitted: AtomicU32::new(limits::STREAMS_BEFORE_HELLO) }
     }
 
-    /// The client said hello: how many it may have open from now on.
-    pub(crate) fn greeted(&self) -> u32 {
-        self.permitted.store(limits::STREAMS_AT_FIRST, Ordering::Release);
-        limits::STREAMS_AT_FIRST
+    /// The client said hello: how many it may have open from now on, unless it had said so before.
+    pub(crate) fn greeted(&self) -> Option<u32> {
+        let (before, first) = (limits::STREAMS_BEFORE_HELLO, limits::STREAMS_AT_FIRST);
+        self.permitted
+            .compare_exchange(before, first, Ordering::AcqRel, Ordering::Acquire)
+            .ok()
+            .map(|_| first)
     }
 
     /// The client opened a stream: how many it may have open from now on, if they become more.
@@ -50,12 +53,13 @@ mod tests {
     fn permits_double_as_they_are_used_and_end_at_the_limit() {
         let permits = StreamPermits::new();
         assert_eq!(permits.opened(), None, "before hello they stay as few as they are");
-        assert_eq!(permits.greeted(), limits::STREAMS_AT_FIRST);
+        assert_eq!(permits.greeted(), Some(limits::STREAMS_AT_FIRST));
         let raised: Vec<u32> = (0..2 * limits::STREAMS_MAX).filter_map(|_| permits.opened()).collect();
         let doubled = std::iter::successors(Some(2 * limits::STREAMS_AT_FIRST), |permits| Some(permits * 2));
         let expected: Vec<u32> = doubled.take_while(|permits| *permits <= limits::STREAMS_MAX).collect();
         assert_eq!(raised, expected);
         assert_eq!(raised.last(), Some(&limits::STREAMS_MAX));
+        assert_eq!(permits.greeted(), None, "another hello takes none away");
     }
 
     #[test]
