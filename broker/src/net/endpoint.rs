@@ -22,7 +22,15 @@ pub(crate) fn open(
     tls: Arc<QuicServerConfig>,
     reset_key: ResetKey,
 ) -> io::Result<(Endpoint, HeldSocket)> {
-    let socket = TokioRuntime.wrap_udp_socket(socket(listen)?.into())?;
+    open_on(socket(listen)?, tls, reset_key)
+}
+
+fn open_on(
+    socket: Socket,
+    tls: Arc<QuicServerConfig>,
+    reset_key: ResetKey,
+) -> io::Result<(Endpoint, HeldSocket)> {
+    let socket = TokioRuntime.wrap_udp_socket(socket.into())?;
     let held = HeldSocket(Arc::downgrade(&socket));
     let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
     endpoint.cid_generator(|| Box::new(AnyIds));
@@ -119,10 +127,10 @@ mod tests {
     use super::super::tls::{self, BrokerCertificate};
     use super::*;
 
-    fn open_broker(listen: SocketAddr, made: &Certificates) -> Endpoint {
+    fn open_broker(socket: Socket, made: &Certificates) -> Endpoint {
         let certificate = Arc::new(BrokerCertificate::new(&made.broker).expect("just made"));
         let tls = tls::server_config(made, certificate, true).expect("just made");
-        open(listen, tls, made.reset_key.clone()).expect("the address is free").0
+        open_on(socket, tls, made.reset_key.clone()).expect("a socket").0
     }
 
     fn client(made: &Certificates) -> Endpoint {
@@ -146,7 +154,10 @@ mod tests {
         let made = certificates::ensure(dir.path(), &["localhost".to_owned()]).expect("made");
         let killed = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        let first = killed.block_on(async { open_broker("127.0.0.1:0".parse().expect("an address"), &made) });
+        // Both starts have the one socket: an address that was let go of can be another process's at once.
+        let socket = socket("127.0.0.1:0".parse().expect("an address")).expect("a free port");
+        let again = socket.try_clone().expect("a descriptor");
+        let first = killed.block_on(async { open_broker(socket, &made) });
         let address = first.local_addr().expect("it is bound");
         let endpoint = runtime.block_on(async { client(&made) });
         let connecting = runtime.spawn({
@@ -160,10 +171,11 @@ mod tests {
         drop((accepted, first, killed));
 
         runtime.block_on(async {
-            let again = certificates::ensure(dir.path(), &["localhost".to_owned()]).expect("read");
-            let _second = open_broker(address, &again);
             let (mut send, _recv) = connection.open_bi().await.expect("it notices nothing yet");
-            send.write_all(b"anything").await.expect("it is buffered");
+            let read = certificates::ensure(dir.path(), &["localhost".to_owned()]).expect("read");
+            let _second = open_broker(again, &read);
+            // It may be told already, for what it sent meanwhile.
+            let _ = send.write_all(b"anything").await;
             let closed = tokio::time::timeout(Duration::from_secs(5), connection.closed()).await;
             assert_eq!(closed.expect("it is told at once"), ConnectionError::Reset);
         });
