@@ -24,7 +24,7 @@ use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp, TopicPartition};
 
 use crate::checkpoint::{self, Checkpoint};
 use crate::disk::{Disk, DiskFile};
-use crate::epochs::{self, EpochCache};
+use crate::epochs::EpochCache;
 use crate::error::OpenError;
 use crate::frames::FrameBytes;
 use crate::index::SegmentIndex;
@@ -187,7 +187,7 @@ impl Opening<'_> {
                 expected: self.partition.to_string(),
                 found: manifest.partition.to_string(),
             }),
-            Err(LoadError::Missing) => match self.names.iter().find(|name| is_log_file(name)) {
+            Err(LoadError::Missing) => match self.names.iter().find(|name| unwritten::needs_manifest(name)) {
                 Some(name) => Err(OpenError::ManifestMissing { manifest: path(), segment: name.clone() }),
                 None => Ok(None),
             },
@@ -319,10 +319,4 @@ fn sync_directories(disk: &dyn Disk, dir: &Path) -> Result<(), OpenError> {
 
 fn log_file(name: SegmentName) -> String {
     name.file(manifest::SegmentFile::Log)
-}
-
-/// Whether a file of this name exists only where a manifest does.
-fn is_log_file(name: &str) -> bool {
-    SegmentName::parse(name).is_some()
-        || [checkpoint::FILE_NAME, checkpoint::CLEAN_FILE_NAME, epochs::FILE_NAME].contains(&name)
 }

@@ -12,7 +12,9 @@ use std::path::Path;
 use quire_protocol::frame;
 use quire_protocol::ids::{Offset, PartitionIndex, TopicPartition};
 
+use crate::checkpoint;
 use crate::disk::{Disk, OpenMode};
+use crate::epochs;
 use crate::manifest::{Manifest, SegmentFile, SegmentName};
 use crate::small_file;
 
@@ -54,17 +56,23 @@ pub fn remove(disk: &dyn Disk, dir: &Path, partition: TopicPartition) -> io::Res
 }
 
 /// The manifest that the marker stands for, where there is no other; `names` are those of all files in `dir`. `None`
-/// without a marker, and beside anything that only a log with a manifest leaves.
+/// without a marker, and beside anything that only a log with a manifest leaves; a stray file says nothing.
 ///
 /// # Errors
 /// If a file can not be read.
 pub fn manifest(disk: &dyn Disk, dir: &Path, names: &[String]) -> io::Result<Option<Manifest>> {
     let Some(partition) = names.iter().find_map(|name| parse(name)) else { return Ok(None) };
-    let is_explained = |name: &String| parse(name).is_some() || is_garbage(name);
-    if !names.iter().all(is_explained) || has_frames(disk, dir)? {
+    let is_contradicted = names.iter().any(|name| needs_manifest(name) && !is_garbage(name));
+    if is_contradicted || has_frames(disk, dir)? {
         return Ok(None);
     }
     Ok(Some(Manifest::new(partition, Offset::ZERO)))
+}
+
+/// Whether a file of this name exists only where a manifest does, or did.
+pub fn needs_manifest(name: &str) -> bool {
+    SegmentName::parse(name).is_some()
+        || [checkpoint::FILE_NAME, checkpoint::CLEAN_FILE_NAME, epochs::FILE_NAME].contains(&name)
 }
 
 /// Whether a file beside the marker is what a first segment leaves that was interrupted while it was made.

@@ -210,6 +210,18 @@ fn a_marker_beside_records_is_not_believed() {
     assert!(matches!(open_existing(&disk), Err(OpenError::ManifestMissing { .. })));
 }
 
+/// What a file server or a person left says nothing of a log's past.
+#[test]
+fn a_stray_file_beside_the_marker_is_left_alone() {
+    let disk = SimDisk::new(12);
+    open(&disk, &options()).expect("an empty disk");
+    put_empty(&disk, ".nfs0001");
+    let (log, report) = open_existing(&disk).expect("it was never written");
+    assert!(report.was_clean && report.removed.is_empty(), "{report:?}");
+    assert_eq!(log.end_offset(), Offset::ZERO);
+    assert_eq!(names(&disk), [".nfs0001".to_owned(), marker()]);
+}
+
 #[test]
 fn a_manifest_counts_and_a_marker_beside_it_goes() {
     let disk = written(6);
