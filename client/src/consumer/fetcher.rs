@@ -98,6 +98,9 @@ impl Fetcher {
         loop {
             let before = progress.position();
             let stop = self.read(&mut progress, lost_since.is_some()).await;
+            if let Some(reader) = &mut progress.reader {
+                reader.restart();
+            }
             // A topic may be quiet, or its consumer slow: a stream that lasted was no failure, though nothing came.
             let lasted = progress.opened_at.take().is_some_and(|at| at.elapsed() >= backoff.longest);
             if lasted || progress.position() != before {
@@ -352,7 +355,6 @@ impl Progress {
     /// without a record: retention may have removed everything before it since it was asked for.
     fn opened(&mut self, seed: FrameSeed, opened: &Opened, end: Option<Offset>) -> bool {
         let reader = self.reader.get_or_insert_with(|| FrameReader::new(seed, opened.next_offset));
-        reader.restart();
         let next_offset = reader.next_offset();
         self.opened_at = Some(Instant::now());
         self.high_watermark = opened.high_watermark;

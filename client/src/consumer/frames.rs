@@ -41,6 +41,8 @@ pub(super) struct FrameReader {
     verified: usize,
     /// Of these frames, those whose link to the one before was recomputed and held.
     links: u64,
+    /// `next_offset` and `chain` where the last slice ended: what lies behind was handed on, and nothing else.
+    handed_on: (Offset, Option<Chain>),
 }
 
 impl FrameReader {
@@ -54,6 +56,7 @@ impl FrameReader {
             buffer: BytesMut::new(),
             verified: 0,
             links: 0,
+            handed_on: (next_offset, None),
         }
     }
 
@@ -67,8 +70,10 @@ impl FrameReader {
         self.announced == 0
     }
 
-    /// A new stream continues at [`FrameReader::next_offset`]; the chain is still held against what it sends.
+    /// The stream is gone, and with it what was verified and not handed on. Another continues at
+    /// [`FrameReader::next_offset`]; the chain is still held against what it sends.
     pub(super) fn restart(&mut self) {
+        (self.next_offset, self.chain) = self.handed_on;
         self.is_first = true;
         self.announced = 0;
         self.buffer.clear();
@@ -166,6 +171,7 @@ impl FrameReader {
         let mut frames = std::mem::replace(&mut self.buffer, rest);
         frames.truncate(self.verified);
         self.verified = 0;
+        self.handed_on = (self.next_offset, self.chain);
         Slice {
             frames: frames.freeze(),
             next_offset: self.next_offset,
@@ -296,6 +302,28 @@ mod tests {
         read(&mut reader, &frames[0], 64).expect("intact");
         reader.restart();
         read(&mut reader, &frames[1], 64).expect("the same history");
+    }
+
+    /// Small frames that were announced together were verified one by one and handed on together; a connection that was
+    /// lost between took the first of them along, and the next one continued behind them.
+    #[test]
+    fn what_a_lost_stream_took_along_is_read_again() {
+        let frames = frames(4, 2, 10);
+        let mut reader = FrameReader::new(seed(0), Offset(0));
+        read(&mut reader, &frames[0], 64).expect("intact");
+        let mut inbox = Inbox::default();
+        inbox.extend(frames[1..3].iter().cloned().map(Bytes::from));
+        reader.announce(frames[1..].concat().len()).expect("plausible");
+        assert_eq!(reader.receive(&mut inbox), Ok(None), "the last one is still to come");
+        assert_eq!(reader.next_offset(), Offset(6));
+        reader.restart();
+        assert_eq!(reader.next_offset(), Offset(2));
+        let slices = read(&mut reader, &frames[1..].concat(), 64).expect("the same history");
+        assert_eq!(
+            slices.iter().flat_map(|slice| slice.frames.to_vec()).collect::<Vec<_>>(),
+            frames[1..].concat()
+        );
+        assert_eq!(slices.iter().map(|slice| slice.links).sum::<u64>(), 3);
     }
 
     #[test]
