@@ -72,7 +72,7 @@ pub struct PartitionLag {
     pub records: u64,
 }
 
-/// The chain of one partition, as far as a consumer has verified it and handed out its records.
+/// The chain of one partition, as far as a consumer has verified what it took in hand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PartitionChain {
     /// The partition.
@@ -172,8 +172,8 @@ impl Consumer {
         self.positions().into_iter().enumerate().map(lag).collect()
     }
 
-    /// How far each partition's chain has been verified. Frames are verified before their records are handed out; up to
-    /// 64 KiB of a partition's records may still be to come. Once a partition has ended, none are.
+    /// How far each partition's chain has been verified. Frames are verified before their records are handed out: those
+    /// in hand, 64 KiB and up to one frame more a partition, may still be to come. Once a partition has ended, none are.
     pub fn chains(&self) -> Vec<PartitionChain> {
         self.cursors.iter().map(Cursor::chain).collect()
     }
