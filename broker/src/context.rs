@@ -31,8 +31,11 @@ pub(crate) struct Context {
 pub(crate) struct Memory {
     /// Batches received and not yet answered.
     pub(crate) produce: Arc<Semaphore>,
-    /// Reads from the disk that no client has taken yet.
+    /// What reads brought from the disk and no client has taken yet: pages of the page cache, which must stay until it is
+    /// sent, or heap where files are not mapped.
     pub(crate) cold_read: Arc<Semaphore>,
+    /// One permit for each call that asks the disk ahead of a consumer.
+    pub(crate) read_aheads: Arc<Semaphore>,
     /// One permit for each lookup of a time. Apart from reads, which wait for clients: a lookup waits only for the disk.
     pub(crate) time_lookups: Arc<Semaphore>,
     /// Control requests being read, and answers being written.
@@ -44,6 +47,7 @@ impl Memory {
         Memory {
             produce: Arc::new(Semaphore::new(config.memory.produce_bytes)),
             cold_read: Arc::new(Semaphore::new(config.memory.cold_read_bytes)),
+            read_aheads: Arc::new(Semaphore::new(limits::READ_AHEADS)),
             time_lookups: Arc::new(Semaphore::new(limits::TIME_LOOKUPS_MAX)),
             rpc: Semaphore::new(limits::RPC_MEMORY_BYTES),
         }

@@ -47,7 +47,12 @@ pub const PRODUCE_MEMORY_SHARES: usize = 4;
 pub const CONSUME_CREDIT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Most bytes read from a log at once for one consumer (one frame may exceed it).
 pub const READ_BYTES_MAX: usize = 1024 * 1024;
-/// Memory for reads that are not served from maps, broker-wide, by default (bytes).
+/// What the disk is asked for ahead of a consumer that reads old data in order (bytes). It lies in the page cache, which
+/// the kernel takes back when it has other use for it.
+pub const READ_AHEAD_BYTES: u64 = 8 * 1024 * 1024;
+/// Calls that ask the disk ahead, under way at once, broker-wide.
+pub const READ_AHEADS: usize = 16;
+/// What reads from the disk brought into memory and no client has taken yet, broker-wide, by default (bytes).
 pub const COLD_READ_MEMORY_BYTES_DEFAULT: usize = 64 * 1024 * 1024;
 
 /// Lookups of a time under way at once, broker-wide. Each holds a batch and what it decompresses to.
@@ -75,7 +80,7 @@ pub const MESSAGE_TIME_MAX: Duration = Duration::from_secs(30);
 /// How long a produce stream waits for memory before it is refused.
 pub const PRODUCE_MEMORY_WAIT_MAX: Duration = Duration::from_millis(500);
 /// Reads from the disk that one connection's consumers may have in hand at once, so that a client that takes nothing
-/// holds a small part of the memory for them.
+/// holds a small part of the memory for them: of pages that must stay, or of heap where files are not mapped.
 pub const COLD_READS_PER_CONNECTION: usize = 4;
 /// How long a consumer may leave frames that it gave credit for in the broker's hands.
 pub const CONSUME_STALL_MAX: Duration = Duration::from_secs(60);
@@ -185,4 +190,6 @@ const _: () = {
     assert!(CLIENT_IDLE_TIME_MAX.as_millis() <= IDLE_TIME_MAX.as_millis());
     assert!(MAPS_MAX < 65_530);
     assert!(LOG_RECENT_BYTES <= RECENT_BYTES);
+    // Asked again half-way, it is still ahead of the next read.
+    assert!(READ_AHEAD_BYTES / 2 > READ_BYTES_MAX as u64);
 };

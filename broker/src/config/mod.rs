@@ -61,7 +61,7 @@ pub struct TlsConfig {
 pub struct MemoryConfig {
     /// Batches received and not yet acknowledged (bytes).
     pub produce_bytes: usize,
-    /// Reads that go to the disk, until the client took them (bytes).
+    /// What reads brought from the disk, until the client took it (bytes).
     pub cold_read_bytes: usize,
 }
 

@@ -1,8 +1,11 @@
 //! One consume stream: frames out as far as credit and the high watermark allow, credit in.
 //!
-//! Frames that are in memory go out as slices of the log's maps, without a copy. What may have left the page cache is
-//! read on the blocking pool, into memory that is accounted for until the client took it. A consumer that waits is one
-//! small future: it sleeps until the partition changes, credit comes, or somebody leaves.
+//! Frames go out as slices of the log's maps, without a copy. What has left the page cache is brought back on the blocking
+//! pool, and accounted for until the client took it; ahead of a consumer that goes on there, the disk is asked for what it
+//! will want next (`ahead.rs`). A consumer that waits is one small future: it sleeps until the partition changes, credit
+//! comes, or somebody leaves.
+
+mod ahead;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +19,7 @@ use quire_storage::{LogReader, ReadError, Residency, Slice};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 use tokio::time::timeout;
 
+use self::ahead::Ahead;
 use super::offsets;
 use crate::context::Context;
 use crate::error::RequestError;
@@ -63,6 +67,7 @@ pub(crate) async fn serve(
         next,
         credit: Credit::default(),
         told: (Offset::ZERO, Offset::ZERO),
+        ahead: Ahead::default(),
         send,
     };
     consumption.credit.grant(header.credit)?;
@@ -147,6 +152,7 @@ struct Consumption<'a> {
     credit: Credit,
     /// Log start and high watermark, as last told.
     told: (Offset, Offset),
+    ahead: Ahead,
     send: &'a mut SendStream,
 }
 
@@ -237,6 +243,7 @@ impl<'a> Consumption<'a> {
         if self.stopping.is_requested() {
             return Err(RequestError::shutting_down().into());
         }
+        self.ahead.advance(&self.context.memory.read_aheads, self.partition.reader(), self.next);
         let bytes_max = self.credit.available().min(limits::READ_BYTES_MAX);
         let read = self.partition.reader().read(self.next, bytes_max, high_watermark, Residency::Resident);
         let read = match read {
@@ -254,7 +261,7 @@ impl<'a> Consumption<'a> {
     }
 
     /// Reads on a thread that may wait for the disk.
-    async fn read_cold(&self, bytes_max: usize, high_watermark: Offset) -> Result<Read<'a>, End> {
+    async fn read_cold(&mut self, bytes_max: usize, high_watermark: Offset) -> Result<Read<'a>, End> {
         let message_bytes_max = self.partition.config().message_bytes_max;
         let (reader, next) = (self.partition.reader().clone(), self.next);
         // One frame may exceed what was asked for.
@@ -264,7 +271,10 @@ impl<'a> Consumption<'a> {
         self.context.metrics.consume_cold_reads.increment(1);
         let read = move || reader.read(next, bytes_max, high_watermark, Residency::Any);
         match tokio::task::spawn_blocking(read).await {
-            Ok(Ok(slice)) => Ok(Read { slice, _memory: Some(memory) }),
+            Ok(Ok(slice)) => {
+                self.ahead.start(slice.next_offset);
+                Ok(Read { slice, _memory: Some(memory) })
+            }
             Ok(Err(error)) => Err(self.read_failed(error).await),
             Err(_) => Err(RequestError::new(ErrorCode::Internal, "reading was interrupted").into()),
         }

@@ -10,6 +10,7 @@ mod suite;
 
 use std::fmt::Debug;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -100,6 +101,12 @@ pub trait DiskFile: Debug + Send + Sync {
     /// Makes everything written so far durable, and the file's length. After an error nothing may be assumed and the
     /// call must not be repeated.
     fn sync_data(&self) -> io::Result<()>;
+
+    /// Begins to read a range into the page cache, and does not wait for it. A hint: what does not work out is found
+    /// when the bytes are read. Of a file that no page cache holds (the simulator's) nothing happens.
+    fn will_need(&self, range: Range<u64>) {
+        let _ = range;
+    }
 
     /// Maps the first `len` bytes for reading, which may lie beyond the current end; only what was written may be
     /// looked at. `None` where files are not mapped (the simulator): read instead.

@@ -129,6 +129,15 @@ impl SegmentIndex {
         }
     }
 
+    /// The last indexed frame that begins at or before `position` (bytes).
+    pub fn find_position(&self, position: u64) -> IndexPoint {
+        let after = self.offsets.partition_point(|entry| u64::from(entry.position) <= position);
+        match after.checked_sub(1).map(|at| self.offsets[at]) {
+            Some(entry) => self.point(entry.relative_offset, entry.position),
+            None => self.point(0, 0),
+        }
+    }
+
     /// The last indexed frame such that no record before it, or in it, has a timestamp at or after `timestamp`; the
     /// segment's first frame if there is none. A search for the first such record starts there.
     pub fn find_timestamp(&self, timestamp: Timestamp) -> IndexPoint {
@@ -350,6 +359,19 @@ mod tests {
                     let at = frames.iter().find(|frame| frame.position == found.position).expect("a frame's start");
                     prop_assert_eq!(at.header.base_offset, found.offset);
                     prop_assert!(frame.position - found.position < interval + 5000);
+                }
+            }
+        }
+
+        #[test]
+        fn a_position_is_found_at_most_an_interval_back(frames in frames(), interval in 1u64..20_000) {
+            let index = index_of(&frames, interval);
+            for frame in &frames {
+                for position in [frame.position, frame.position + frame.len - 1] {
+                    let found = index.find_position(position);
+                    prop_assert!(found.position <= frame.position && position - found.position < interval + 10_000);
+                    let at = frames.iter().find(|frame| frame.position == found.position).expect("a frame's start");
+                    prop_assert_eq!(at.header.base_offset, found.offset);
                 }
             }
         }

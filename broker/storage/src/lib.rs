@@ -6,7 +6,7 @@
 //! ```text
 //!   owner thread                      flusher threads
 //!   append ──► pwritev                                          LogReader (any thread)
-//!   next_job ─────────────► Job::run  sync, allocate,   segments ─► map or pread ─► checked frames
+//!   next_job ─────────────► Job::run  sync, allocate,   segments ─► map (or pread) ─► checked frames
 //!   complete ◄───────────── JobDone   roll, checkpoint
 //! ```
 //!
@@ -40,6 +40,6 @@ pub use error::{AppendError, AppendErrorKind, CloseError, OpenError, ReadError};
 pub use jobs::{Job, JobDone, JobKind};
 pub use log::{AppendContext, Completed, Log, LogOptions, NewBatch, Want};
 pub use poison::PoisonReason;
-pub use reader::{LogReader, Residency, Slice};
+pub use reader::{LogReader, ReadAhead, Residency, Slice};
 pub use recovery::{Corruption, RecoveryReport, TornTail};
 pub use retention::remove_log;

@@ -1,8 +1,10 @@
 //! Reading a log, from any thread, without the owner.
 //!
-//! What is in the page cache is served as slices of the map, without a copy; what is not is read into the heap. Either
-//! way every frame is checked completely before it is served: damage on the way from the disk is an error, never data.
+//! Frames are served as slices of the map, without a copy: at once if they are in the page cache, else by a thread that
+//! may wait until they are. Only what can not be mapped is read into the heap. Either way every frame is checked
+//! completely before it is served: damage on the way from the disk is an error, never data.
 
+mod ahead;
 mod source;
 
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use crate::error::ReadError;
 use crate::segment::Segment;
 use crate::shared::Shared;
 
+pub use ahead::ReadAhead;
 use source::Source;
 
 /// Whether a read may wait for the disk.

@@ -213,6 +213,12 @@ impl Segment {
         index.as_ref().map(|index| index.find_offset(offset).position)
     }
 
+    /// The offset of a frame that begins at or shortly before `position`; `None` if the index is not loaded.
+    pub(crate) fn offset_near(&self, position: u64) -> Option<Offset> {
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        index.as_ref().map(|index| index.find_position(position).offset)
+    }
+
     /// Where to start looking for the first record at or after `timestamp`; `None` if the index is not loaded.
     pub(crate) fn find_timestamp(&self, timestamp: Timestamp) -> Option<u64> {
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);

@@ -1,6 +1,7 @@
 //! What a log shows to its readers: the list of segments, swapped whole, and the offsets that bound reads.
 
 use std::collections::VecDeque;
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,12 +10,12 @@ use arc_swap::ArcSwap;
 use quire_protocol::frame::FrameSeed;
 use quire_protocol::ids::Offset;
 
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskFile};
 use crate::recency::Recency;
 use crate::segment::Segment;
 
-/// Older segments of one log that are kept open for readers.
-const OPEN_SEGMENTS_MAX: usize = 2;
+/// Older segments of one log that are kept open for readers: for two that go on in order, each with the next one ahead.
+const OPEN_SEGMENTS_MAX: usize = 4;
 
 /// Shared by a log and its readers. The owner writes, readers look; nobody waits.
 #[derive(Debug)]
@@ -123,16 +124,21 @@ impl Shared {
         self.lock_opened().retain(|segment| segment.base_offset() >= log_start);
     }
 
-    /// A reader opened this sealed segment: the one opened longest ago is closed if there are too many.
-    pub(crate) fn was_opened(&self, segment: &Arc<Segment>) {
-        let mut opened = self.lock_opened();
-        opened.retain(|other| !Arc::ptr_eq(other, segment));
-        opened.push_back(Arc::clone(segment));
-        if opened.len() > OPEN_SEGMENTS_MAX
-            && let Some(oldest) = opened.pop_front()
-        {
-            oldest.release();
+    /// Opens a segment for a reader. The one opened longest ago is closed if that makes too many.
+    pub(crate) fn open_old(&self, segment: &Arc<Segment>) -> io::Result<Arc<dyn DiskFile>> {
+        let was_open = segment.is_open();
+        let file = segment.open(&*self.disk, &self.dir)?;
+        if !was_open {
+            let mut opened = self.lock_opened();
+            opened.retain(|other| !Arc::ptr_eq(other, segment));
+            opened.push_back(Arc::clone(segment));
+            if opened.len() > OPEN_SEGMENTS_MAX
+                && let Some(oldest) = opened.pop_front()
+            {
+                oldest.release();
+            }
         }
+        Ok(file)
     }
 
     /// Gives back every descriptor and map.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use quire_protocol::batch::TimestampType;
 use quire_protocol::frame::{FrameHeader, FrameSeed};
@@ -13,8 +14,8 @@ use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp};
 use quire_storage::disk::OsDisk;
 use quire_storage::inspect::{self, FindingKind};
 use quire_storage::{
-    AppendContext, AppendErrorKind, Log, LogOptions, LogReader, NewBatch, ReadError, RecoveryReport,
-    Residency,
+    AppendContext, AppendErrorKind, Log, LogOptions, LogReader, NewBatch, ReadAhead, ReadError,
+    RecoveryReport, Residency,
 };
 
 use harness::{NO_SYNC, SYNC, frames, new_batch, partition, read_all};
@@ -280,4 +281,124 @@ fn what_is_left_of_a_segment_that_was_cut_short_is_served() {
         let behind = Offset(end.0 - 2);
         assert!(!read_all(&reader, behind, end).expect("the other segments are whole").is_empty());
     }
+}
+
+/// A log of three segments, opened when nothing of it was in the page cache.
+struct Cold {
+    dir: tempfile::TempDir,
+    log: Log,
+    /// Length of each frame, which has one record.
+    frame_len: u64,
+    /// The first offset of the second segment.
+    second: Offset,
+}
+
+impl Cold {
+    const SEGMENT_BYTES: u64 = 4 << 20;
+
+    fn new() -> Cold {
+        // Beside the build: what lies in /tmp may have no disk below it.
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+        let (mut log, _) = open(dir.path(), Cold::SEGMENT_BYTES);
+        let frame_len = append(&mut log, vec![new_batch(1, 50_000, 1, Timestamp(5))])[0].frame_len() as u64;
+        let second = Offset(Cold::SEGMENT_BYTES / frame_len);
+        while log.end_offset().0 <= 2 * second.0 {
+            append(&mut log, vec![new_batch(1, 50_000, 1, Timestamp(5))]);
+            commit(&mut log);
+        }
+        log.close().expect("a healthy disk");
+        assert_eq!(segments(dir.path()).len(), 3);
+        let (log, report) = open(dir.path(), Cold::SEGMENT_BYTES);
+        assert!(report.was_clean);
+        let cold = Cold { dir, log, frame_len, second };
+        cold.drop_pages();
+        cold
+    }
+
+    /// Takes out of the page cache what nobody has mapped.
+    fn drop_pages(&self) {
+        for path in segments(self.dir.path()) {
+            let file = std::fs::File::open(path).expect("there");
+            file.sync_all().expect("a healthy disk");
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("heard");
+        }
+    }
+
+    /// Reads one frame.
+    fn read(&self, from: Offset, residency: Residency) -> Result<(), ReadError> {
+        let slice =
+            self.log.reader().read(from, self.frame_len as usize, self.log.end_offset(), residency)?;
+        assert_eq!((slice.bytes as u64, slice.next_offset), (self.frame_len, Offset(from.0 + 1)));
+        Ok(())
+    }
+
+    /// Waits until the disk has brought what is at `from`.
+    fn await_resident(&self, from: Offset) {
+        let start = Instant::now();
+        while let Err(error) = self.read(from, Residency::Resident) {
+            assert!(matches!(error, ReadError::NotResident), "{error}");
+            assert!(start.elapsed() < Duration::from_secs(20), "offset {from} was not read ahead");
+            thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn what_was_read_ahead_is_served_without_waiting_also_in_the_next_segment() {
+    let cold = Cold::new();
+    // Opens the first segment, and may bring in more of it than was asked for.
+    cold.read(Offset(0), Residency::Any).expect("intact");
+    cold.drop_pages();
+    let middle = Offset(cold.second.0 / 2);
+    for offset in [middle, Offset(cold.second.0 - 1), cold.second] {
+        let refused = cold.read(offset, Residency::Resident).expect_err("on the disk");
+        assert!(matches!(refused, ReadError::NotResident));
+    }
+    let due = ReadAhead::due_at(middle);
+    assert!(due.is_due(middle));
+    let asked = cold.log.reader().read_ahead(middle, due).expect("healthy").expect("nothing is recent");
+    assert!(!asked.is_due(middle), "so much was asked for");
+    assert!(asked.is_due(cold.log.end_offset()), "and no more");
+    for offset in [middle, Offset(cold.second.0 - 1), cold.second] {
+        cold.await_resident(offset);
+    }
+}
+
+#[test]
+fn reading_ahead_ends_at_what_is_recent() {
+    let mut cold = Cold::new();
+    let end = cold.log.end_offset();
+    let ask = |log: &Log, from| log.reader().read_ahead(from, ReadAhead::due_at(from)).expect("healthy");
+    assert_eq!(ask(&cold.log, end), None, "nothing is there yet");
+    append(&mut cold.log, vec![new_batch(1, 50_000, 1, Timestamp(5))]);
+    assert_eq!(ask(&cold.log, end), None, "just written");
+    assert!(ask(&cold.log, Offset(0)).is_some());
+}
+
+#[test]
+fn damage_that_comes_from_the_disk_is_found() {
+    let cold = Cold::new();
+    let damaged = Offset(cold.second.0 / 2);
+    let path = &segments(cold.dir.path())[0];
+    let file = std::fs::File::options().write(true).open(path).expect("there");
+    let position = damaged.0 * cold.frame_len + 40_000;
+    std::os::unix::fs::FileExt::write_all_at(&file, b"damage", position).expect("room");
+    cold.drop_pages();
+    let reader = cold.log.reader();
+    reader.read_ahead(Offset(0), ReadAhead::due_at(Offset(0))).expect("nothing is looked at yet");
+    cold.read(Offset(damaged.0 - 1), Residency::Any).expect("intact");
+    let error = cold.read(damaged, Residency::Any).expect_err("damaged");
+    assert!(matches!(error, ReadError::Corrupt { offset, .. } if offset == damaged), "{error}");
+    cold.read(Offset(damaged.0 + 1), Residency::Any).expect("intact");
+}
+
+#[test]
+fn a_missing_segment_is_damage_to_who_reads_and_to_who_reads_ahead() {
+    let cold = Cold::new();
+    std::fs::remove_file(&segments(cold.dir.path())[1]).expect("there");
+    let error = cold.read(cold.second, Residency::Any).expect_err("missing");
+    assert!(matches!(&error, ReadError::Corrupt { offset, .. } if *offset == cold.second), "{error}");
+    let ahead = cold.log.reader().read_ahead(Offset(0), ReadAhead::due_at(Offset(0)));
+    assert!(matches!(&ahead, Err(ReadError::Corrupt { offset, .. }) if *offset == cold.second), "{ahead:?}");
+    cold.read(Offset(cold.second.0 - 1), Residency::Any).expect("the first is there");
 }

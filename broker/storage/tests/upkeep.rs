@@ -259,7 +259,7 @@ fn a_log_of_more_segments_than_descriptors_is_recovered() {
     }
     harness.disk.kill();
     harness.disk.remove(&Path::new(DIR).join("checkpoint")).expect("there");
-    harness.disk.inject(Fault::FewDescriptors { count: 3 });
+    harness.disk.inject(Fault::FewDescriptors { count: 5 });
     let report = harness.restart(|_| {});
     assert_eq!(report.frames_scanned, 12, "all of it");
     harness.append(vec![new_batch(1, 10, 2, Timestamp(5))]).expect("room");

@@ -2,10 +2,12 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, IoSlice};
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{Advice, FallocateFlags};
 use rustix::io::Errno;
 
 use super::{Disk, DiskFile, OpenMode};
@@ -13,6 +15,8 @@ use crate::mmap::{Extent, Mapping};
 
 /// Slices that one `pwritev` takes (Linux: IOV_MAX).
 const SLICES_MAX: usize = 1024;
+/// Bytes announced at once: of more, Linux takes no notice beyond what its read-ahead or one request of the device takes.
+const ADVICE_STEP_BYTES: u64 = 128 * 1024;
 /// Zeros written at once where the file system can not allocate (bytes).
 const ZEROS_LEN: usize = 64 * 1024;
 
@@ -127,6 +131,15 @@ impl DiskFile for OsFile {
         Ok(rustix::fs::fdatasync(&self.file)?)
     }
 
+    fn will_need(&self, range: Range<u64>) {
+        for start in range.clone().step_by(ADVICE_STEP_BYTES as usize) {
+            let len = NonZeroU64::new((range.end - start).min(ADVICE_STEP_BYTES));
+            if rustix::fs::fadvise(&self.file, start, len, Advice::WillNeed).is_err() {
+                return;
+            }
+        }
+    }
+
     fn map(&self, len: u64) -> io::Result<Option<Mapping>> {
         Mapping::new(&self.file, len, Arc::clone(&self.extent))
     }
@@ -154,7 +167,7 @@ fn write_all_at(file: &File, mut position: u64, slices: &[IoSlice<'_>]) -> io::R
 }
 
 /// Allocates on a file system that can not: only behind the end of the file, where nothing can be overwritten.
-fn write_zeros(file: &File, range: std::ops::Range<u64>) -> io::Result<()> {
+fn write_zeros(file: &File, range: Range<u64>) -> io::Result<()> {
     let zeros = vec![0; ZEROS_LEN];
     let mut position = range.start;
     while position < range.end {

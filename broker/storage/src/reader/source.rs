@@ -42,11 +42,12 @@ impl FrameBytes for Source<'_> {
 
     fn bytes(&self, range: Range<u64>) -> Result<Bytes, ReadError> {
         let is_recent = range.start >= self.recent_from;
-        let map = self.map.as_ref().filter(|map| is_recent || map.is_resident(&range));
+        let may_wait = is_recent || self.residency == Residency::Any;
+        let map = self.map.as_ref().filter(|map| may_wait || map.is_resident(&range));
         if let Some(bytes) = map.and_then(|map| map.slice(range.clone())) {
             return Ok(bytes);
         }
-        if !is_recent && self.residency == Residency::Resident {
+        if !may_wait {
             return Err(ReadError::NotResident);
         }
         self.read(range).map_err(|error| self.io(error))
@@ -62,8 +63,12 @@ impl<'a> Source<'a> {
         let end = segment.position();
         let recent_from = segment.recent_from(shared.recent_from());
         let mut source = Source { shared, segment, residency, end, recent_from, map: None };
+        let is_recent = recent_from < end;
+        if residency == Residency::Any && !is_recent {
+            shared.open_old(segment).map_err(|error| source.io(error))?;
+        }
         // An older one is mapped once somebody who may block has opened it.
-        if recent_from < end || segment.is_open() {
+        if is_recent || segment.is_open() {
             let map = segment.map(&*shared.disk, &shared.dir, end);
             source.map = map.map_err(|error| source.io(error))?;
         }
@@ -180,6 +185,13 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// Has the disk begin to read a range, without waiting for it.
+    pub(super) fn will_need(&self, range: Range<u64>) -> Result<(), ReadError> {
+        let file = self.shared.open_old(self.segment).map_err(|error| self.io(error))?;
+        file.will_need(range);
+        Ok(())
+    }
+
     fn io(&self, source: io::Error) -> ReadError {
         let log_start = self.shared.log_start();
         match source.kind() {
@@ -240,11 +252,7 @@ impl<'a> Source<'a> {
     }
 
     fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
-        if !self.segment.is_open() {
-            self.segment.open(&*self.shared.disk, &self.shared.dir)?;
-            self.shared.was_opened(self.segment);
-        }
-        let file = self.segment.open(&*self.shared.disk, &self.shared.dir)?;
+        let file = self.shared.open_old(self.segment)?;
         match read_all(&*file, range.clone()) {
             // The file was cut short behind our back. What it has is served; a frame that it ends in is found damaged.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
