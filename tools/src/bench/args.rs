@@ -30,9 +30,9 @@ pub struct LoadArgs {
     /// Producers, each with a connection of its own
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=CLIENTS_MAX), help_heading = "Load")]
     producers: u32,
-    /// Consumers, each with a connection of its own; they share out the partitions
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=CLIENTS_MAX), help_heading = "Load")]
-    consumers: u32,
+    /// Consumers, each with a connection of its own; they share out the partitions [default: 1; produce: none]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=CLIENTS_MAX), help_heading = "Load")]
+    consumers: Option<u32>,
     /// Size of a value: 1KiB, from..to (100..2000), or weighted (100:9,10000:1)
     #[arg(long, value_name = "SIZE", default_value = "1KiB", help_heading = "Load")]
     record_size: Vec<RecordSizes>,
@@ -42,7 +42,7 @@ pub struct LoadArgs {
     /// Records a second over all producers, sent on schedule whatever the broker does [default: flat out]
     #[arg(long, value_name = "N", value_parser = rate, help_heading = "Load")]
     rate: Option<f64>,
-    /// Unacknowledged records a producer may have [default: what its memory holds]
+    /// Unacknowledged records a producer may have [default: what its 64 MiB of memory hold]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Load")]
     in_flight: Option<u32>,
     /// Largest batch
@@ -251,8 +251,13 @@ impl LoadArgs {
 
     fn check(&self, scenario: Scenario, sizes: &[&RecordSize]) -> Result<(), Failure> {
         let reads = scenario != Scenario::Produce;
-        if reads && self.consumers > self.partitions {
-            let hint = format!("use --partitions {} or fewer consumers", self.consumers);
+        if !reads && self.consumers.is_some() {
+            return Err(Failure::usage("--consumers is for what is read, and produce only writes")
+                .hint("use 'quire bench end-to-end' or 'quire bench mixed' to read meanwhile"));
+        }
+        let consumers = self.consumers(scenario);
+        if consumers > self.partitions {
+            let hint = format!("use --partitions {consumers} or fewer consumers");
             return Err(Failure::usage(
                 "each partition has one consumer, and there are more consumers than partitions",
             )
@@ -270,6 +275,14 @@ impl LoadArgs {
             return Err(Failure::usage(
                 "--prefill is for consume and mixed, which read what was written before",
             ));
+        }
+        if scenario == Scenario::Consume && self.count.is_some() && self.prefill.is_some() {
+            return Err(Failure::usage("--count and --prefill: consume reads what was written, once")
+                .hint("use --prefill with --duration to read it again and again"));
+        }
+        if self.acks == AcksArg::None && (self.verify || scenario == Scenario::Consume) {
+            return Err(Failure::usage("--acks none: nobody is told which records are there to be read")
+                .hint("use --acks leader, or 'quire bench end-to-end' without --verify"));
         }
         let is_too_small = sizes.iter().any(|size| size.min() < STAMP_LEN);
         if is_too_small && (self.verify || scenario == Scenario::EndToEnd) {
@@ -304,7 +317,7 @@ impl LoadArgs {
             scenario,
             broker,
             producers: self.producers,
-            consumers: if scenario == Scenario::Produce { 0 } else { self.consumers },
+            consumers: self.consumers(scenario),
             partitions: self.partitions,
             replicas: cell.replicas,
             sync: cell.sync.name().to_owned(),
@@ -336,6 +349,10 @@ impl LoadArgs {
             partitions: self.partitions,
         };
         Plan { settings, contents, cipher, acks, linger: self.linger, duration, warm_up, prefill }
+    }
+
+    fn consumers(&self, scenario: Scenario) -> u32 {
+        if scenario == Scenario::Produce { 0 } else { self.consumers.unwrap_or(1) }
     }
 
     fn page_cache_warm_up_bytes(&self) -> u64 {

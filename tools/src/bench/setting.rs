@@ -1,5 +1,7 @@
 //! What was asked for and where it ran, named for people; and what of it differs between reports.
 
+use quire_protocol::limits;
+
 use crate::output;
 
 use super::quantity;
@@ -27,7 +29,7 @@ pub fn settings(settings: &Settings) -> Vec<Row> {
         ("Keys", if settings.keys == 0 { "none".to_owned() } else { output::thousands(settings.keys) }),
         ("Batch at most", bytes(settings.batch_bytes)),
         ("Linger", quantity::latency(settings.linger_ms * 1e3)),
-        ("In flight", settings.in_flight.map_or_else(|| "what memory holds".to_owned(), in_flight)),
+        ("In flight", settings.in_flight.map_or_else(in_memory, in_flight)),
         ("Compression", settings.compression.clone()),
         ("Rate", settings.rate.map_or_else(flat_out, of_rate)),
         ("Length", length(settings)),
@@ -60,9 +62,7 @@ pub fn command(settings: &Settings) -> String {
     let mut flag = |name: &str, value: &dyn std::fmt::Display| {
         words.push(format!("--{name} {}", quoted(&value.to_string())));
     };
-    if settings.scenario != Scenario::Consume {
-        flag("producers", &settings.producers);
-    }
+    flag("producers", &settings.producers);
     if settings.scenario != Scenario::Produce {
         flag("consumers", &settings.consumers);
     }
@@ -155,6 +155,10 @@ pub fn warnings(reports: &[Report]) -> Vec<String> {
     if versions.len() > 1 {
         warnings.push(format!("the versions of Quire differ: {}", versions.join(", ")));
     }
+    let sizes = reports.windows(2).any(|pair| pair[0].settings.record_size != pair[1].settings.record_size);
+    if sizes {
+        warnings.push("the record sizes differ: compare bytes a second, not records a second".to_owned());
+    }
     let latencies = || reports.iter().flat_map(|report| &report.runs).flat_map(|run| &run.latencies);
     if latencies().any(|latency| latency.is_corrected) && latencies().any(|latency| !latency.is_corrected) {
         warnings.push(
@@ -184,6 +188,11 @@ fn in_flight(records: u32) -> String {
     output::counted(u64::from(records), "record")
 }
 
+/// What bounds a producer that nothing else does.
+fn in_memory() -> String {
+    format!("what {} hold", quantity::memory(limits::PRODUCER_MEMORY_BYTES_DEFAULT as f64))
+}
+
 fn length(settings: &Settings) -> String {
     match (settings.count, settings.duration_seconds) {
         (Some(count), _) => output::counted(count, "record"),
@@ -202,8 +211,11 @@ fn warm_up(settings: &Settings) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::FromArgMatches;
+
     use super::*;
-    use crate::bench::sample;
+    use crate::args::{Cli, Command};
+    use crate::bench::{BenchCommand, sample};
 
     #[test]
     fn the_command_asks_for_the_same_again() {
@@ -224,9 +236,48 @@ mod tests {
             ..sample::settings()
         };
         let command = command(&consume);
-        assert!(command.contains("consume --consumers 0") && command.contains("--prefill 500"), "{command}");
+        assert!(
+            command.contains("consume --producers 1 --consumers 0") && command.contains("--prefill 500"),
+            "{command}"
+        );
         assert!(command.contains("--page-cache-warm-up 1073741824"), "{command}");
         assert!(command.ends_with("--verify --cluster"), "{command}");
+    }
+
+    #[test]
+    fn the_command_is_read_as_the_settings_it_was_made_from() {
+        for line in [
+            "produce --page-cache-warm-up 1GiB",
+            "produce --producers 3 --partitions 7 --sync interval --cipher chacha20-poly1305 --acks leader \
+             --record-size 100..2000 --keys 50 --batch-bytes 1MiB --linger 500us -z zstd --in-flight 64 \
+             --rate 12345.6 --duration 1500ms --warm-up 0.25 --no-page-cache-warm-up --repeat 5 --seed 9",
+            "produce --record-size 100:9,10000:1 --count 12345 --page-cache-warm-up 0 --verify",
+            "consume --producers 2 --partitions 8 --consumers 8 --no-page-cache-warm-up",
+            "consume --count 500 --no-page-cache-warm-up",
+            "consume --prefill 500 --duration 2m --no-page-cache-warm-up",
+            "end-to-end --rate 10000 --verify --cipher aes-256-gcm --no-page-cache-warm-up",
+            "mixed --prefill 3000 --count 2000 --no-page-cache-warm-up",
+            "mixed --cluster --replicas 3 --duration 7",
+        ] {
+            let asked = asked_for(&format!("quire bench {line}"));
+            assert_eq!(asked_for(&command(&asked)), asked, "{line}");
+        }
+    }
+
+    /// The settings that a command line asks for; none of its words needs a shell's quotes.
+    fn asked_for(line: &str) -> Settings {
+        let read = crate::args::command().try_get_matches_from(line.split_whitespace());
+        let cli = read.and_then(|matches| Cli::from_arg_matches(&matches)).expect(line);
+        let (scenario, args) = match cli.command {
+            Command::Bench(BenchCommand::Produce(args)) => (Scenario::Produce, args),
+            Command::Bench(BenchCommand::Consume(args)) => (Scenario::Consume, args),
+            Command::Bench(BenchCommand::EndToEnd(args)) => (Scenario::EndToEnd, args),
+            Command::Bench(BenchCommand::Mixed(args)) => (Scenario::Mixed, args),
+            other => panic!("{line} is read as {other:?}"),
+        };
+        let broker = args.cluster.then(|| "localhost:9440".to_owned());
+        let mut plans = args.plans(scenario, broker).expect(line);
+        plans.remove(0).settings
     }
 
     #[test]
@@ -265,5 +316,12 @@ mod tests {
         assert_eq!(warnings[0], "the machines differ: cores in use");
         assert_eq!(warnings[1], "the versions of Quire differ: 0.1.0, 9.9.9");
         assert!(warnings[2].starts_with("latencies begin at different instants"));
+        let a = sample::report("a", &[1.0]);
+        let mut b = a.clone();
+        b.settings.record_size = "65536".to_owned();
+        assert_eq!(
+            super::warnings(&[a, b]),
+            ["the record sizes differ: compare bytes a second, not records a second"]
+        );
     }
 }
