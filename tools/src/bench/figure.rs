@@ -2,6 +2,7 @@
 
 use super::quantity;
 use super::report::{Latency, LatencyKind, Report, Run, Spread};
+use super::summary;
 
 /// Repetitions below which a spread says too little: two equal systems whose figures are drawn three times each come
 /// apart in one comparison of ten by chance alone, with two each in one of three.
@@ -120,15 +121,7 @@ pub struct Measured {
 
 impl Measured {
     fn new(values: Vec<f64>) -> Option<Measured> {
-        let mut sorted = values.clone();
-        sorted.sort_by(f64::total_cmp);
-        let (&min, &max) = (sorted.first()?, sorted.last()?);
-        let middle = sorted.len() / 2;
-        let median = match sorted.len().is_multiple_of(2) {
-            true => sorted[middle - 1] / 2.0 + sorted[middle] / 2.0,
-            false => sorted[middle],
-        };
-        Some(Measured { values, spread: Spread { median, min, max } })
+        Some(Measured { spread: summary::spread(&values)?, values })
     }
 }
 
@@ -282,9 +275,14 @@ pub fn headline(report: &Report) -> Option<&'static Figure> {
     FIGURES.iter().find(|figure| figure.unit == Unit::RecordsPerSecond && figure.of(report).is_some())
 }
 
-/// The index of the repetition whose headline figure is nearest to the median; the first of equals.
+/// The index of the repetition that stands in the middle, by throughput, or by latency where a schedule gives the
+/// throughput; the first of equals.
 pub fn median_run(report: &Report) -> usize {
-    let Some(figure) = headline(report) else { return 0 };
+    let is_tail = |figure: &&Figure| ["end_to_end_p99_us", "acknowledgement_p99_us"].contains(&figure.key);
+    // End to end, where there is one.
+    let tail = FIGURES.iter().rev().filter(|_| report.settings.rate.is_some()).filter(is_tail);
+    let tail = tail.into_iter().find(|figure| figure.of(report).is_some());
+    let Some(figure) = tail.or_else(|| headline(report)) else { return 0 };
     let Some(measured) = figure.of(report) else { return 0 };
     let distance = |run: &Run| {
         (figure.of_run)(run).map_or(f64::INFINITY, |value| (value - measured.spread.median).abs())
@@ -300,6 +298,7 @@ fn ratio(a: f64, b: f64) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::sample;
 
     fn measured(values: &[f64]) -> Measured {
         Measured::new(values.to_vec()).expect("there are values")
@@ -342,6 +341,19 @@ mod tests {
         assert_eq!(figure.compare(&measured(&[2.0]), &measured(&[3.0])).ratio, Some(1.5));
         assert_eq!(figure.compare(&measured(&[0.0]), &measured(&[3.0])).ratio, None);
         assert_eq!(figure.compare(&measured(&[0.0]), &measured(&[0.0])).ratio, None);
+    }
+
+    #[test]
+    fn the_median_repetition_is_told_by_what_the_load_left_open() {
+        let mut report = sample::report("T", &[100.0, 300.0, 200.0]);
+        for (run, p99_us) in report.runs.iter_mut().zip([5.0, 9.0, 1.0]) {
+            run.latencies[0].p99_us = p99_us;
+        }
+        assert_eq!(median_run(&report), 2, "by throughput");
+        report.settings.rate = Some(300.0);
+        assert_eq!(median_run(&report), 0, "by latency, on schedule");
+        report.runs.iter_mut().for_each(|run| run.latencies.clear());
+        assert_eq!(median_run(&report), 2);
     }
 
     #[test]
