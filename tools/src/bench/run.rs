@@ -295,22 +295,24 @@ impl Bench<'_> {
             reading.until(self.plan.warm_up).await?;
         }
         let sampler = self.sample(&[], &consumers, progress)?;
-        let start_ns = self.clock.now_ns();
+        let (start_ns, before) = (self.clock.now_ns(), arrivals.count());
         let mut reading = Reading::default();
-        match self.plan.duration {
+        let failed = match self.plan.duration {
             Some(duration) => {
                 reading.read_on(&consumers);
                 reading.until(duration).await?;
+                0
             }
             None => {
                 reading.read_once(&consumers);
                 reading.finish().await?;
+                self.plan.prefill.saturating_sub(arrivals.count() - before)
             }
-        }
+        };
         let end_ns = arrivals.last_ns().max(start_ns + 1);
         let samples = sampler.finish(self.clock.at(end_ns));
         close(consumers).await;
-        Ok(Measured { samples, seconds: seconds(end_ns - start_ns), failed: 0, producers })
+        Ok(Measured { samples, seconds: seconds(end_ns - start_ns), failed, producers })
     }
 
     fn sample(
