@@ -21,6 +21,7 @@ pub mod process;
 pub mod progress;
 pub mod quantity;
 pub mod random;
+pub mod remark;
 pub mod report;
 pub mod run;
 pub mod schedule;
@@ -36,6 +37,7 @@ pub mod warm_up;
 #[cfg(test)]
 mod sample;
 
+use std::io::{self, IsTerminal};
 use std::sync::Arc;
 
 use clap::Subcommand;
@@ -52,7 +54,7 @@ use measure::Clock;
 use payload::Contents;
 use probe::Probe;
 use progress::{Goal, ProgressLine};
-use report::{FORMAT, Report, Scenario};
+use report::{FORMAT, Report, Scenario, Settings};
 use run::{Bench, Stage};
 
 const EXAMPLES: &str = "\
@@ -60,7 +62,7 @@ Examples:
   quire bench produce                                      1 KiB records, flat out, all on disk
   quire bench produce --rate 10000 --in-flight 1000        on schedule: lateness counts as latency
   quire bench produce --producers 16 --in-flight 1         one record at a time, sharing syncs
-  quire bench end-to-end --rate 10000 --verify             to a consumer's hands, every record checked
+  quire bench end-to-end --rate 10000 --verify             to a consumer's hands, all checked
   quire bench consume --partitions 8 --consumers 8
   quire bench produce --matrix --sync always,interval --record-size 100,1KiB,64KiB --json
 
@@ -105,14 +107,19 @@ pub async fn run(profile: Option<&str>, command: &BenchCommand) -> Result<Exit, 
     let address = profile.as_ref().map(|profile| profile.address().to_owned());
     let plans = args.plans(scenario, address)?;
     let mut stop = StopSignals::listen()?;
-    let mut session = Session { args, profile, target: None, topic: None };
+    let mut session = Session::new(args, profile);
     let outcome = tokio::select! {
-        outcome = session.run(&plans) => outcome,
+        outcome = session.run(&plans) => outcome.map(|()| Exit::Done),
         () = stop.stop() => Ok(Exit::Interrupted),
     };
     stop.force_on_next();
     session.end(&plans).await;
-    outcome
+    // What was measured is shown, whatever ended it.
+    let shown = session.show(plans.len());
+    match outcome? {
+        Exit::Done => shown.map(|()| session.verdict()),
+        interrupted => Ok(interrupted),
+    }
 }
 
 /// The profile of the broker to load, if it is one that runs already.
@@ -130,39 +137,91 @@ fn running_profile(name: Option<&str>, args: &LoadArgs) -> Result<Option<Profile
     }
 }
 
-/// A benchmark under way: what has to be put away at its end, however it ends.
+/// A combination of a matrix that could not be measured.
+#[derive(Debug)]
+pub struct Missing {
+    /// What was asked for.
+    pub settings: Settings,
+    /// Why there is no report of it.
+    pub why: String,
+}
+
+/// A benchmark under way: what was measured so far, and what has to be put away at its end, however it ends.
 struct Session<'a> {
     args: &'a LoadArgs,
     profile: Option<Profile>,
     target: Option<Target>,
     topic: Option<String>,
+    is_page_cache_warm: bool,
+    reports: Vec<Report>,
+    missing: Vec<Missing>,
 }
 
-impl Session<'_> {
-    async fn run(&mut self, plans: &[Plan]) -> Result<Exit, Failure> {
-        let mut reports = Vec::with_capacity(plans.len());
+impl<'a> Session<'a> {
+    fn new(args: &'a LoadArgs, profile: Option<Profile>) -> Session<'a> {
+        let (reports, missing) = (Vec::new(), Vec::new());
+        Session { args, profile, target: None, topic: None, is_page_cache_warm: false, reports, missing }
+    }
+
+    /// Runs every plan. One of a matrix that fails leaves the others their turn, unless they would fail alike.
+    async fn run(&mut self, plans: &[Plan]) -> Result<(), Failure> {
         for plan in plans {
-            let report = self.report(plan, reports.is_empty()).await?;
+            let measured = self.report(plan).await;
             self.put_away(plan).await;
-            if self.args.json {
-                output::print_json(&report)?;
-            } else if !self.args.matrix {
-                output::print(&table::summary(&report, Palette::stdout()))?;
+            match measured {
+                Ok(report) => self.take(report)?,
+                Err(Failure::Told { exit: Exit::Failed, what, hints }) if self.args.matrix => {
+                    self.missing.push(Missing { settings: plan.settings.clone(), why: what.clone() });
+                    output::report(&Failure::Told { exit: Exit::Failed, what, hints });
+                }
+                Err(failure) => return Err(failure),
             }
-            reports.push(report);
         }
-        if self.args.matrix && !self.args.json {
-            output::print(&table::matrix(&reports, Palette::stdout()))?;
+        Ok(())
+    }
+
+    /// Shows a report, unless a table is to show them all.
+    fn take(&mut self, report: Report) -> Result<(), Failure> {
+        if self.args.json {
+            output::print_json(&report)?;
+        } else if !self.args.matrix {
+            let palette = Palette::stdout();
+            // On a terminal it stands above the repetitions already.
+            if !(io::stdout().is_terminal() && io::stderr().is_terminal()) {
+                output::print(&format!("{}\n", palette.bold(&report.title)))?;
+            }
+            output::print(&table::summary(&report, palette))?;
         }
-        if let Some(page) = &self.args.report {
-            html::write(page, &reports)?;
+        self.reports.push(report);
+        Ok(())
+    }
+
+    /// Shows what was measured of so many plans: the table of a matrix, and the page.
+    fn show(&self, plans: usize) -> Result<(), Failure> {
+        let ended = self.reports.len() + self.missing.len();
+        if self.args.matrix && ended < plans {
+            output::note(&format!("ended after {ended} of {plans} combinations"));
+        }
+        if self.args.matrix && !self.args.json && ended > 0 {
+            output::print(&table::matrix(&self.reports, &self.missing, Palette::stdout()))?;
+        }
+        if let Some(page) = self.args.report.as_ref().filter(|_| !self.reports.is_empty()) {
+            html::write(page, &self.reports, &self.missing)?;
             output::note(&format!("report: {}", page.display()));
         }
-        Ok(verdict(&reports))
+        Ok(())
+    }
+
+    /// A record that failed, a check that found something, or a combination that could not be measured is a failure of
+    /// the whole.
+    fn verdict(&self) -> Exit {
+        let is_fine = |report: &Report| report.summary.failed == 0 && report.summary.is_clean != Some(false);
+        let is_done = self.missing.is_empty() && self.reports.iter().all(is_fine);
+        if is_done { Exit::Done } else { Exit::Failed }
     }
 
     /// Runs one plan on a broker of its own, or on the one that runs.
-    async fn report(&mut self, plan: &Plan, is_first: bool) -> Result<Report, Failure> {
+    async fn report(&mut self, plan: &Plan) -> Result<Report, Failure> {
         let is_here = self.is_on_this_machine();
         let target = match &self.profile {
             Some(profile) => {
@@ -175,12 +234,12 @@ impl Session<'_> {
         let settings = &plan.settings;
         let title = title::of(settings);
         output::note(&Palette::stderr().bold(&title));
-        if let Some(data) =
-            target.data.as_deref().filter(|_| is_first && settings.page_cache_warm_up_bytes > 0)
-        {
+        let is_cold = !self.is_page_cache_warm && settings.page_cache_warm_up_bytes > 0;
+        if let Some(data) = target.data.as_deref().filter(|_| is_cold) {
             let line = ProgressLine::new("page cache", Goal::Records(1));
             line.say(&format!("writing {} to warm it", output::bytes(settings.page_cache_warm_up_bytes)));
             warm_up::page_cache(data, settings.page_cache_warm_up_bytes).await?;
+            self.is_page_cache_warm = true;
         }
         let bench =
             Bench { plan, target, contents: Arc::new(Contents::new(&plan.contents)), clock: Clock::start() };
@@ -250,12 +309,6 @@ async fn repetitions(bench: &Bench<'_>, topic: &mut Option<String>) -> Result<Ve
     Ok(runs)
 }
 
-/// A record that failed, or a check that found something, is a failure of the whole.
-fn verdict(reports: &[Report]) -> Exit {
-    let is_fine = |report: &Report| report.summary.failed == 0 && report.summary.is_clean != Some(false);
-    if reports.iter().all(is_fine) { Exit::Done } else { Exit::Failed }
-}
-
 fn goal(plan: &Plan) -> Goal {
     match plan.duration {
         Some(duration) => Goal::Time(duration),
@@ -265,17 +318,32 @@ fn goal(plan: &Plan) -> Goal {
 
 #[cfg(test)]
 mod tests {
+    use clap::FromArgMatches;
+
     use super::*;
 
     #[test]
-    fn one_failed_record_or_unclean_check_fails_the_whole() {
+    fn one_failed_record_unclean_check_or_missing_combination_fails_the_whole() {
         let report = |failed, is_clean| {
             let mut report = sample::report("t", &[1.0]);
             (report.summary.failed, report.summary.is_clean) = (failed, is_clean);
             report
         };
-        assert_eq!(verdict(&[report(0, None), report(0, Some(true))]), Exit::Done);
-        assert_eq!(verdict(&[report(0, None), report(1, None)]), Exit::Failed);
-        assert_eq!(verdict(&[report(0, Some(false))]), Exit::Failed);
+        let cli = crate::args::command().get_matches_from(["quire", "bench", "produce"]);
+        let cli = crate::args::Cli::from_arg_matches(&cli).expect("valid");
+        let crate::args::Command::Bench(BenchCommand::Produce(args)) = cli.command else {
+            panic!("it says so")
+        };
+        let verdict = |reports: Vec<Report>, missing| {
+            let mut session = Session::new(&args, None);
+            (session.reports, session.missing) = (reports, missing);
+            session.verdict()
+        };
+        let fine = || vec![report(0, None), report(0, Some(true))];
+        assert_eq!(verdict(fine(), vec![]), Exit::Done);
+        assert_eq!(verdict(vec![report(0, None), report(1, None)], vec![]), Exit::Failed);
+        assert_eq!(verdict(vec![report(0, Some(false))], vec![]), Exit::Failed);
+        let missing = Missing { settings: sample::settings(), why: "no room".to_owned() };
+        assert_eq!(verdict(fine(), vec![missing]), Exit::Failed);
     }
 }

@@ -46,7 +46,7 @@ pub fn run(args: &CompareArgs) -> Result<Exit, Failure> {
         }
     }
     if let Some(page) = &args.report {
-        html::write(page, &reports)?;
+        html::write(page, &reports, &[])?;
     }
     if args.output.json {
         output::print_json(&ComparisonJson::new(&files, &reports))?;

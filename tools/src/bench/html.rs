@@ -20,21 +20,22 @@ use std::path::Path;
 use svg::escape;
 
 use super::report::Report;
+use super::{Missing, title};
 use crate::failure::Failure;
 
 const STYLE: &str = include_str!("html/style.css");
 const DATA_BEGIN: &str = "<script type=\"application/json\" id=\"quire-bench\">";
 const DATA_END: &str = "</script>";
 
-/// The page of one report, or of several beside each other in their order.
+/// The page of one report, or of several beside each other in their order; `missing` is what was to be measured too.
 ///
 /// # Panics
 /// If there is no report.
-pub fn render(reports: &[Report]) -> String {
+pub fn render(reports: &[Report], missing: &[Missing]) -> String {
     let (title, body) = match reports {
         [] => panic!("a page is of one report or more"),
-        [report] => (report.title.clone(), single::page(report)),
-        reports => (comparison::title(reports), comparison::page(reports)),
+        [report] => (report.title.clone(), single::page(report, missing)),
+        reports => (comparison::title(reports), comparison::page(reports, missing)),
     };
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -54,8 +55,8 @@ pub fn render(reports: &[Report]) -> String {
 ///
 /// # Errors
 /// If the file can not be written.
-pub fn write(path: &Path, reports: &[Report]) -> Result<(), Failure> {
-    std::fs::write(path, render(reports)).map_err(|error| Failure::file(path, &error))
+pub fn write(path: &Path, reports: &[Report], missing: &[Missing]) -> Result<(), Failure> {
+    std::fs::write(path, render(reports, missing)).map_err(|error| Failure::file(path, &error))
 }
 
 /// The JSON that a page made by [`render`] carries; `None` if it is no such page.
@@ -63,6 +64,24 @@ pub fn embedded(page: &str) -> Option<&str> {
     let begin = page.find(DATA_BEGIN)? + DATA_BEGIN.len();
     let length = page[begin..].find(DATA_END)?;
     Some(&page[begin..begin + length])
+}
+
+/// What one has to know before one reads a figure, under its heading; nothing where there is nothing to say.
+fn callout(heading: &str, said: &[String]) -> String {
+    if said.is_empty() {
+        return String::new();
+    }
+    let said = said.iter().map(|line| format!("<p>{}</p>", escape(line)));
+    format!(
+        "<div class=\"callout\"><p><b class=\"warn\">{heading}</b></p>{}</div>\n",
+        said.collect::<String>()
+    )
+}
+
+/// What was to be measured beside this, and why it was not.
+fn not_measured(missing: &[Missing]) -> String {
+    let said = missing.iter().map(|Missing { settings, why }| format!("{}: {why}", title::of(settings)));
+    callout("Not measured", &said.collect::<Vec<_>>())
 }
 
 /// The reports as JSON in which nothing can end the element that holds it.
@@ -81,6 +100,10 @@ mod tests {
         sample::report("T", &[100.0, 105.0, 110.0, 115.0, 120.0])
     }
 
+    fn page_of(reports: &[Report]) -> String {
+        render(reports, &[])
+    }
+
     /// The part of a page that begins with that heading, up to the next.
     fn section<'a>(page: &'a str, heading: &str) -> &'a str {
         let begin = page.find(&format!("<h2>{heading}</h2>")).unwrap_or_else(|| panic!("no {heading}"));
@@ -91,7 +114,7 @@ mod tests {
     #[test]
     fn nothing_is_fetched_and_nothing_runs() {
         for reports in [vec![five()], vec![five(), five()], vec![five(); 9]] {
-            let page = render(&reports);
+            let page = page_of(&reports);
             for outside in
                 ["http:", "https:", "//", "src=", "href=", "url(", "@import", "<link", "<iframe", "onload"]
             {
@@ -104,7 +127,7 @@ mod tests {
 
     #[test]
     fn every_repetition_is_drawn_and_listed() {
-        let page = render(&[five()]);
+        let page = page_of(&[five()]);
         let throughput = section(&page, "Throughput");
         // Once for wide pages and once for narrow ones.
         assert_eq!(throughput.matches("class=\"line c0 faint\"").count(), 2 * 4);
@@ -121,11 +144,11 @@ mod tests {
 
     #[test]
     fn the_headline_is_a_median_with_its_spread() {
-        let page = render(&[five()]);
+        let page = page_of(&[five()]);
         assert!(page.contains("<div class=\"figure\">110 <span>records/s</span></div>"), "{page}");
         assert!(page.contains("<p>100/s – 120/s</p>"));
         assert!(page.contains("medians of 5 repetitions"));
-        assert!(render(&[sample::report("T", &[1.0])]).contains("one repetition: no spread is known"));
+        assert!(page_of(&[sample::report("T", &[1.0])]).contains("one repetition: no spread is known"));
     }
 
     #[test]
@@ -138,7 +161,7 @@ mod tests {
         report.settings.sync = evil.to_owned();
         report.version = evil.to_owned();
         for reports in [vec![report.clone()], vec![five(), report.clone()], vec![report; 8]] {
-            let page = render(&reports);
+            let page = page_of(&reports);
             assert!(!page.contains("<script>") && !page.contains("<b title"), "{page}");
             assert_eq!(page.matches("</script>").count(), 1);
             let back: Vec<Report> =
@@ -154,18 +177,31 @@ mod tests {
         report.summary.failed = 12;
         let found = report.runs[1].verification.as_mut().expect("it was verified");
         (found.is_clean, found.lost, found.reordered) = (false, 3, 1_500);
-        let page = render(&[report.clone()]);
+        let page = page_of(&[report.clone()]);
         assert!(page.contains("✗ verification found faults") && page.contains("✗ 12 records failed"));
         assert!(section(&page, "Every repetition").contains("3 lost, 1,500 out of order"));
-        assert!(render(&[five(), report]).contains("<b class=\"bad\">verification found faults</b>"));
+        assert!(page_of(&[five(), report]).contains("<b class=\"bad\">verification found faults</b>"));
+    }
+
+    #[test]
+    fn what_latencies_wait_for_and_what_was_not_measured_is_said_before_the_figures() {
+        let missing = Missing { settings: sample::settings(), why: "<the disk is full>".to_owned() };
+        for reports in [vec![five()], vec![five(), five()], vec![five(); 8]] {
+            let page = render(&reports, std::slice::from_ref(&missing));
+            let figures = page.find("<h2>").expect("headings");
+            let above = &page[..figures];
+            assert!(above.contains("flat out: ") && above.contains("in flight on average"), "{above}");
+            assert!(above.contains("Not measured") && above.contains("&lt;the disk is full&gt;"), "{above}");
+            assert!(!page_of(&reports).contains("Not measured"));
+        }
     }
 
     #[test]
     fn a_latency_says_from_which_instant_it_counts() {
         let mut report = five();
-        assert!(render(&[report.clone()]).contains("not corrected for coordinated omission"));
+        assert!(page_of(&[report.clone()]).contains("not corrected for coordinated omission"));
         report.runs.iter_mut().for_each(|run| run.latencies[0].is_corrected = true);
-        assert!(render(&[report]).contains("wanted the record sent, however late it was"));
+        assert!(page_of(&[report]).contains("wanted the record sent, however late it was"));
     }
 
     #[test]
@@ -173,7 +209,7 @@ mod tests {
         let slow = sample::report("slow", &[100.0, 110.0, 120.0]);
         let fast = sample::report("fast", &[200.0, 220.0, 240.0]);
         let alike = sample::report("alike", &[118.0, 122.0, 130.0]);
-        let page = render(&[slow, fast, alike]);
+        let page = page_of(&[slow, fast, alike]);
         let figures = section(&page, "Every figure");
         assert!(figures.contains("<small class=\"good\">2.00× better</small>"), "{figures}");
         assert!(figures.contains("<small class=\"\">1.11× within spread</small>"), "{figures}");
@@ -182,7 +218,7 @@ mod tests {
 
     #[test]
     fn the_command_to_run_it_again_is_broken_only_between_flags() {
-        let page = render(&[five()]);
+        let page = page_of(&[five()]);
         let text = crate::bench::setting::command(&five().settings);
         let shown =
             page.split("<pre>").nth(1).and_then(|rest| rest.split("</pre>").next()).expect("it is there");
@@ -195,7 +231,7 @@ mod tests {
         let mut other = five();
         other.settings.sync = "interval".to_owned();
         other.machine.cores = 64;
-        let page = render(&[five(), other]);
+        let page = page_of(&[five(), other]);
         assert!(page.contains("<h1>Sync: always beside interval</h1>"), "{page}");
         assert!(page.contains("Compare with care") && page.contains("the machines differ: cores in use"));
         assert!(section(&page, "Settings that differ").contains("<td>always</td><td>interval</td>"));
@@ -210,7 +246,7 @@ mod tests {
             report.settings.record_size_mean = f64::from(size);
             report
         });
-        let page = render(&reports);
+        let page = page_of(&reports);
         let glance = section(&page, "At a glance");
         assert!(glance.contains("G  131,072 B") && glance.contains("Produced, bytes"), "{glance}");
         assert!(!page.contains("<h2>Throughput</h2>"), "seven lines on each other tell nothing");
@@ -248,7 +284,7 @@ mod tests {
         only_end_to_end.runs.iter_mut().for_each(|run| run.latencies[0].kind = LatencyKind::EndToEnd);
         for report in [nothing, empty_seconds, absurd, only_end_to_end] {
             for reports in [vec![report.clone()], vec![five(), report.clone()], vec![report; 8]] {
-                let page = render(&reports);
+                let page = page_of(&reports);
                 assert!(!page.contains("NaN") && !page.contains("inf\""), "{page}");
             }
         }

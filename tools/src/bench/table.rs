@@ -1,15 +1,17 @@
 //! What a terminal shows: a line for each repetition, a table of medians, and one line for each cell of a matrix.
 
 use super::quantity::{self, LATENCY};
-use super::report::{LatencyKind, Report, Run, Spread, Summary, Verification};
-use super::title;
+use super::report::{LatencyKind, Report, Run, Settings, Spread, Summary, Verification};
+use super::{Missing, remark, title};
 use crate::output::{Align, Palette, Table, bytes, counted, thousands};
 
 /// One repetition in one line.
 pub fn repetition(number: usize, repeat: u32, run: &Run) -> String {
+    let is_wide = run.produced.is_some() && run.consumed.is_some();
     let flow = |name: &str, flow: super::report::Flow| {
         let (records, megabytes) = (flow.records_per_second.round() as u64, flow.bytes_per_second / 1e6);
-        format!("{name} {:>9} records/s {megabytes:>8.1} MB/s", thousands(records))
+        let bytes = if is_wide { String::new() } else { format!(" {megabytes:>8.1} MB/s") };
+        format!("{name} {:>9} records/s{bytes}", thousands(records))
     };
     let mut parts = Vec::new();
     parts.extend(run.produced.map(|produced| flow("produced", produced)));
@@ -35,7 +37,7 @@ fn verdict(found: &Verification) -> String {
     format!("NOT CLEAN: lost {lost} duplicated {duplicated} reordered {reordered} altered {altered}")
 }
 
-/// A report's medians, each with its ends.
+/// A report's medians, each with its ends, and what has to be said of them.
 pub fn summary(report: &Report, palette: Palette) -> String {
     let mut table = Table::new(&[
         ("", Align::Left),
@@ -69,7 +71,7 @@ pub fn summary(report: &Report, palette: Palette) -> String {
     row("memory, broker", "", summary.broker_memory_bytes_max, &|value| bytes(value.round() as u64));
     row("syncs", "per batch", summary.syncs_per_batch, &small);
     row("", "per record", summary.syncs_per_record, &small);
-    format!("{}\n{}{}", palette.bold(&report.title), table.render(palette), remarks(report, palette))
+    format!("{}{}", table.render(palette), remarks(report, palette))
 }
 
 /// What a table of medians does not show.
@@ -96,11 +98,15 @@ fn remarks(report: &Report, palette: Palette) -> String {
             "the broker's processor time, memory and syncs are not known: name it with --admin URL\n",
         );
     }
+    if report.runs.len() == 1 {
+        remarks.push_str("one repetition: no spread is known\n");
+    }
+    remarks.extend(remark::of(std::slice::from_ref(report)).iter().map(|said| format!("{said}\n")));
     remarks
 }
 
-/// Every combination in a line.
-pub fn matrix(reports: &[Report], palette: Palette) -> String {
+/// Every combination in a line, and what has to be said of them.
+pub fn matrix(reports: &[Report], missing: &[Missing], palette: Palette) -> String {
     let mut table = Table::new(&[
         ("sync", Align::Left),
         ("cipher", Align::Left),
@@ -116,38 +122,55 @@ pub fn matrix(reports: &[Report], palette: Palette) -> String {
         ("broker s/GB", Align::Right),
         ("syncs/batch", Align::Right),
     ]);
-    for report in reports {
-        let (settings, summary) = (&report.settings, &report.summary);
-        let records = summary.produced_records_per_second.or(summary.consumed_records_per_second);
-        let rate = summary.produced_bytes_per_second.or(summary.consumed_bytes_per_second);
-        let latency = summary.end_to_end.or(summary.acknowledgement);
-        let shown = |spread: Option<Spread>, show: &dyn Fn(f64) -> String| {
-            spread.map_or_else(|| "-".to_owned(), |spread| show(spread.median))
-        };
-        let megabytes = |value: f64| format!("{:.1}", value / 1e6);
-        let mut cells = vec![
-            settings.sync.clone(),
-            settings.cipher.replace('_', "-"),
-            settings.replicas.to_string(),
-            title::size(&settings.record_size),
-            shown(records, &|value| thousands(value.round() as u64)),
-            shown(rate, &megabytes),
-            rate.map_or_else(
-                || "-".to_owned(),
-                |rate| format!("{}-{}", megabytes(rate.min), megabytes(rate.max)),
-            ),
-            shown(latency.map(|latency| latency.p50_us), &micros),
-            shown(latency.map(|latency| latency.p99_us), &micros),
-            shown(latency.map(|latency| latency.p999_us), &micros),
-            shown(summary.client_cpu_seconds_per_gb, &hundredths),
-            shown(summary.broker_cpu_seconds_per_gb, &hundredths),
-            shown(summary.syncs_per_batch, &small),
-        ];
-        cells.extend((summary.failed > 0).then(|| format!("! {} failed", counted(summary.failed, "record"))));
-        cells.extend((summary.is_clean == Some(false)).then(|| "! NOT CLEAN".to_owned()));
-        table.row(cells);
+    reports.iter().for_each(|report| table.row(combination(report)));
+    for Missing { settings, why } in missing {
+        let figures = std::iter::repeat_n("-".to_owned(), FIGURES_OF_COMBINATION);
+        let said = std::iter::once(format!("! not measured: {why}"));
+        table.row(names(settings).into_iter().chain(figures).chain(said).collect());
     }
-    table.render(palette)
+    let remarks = remark::of(reports).into_iter().map(|said| format!("{said}\n"));
+    format!("{}{}", table.render(palette), remarks.collect::<String>())
+}
+
+/// What tells a combination from the others.
+fn names(settings: &Settings) -> [String; 4] {
+    [
+        settings.sync.clone(),
+        settings.cipher.replace('_', "-"),
+        settings.replicas.to_string(),
+        title::size(&settings.record_size),
+    ]
+}
+
+const FIGURES_OF_COMBINATION: usize = 9;
+
+fn combination(report: &Report) -> Vec<String> {
+    let summary = &report.summary;
+    let records = summary.produced_records_per_second.or(summary.consumed_records_per_second);
+    let rate = summary.produced_bytes_per_second.or(summary.consumed_bytes_per_second);
+    let latency = summary.end_to_end.or(summary.acknowledgement);
+    let shown = |spread: Option<Spread>, show: &dyn Fn(f64) -> String| {
+        spread.map_or_else(|| "-".to_owned(), |spread| show(spread.median))
+    };
+    let megabytes = |value: f64| format!("{:.1}", value / 1e6);
+    let ends = |rate: Spread| format!("{}-{}", megabytes(rate.min), megabytes(rate.max));
+    let figures: [String; FIGURES_OF_COMBINATION] = [
+        shown(records, &|value| thousands(value.round() as u64)),
+        shown(rate, &megabytes),
+        rate.map_or_else(|| "-".to_owned(), ends),
+        shown(latency.map(|latency| latency.p50_us), &micros),
+        shown(latency.map(|latency| latency.p99_us), &micros),
+        shown(latency.map(|latency| latency.p999_us), &micros),
+        shown(summary.client_cpu_seconds_per_gb, &hundredths),
+        shown(summary.broker_cpu_seconds_per_gb, &hundredths),
+        shown(summary.syncs_per_batch, &small),
+    ];
+    let wrong = [
+        (summary.failed > 0).then(|| format!("! {} failed", counted(summary.failed, "record"))),
+        (summary.is_clean == Some(false)).then(|| "! NOT CLEAN".to_owned()),
+        remark::is_behind(report).then(|| "! behind its schedule".to_owned()),
+    ];
+    names(&report.settings).into_iter().chain(figures).chain(wrong.into_iter().flatten()).collect()
 }
 
 /// A latency with three digits, of microseconds.
@@ -176,11 +199,10 @@ mod tests {
     }
 
     #[test]
-    fn medians_stand_between_their_ends_under_the_title() {
+    fn medians_stand_between_their_ends() {
         let shown = summary(&report(), Palette::PLAIN);
         let lines: Vec<&str> = shown.lines().collect();
-        assert_eq!(lines[0], "produce: as it was asked for");
-        let produced: Vec<&str> = lines[2].split_whitespace().collect();
+        let produced: Vec<&str> = lines[1].split_whitespace().collect();
         assert_eq!(produced, ["produced", "2,000", "1,000", "3,000", "records/s"]);
         assert!(lines.iter().any(|line| line.trim_start().starts_with("acknowledged p50")), "{shown}");
     }
@@ -195,8 +217,19 @@ mod tests {
         for part in ["2 records failed", "NOT CLEAN", "name it with --admin URL"] {
             assert!(shown.contains(part), "{part}: {shown}");
         }
-        let row = matrix(&[report], Palette::PLAIN);
-        assert!(row.ends_with("! 2 records failed  ! NOT CLEAN\n"), "{row}");
+        let table = matrix(&[report], &[], Palette::PLAIN);
+        let row = table.lines().nth(1).expect("a combination");
+        assert!(row.ends_with("! 2 records failed  ! NOT CLEAN"), "{table}");
+    }
+
+    #[test]
+    fn a_combination_that_failed_stands_in_the_table_with_its_reason() {
+        let missing = Missing { settings: sample::settings(), why: "the disk is full".to_owned() };
+        let table = matrix(&[report()], &[missing], Palette::PLAIN);
+        let row: Vec<_> = table.lines().nth(2).expect("it has a row").split_whitespace().collect();
+        assert_eq!(row[..6], ["always", "AES-128-GCM", "1", "1", "KiB", "-"], "{table}");
+        assert!(row.join(" ").ends_with("- ! not measured: the disk is full"), "{table}");
+        assert!(table.lines().last().expect("a remark").starts_with("flat out: "), "{table}");
     }
 
     #[test]

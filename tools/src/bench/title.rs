@@ -1,7 +1,9 @@
 //! What was measured in one line: every setting that decides the figure.
 
-use super::quantity;
+use quire_protocol::limits;
+
 use super::report::{Scenario, Settings};
+use super::{quantity, remark};
 use crate::output::{counted, thousands};
 
 /// The settings as a title.
@@ -12,7 +14,9 @@ pub fn of(settings: &Settings) -> String {
         Scenario::EndToEnd => "end to end",
         Scenario::Mixed => "mixed",
     };
-    let mut parts = vec![counted(u64::from(settings.producers), "producer")];
+    let is_produced = settings.scenario != Scenario::Consume;
+    let mut parts = Vec::new();
+    parts.extend(is_produced.then(|| counted(u64::from(settings.producers), "producer")));
     parts.extend((settings.consumers > 0).then(|| counted(u64::from(settings.consumers), "consumer")));
     parts.push(counted(u64::from(settings.partitions), "partition"));
     parts.extend((settings.replicas > 1).then(|| format!("{} replicas", settings.replicas)));
@@ -23,18 +27,29 @@ pub fn of(settings: &Settings) -> String {
     parts.push(format!("batches to {}", quantity::memory(settings.batch_bytes as f64)));
     parts.extend((settings.linger_ms > 0.0).then(|| format!("linger {} ms", settings.linger_ms)));
     parts.extend((settings.compression != "none").then(|| settings.compression.clone()));
-    parts.push(format!("acks {}", settings.acks));
-    parts.extend(settings.in_flight.map(|records| format!("{} in flight", thousands(u64::from(records)))));
-    parts.push(match settings.rate {
-        Some(rate) => format!("{} records/s on schedule", thousands(rate.round() as u64)),
-        None => "flat out".to_owned(),
-    });
+    if is_produced {
+        parts.push(format!("acks {}", settings.acks));
+        parts.extend(in_flight(settings));
+        parts.push(match settings.rate {
+            Some(rate) => format!("{} records/s on schedule", thousands(rate.round() as u64)),
+            None => "flat out".to_owned(),
+        });
+    }
     let length = match (settings.duration_seconds, settings.count) {
         (Some(seconds), _) => format!("{seconds} s"),
         (None, count) => counted(count.unwrap_or(0), "record"),
     };
     parts.push(if settings.repeat > 1 { format!("{} x {length}", settings.repeat) } else { length });
     format!("{scenario}: {}", parts.join(", "))
+}
+
+/// What bounds the records in flight, where it decides the latency.
+fn in_flight(settings: &Settings) -> Option<String> {
+    let memory = || quantity::memory(limits::PRODUCER_MEMORY_BYTES_DEFAULT as f64);
+    match settings.in_flight {
+        Some(records) => Some(format!("{} in flight", thousands(u64::from(records)))),
+        None => remark::is_queued(settings).then(|| format!("{} in flight", memory())),
+    }
 }
 
 /// `1 KiB`, or a distribution as it was written.
@@ -86,5 +101,10 @@ mod tests {
             assert!(!plain.contains(part), "{part}: {plain}");
         }
         assert!(title.contains("sync always, AES-128-GCM, batches to 256 KiB"), "{title}");
+        assert!(plain.contains("acks all, 64 MiB in flight, flat out"), "{plain}");
+        let consume = of(&Settings { scenario: Scenario::Consume, rate: None, ..settings });
+        for part in ["producer", "acks", "flat out", "in flight"] {
+            assert!(!consume.contains(part), "{part} decides what was written before: {consume}");
+        }
     }
 }

@@ -160,8 +160,31 @@ fn a_matrix_is_a_report_for_each_combination_and_one_table() {
     let combinations: Vec<_> = reports.iter().map(of).collect();
     assert_eq!(combinations, ["always 100", "always 1024", "interval 100", "interval 1024"]);
     let table = home.stdout(&[&flags[..], &tiny].concat());
-    assert_eq!(table.lines().count(), 5, "{table}");
-    assert!(table.lines().skip(1).all(|line| line.contains("AES-128-GCM")), "{table}");
+    let [_, rows @ .., remark] = &*table.lines().collect::<Vec<_>>() else { panic!("{table}") };
+    assert_eq!(rows.len(), 4, "{table}");
+    assert!(rows.iter().all(|line| line.contains("AES-128-GCM")), "{table}");
+    assert!(remark.starts_with("flat out: "), "{table}");
+}
+
+#[test]
+fn a_combination_that_fails_takes_no_other_along() {
+    let dev = Dev::start();
+    let page = dev.home.path().join("page.html");
+    // One broker can not keep three replicas.
+    let flags = ["bench", "produce", "--cluster", "--matrix", "--replicas", "3,1", "--count", "200"];
+    let more = ["--repeat", "1", "--warm-up", "0", "--report", path(&page)];
+    let ran = dev.home.quire(&[&flags[..], &more].concat()).assert().code(1);
+    let (out, err) = (text(&ran.get_output().stdout), text(&ran.get_output().stderr));
+    let rows: Vec<_> = out.lines().skip(1).take(2).collect();
+    assert!(rows[0].contains(" 1 KiB  ") && !rows[0].contains('!'), "what was measured: {out}");
+    assert!(rows[1].contains("! not measured: ") && rows[1].contains("INVALID_REPLICA_COUNT"), "{out}");
+    assert!(err.contains("error: "), "{err}");
+    assert!(
+        std::fs::read_to_string(&page)
+            .expect("it was written")
+            .contains("<b class=\"warn\">Not measured</b>")
+    );
+    assert_eq!(dev.home.stdout(&["topic", "list"]), "");
 }
 
 #[test]
@@ -194,7 +217,10 @@ fn a_running_broker_is_loaded_and_left_as_it_was() {
     assert_eq!(dev.home.stdout(&["topic", "list"]), "");
     let flags = ["bench", "produce", "--cluster", "--count", "100", "--repeat", "1", "--warm-up", "0"];
     let out = dev.home.stdout(&flags);
-    assert!(out.ends_with("are not known: name it with --admin URL\n"), "{out}");
+    assert!(
+        out.contains("are not known: name it with --admin URL\none repetition: no spread is known\n"),
+        "{out}"
+    );
 }
 
 #[test]
@@ -203,6 +229,10 @@ fn what_does_not_go_together_is_refused_with_a_way_out() {
     for (flags, hint) in [
         (&["produce", "--replicas", "3"][..], "--cluster"),
         (&["consume", "--consumers", "2"], "--partitions 2"),
+        (&["produce", "--consumers", "2"], "quire bench end-to-end"),
+        (&["consume", "--count", "5", "--prefill", "9"], "--duration"),
+        (&["produce", "--acks", "none", "--verify"], "--acks leader"),
+        (&["consume", "--acks", "none"], "--acks leader"),
         (&["produce", "--sync", "always,interval"], "add --matrix"),
         (&["produce", "--profile", "dev"], "add --cluster"),
         (&["produce", "--verify", "--record-size", "10"], "--record-size 24 or more"),
@@ -231,6 +261,24 @@ fn ctrl_c_ends_a_benchmark_and_removes_what_it_made() {
     assert!(has_data(home.path()), "its broker runs");
     running.signal(Signal::INT);
     assert_eq!(running.end().status.code(), Some(130));
+    assert_nothing_left(&home);
+}
+
+#[test]
+fn a_matrix_that_is_interrupted_shows_what_it_has() {
+    let home = Home::new();
+    let flags =
+        ["bench", "produce", "--matrix", "--sync", "interval,always", "--rate", "100", "--warm-up", "0"];
+    let mut running =
+        home.spawn(&[&flags[..], &["--duration", "1s", "--repeat", "1", "--no-page-cache-warm-up"]].concat());
+    assert!(running.error_line().contains("sync interval"), "the first title");
+    assert!(running.error_line().starts_with("  1/1  produced"), "its one repetition");
+    assert!(running.error_line().contains("sync always"), "the second title");
+    running.signal(Signal::INT);
+    let ended = running.end();
+    assert_eq!(ended.status.code(), Some(130));
+    let out = text(&ended.stdout);
+    assert_eq!((out.matches(" interval ").count(), out.matches(" always ").count()), (1, 0), "{out}");
     assert_nothing_left(&home);
 }
 

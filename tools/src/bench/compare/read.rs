@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(parse(json(&a).as_bytes()), Ok(vec![a.clone()]));
         assert_eq!(parse(format!("{}\n{}\n", json(&a), json(&b)).as_bytes()), Ok(both.clone()));
         assert_eq!(parse(serde_json::to_string_pretty(&both).expect("data").as_bytes()), Ok(both.clone()));
-        assert_eq!(parse(html::render(&both).as_bytes()), Ok(both));
+        assert_eq!(parse(html::render(&both, &[]).as_bytes()), Ok(both));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::label;
 use crate::bench::figure::{Comparison, FIGURES, Measured, Unit, Verdict};
 use crate::bench::quantity;
 use crate::bench::report::Report;
-use crate::bench::setting;
+use crate::bench::{remark, setting};
 use crate::output::{Align, Palette, Table, counted};
 
 /// Reports that fit beside each other; of more, each has a row.
@@ -32,7 +32,7 @@ pub(super) fn page(files: &[&Path], reports: &[Report], palette: Palette) -> Str
     for (index, (file, report)) in files.iter().zip(reports).enumerate() {
         page.push_str(&entry(index, file, report, palette));
     }
-    for warning in setting::warnings(reports) {
+    for warning in setting::warnings(reports).into_iter().chain(remark::of(reports)) {
         page.push_str(&format!("{} {warning}\n", palette.warning("!")));
     }
     let is_wide = reports.len() > COLUMNS_MAX;
@@ -188,6 +188,9 @@ mod tests {
         let mut b = sample::report("second", &[200.0, 220.0, 240.0]);
         b.settings.sync = "interval".to_owned();
         let page = shown(&[a, b]);
+        let remark =
+            page.lines().find(|line| line.starts_with("! flat out: ")).expect("what latencies wait for");
+        let page = page.replace(&format!("{remark}\n"), "");
         assert!(
             page.starts_with(
                 "A  first\n   x.json, Quire 0.1.0, 3 repetitions, verified\n\

@@ -10,7 +10,7 @@ use crate::bench::compare::label;
 use crate::bench::figure::{Comparison, FIGURES, Figure, Unit, Verdict};
 use crate::bench::quantity;
 use crate::bench::report::{LatencyKind, Report};
-use crate::bench::setting;
+use crate::bench::{Missing, remark, setting};
 
 /// Reports whose lines can still be told apart in one drawing.
 pub const OVERLAID_MAX: usize = 6;
@@ -39,12 +39,14 @@ pub fn title(reports: &[Report]) -> String {
 }
 
 /// The page's body.
-pub fn page(reports: &[Report]) -> String {
+pub fn page(reports: &[Report], missing: &[Missing]) -> String {
     let differing = setting::differing(reports);
     let mut page =
         format!("<p class=\"over\">quire bench compare</p>\n<h1>{}</h1>\n", heading(reports, &differing));
     page.push_str(&contents(reports));
-    page.push_str(&warnings(reports));
+    page.push_str(&super::not_measured(missing));
+    page.push_str(&super::callout("Compare with care", &setting::warnings(reports)));
+    page.push_str(&super::callout("Read with care", &remark::of(reports)));
     page.push_str(&settings_that_differ(reports, &differing));
     page.push_str(&glance(reports, &differing));
     if reports.len() <= OVERLAID_MAX {
@@ -120,18 +122,6 @@ fn trust(report: &Report) -> String {
         failed => format!(", <b class=\"bad\">{} failed</b>", crate::output::counted(failed, "record")),
     };
     format!("{repetitions}, {verified}{failed}")
-}
-
-fn warnings(reports: &[Report]) -> String {
-    let warnings = setting::warnings(reports);
-    if warnings.is_empty() {
-        return String::new();
-    }
-    let said = warnings.iter().map(|warning| format!("<p>{}</p>", escape(warning)));
-    format!(
-        "<div class=\"callout\"><p><b class=\"warn\">Compare with care</b></p>{}</div>\n",
-        said.collect::<String>()
-    )
 }
 
 fn settings_that_differ(reports: &[Report], differing: &[(&'static str, Vec<String>)]) -> String {

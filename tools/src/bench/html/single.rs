@@ -8,14 +8,16 @@ use super::svg::{Canvas, escape};
 use super::tables;
 use crate::bench::figure::{FIGURES, Figure, Measured, REPETITIONS_MIN, Unit, latency_of};
 use crate::bench::report::{LatencyKind, Report};
-use crate::bench::setting;
+use crate::bench::{Missing, remark, setting};
 use crate::output::counted;
 
 /// The page's body.
-pub fn page(report: &Report) -> String {
+pub fn page(report: &Report, missing: &[Missing]) -> String {
     let reports = std::slice::from_ref(report);
     let mut page = format!("<p class=\"over\">{}</p>\n<h1>{}</h1>\n", over(report), escape(&report.title));
     page.push_str(&badges(report));
+    page.push_str(&super::not_measured(missing));
+    page.push_str(&super::callout("Read with care", &remark::of(reports)));
     page.push_str(&tiles(report));
     let throughput = charts::throughput(reports);
     if !throughput.is_empty() {
