@@ -122,6 +122,13 @@ mod tests {
     }
 
     #[test]
+    fn a_field_that_earlier_versions_did_not_write_is_made_up_for() {
+        let mut value = serde_json::to_value(sample::report("a", &[1.0])).expect("it is data");
+        value["settings"].as_object_mut().expect("an object").remove("prefill").expect("it is written now");
+        assert_eq!(parse(value.to_string().as_bytes()), Ok(vec![sample::report("a", &[1.0])]));
+    }
+
+    #[test]
     fn fields_of_later_versions_are_passed_over() {
         let mut value = serde_json::to_value(sample::report("a", &[1.0])).expect("it is data");
         value["weather"] = "fine".into();
