@@ -120,6 +120,12 @@ pub const METADATA_QUEUE_REQUESTS: usize = 256;
 pub const FLUSHERS: usize = 16;
 /// Logs being opened, recovered or closed at once, beside the file jobs of those that are open.
 pub const OPENERS: usize = 16;
+/// Largest sync that a shard's thread does itself, with nothing else to do (bytes).
+pub const LONE_SYNC_BYTES_MAX: u64 = 128 * 1024;
+/// One that took longer than this shows a slow disk.
+pub const LONE_SYNC_TIME_MAX: Duration = Duration::from_millis(2);
+/// How long flushers do all syncs then.
+pub const LONE_SYNC_PAUSE: Duration = Duration::from_secs(1);
 
 /// A broker that may open fewer files than this says so: each partition in use has one open.
 pub const DESCRIPTORS_MIN: u64 = 4096;

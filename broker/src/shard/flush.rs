@@ -42,6 +42,18 @@ pub(crate) enum TaskDone {
 }
 
 impl Task {
+    /// Does it, however long that takes, and counts it.
+    pub(super) fn perform(self, metrics: &ShardMetrics) -> TaskDone {
+        let is_sync = matches!(&self, Task::Job(job) if job.kind() == JobKind::Sync);
+        let began = Instant::now();
+        let done = self.run();
+        if is_sync {
+            metrics.syncs.increment(1);
+            metrics.sync_seconds.record(began.elapsed());
+        }
+        done
+    }
+
     /// Does it, however long that takes.
     pub(crate) fn run(self) -> TaskDone {
         match self {
@@ -143,13 +155,6 @@ fn start_threads(
 
 fn flush(submitted: &Receiver<Submitted>, metrics: &ShardMetrics) {
     while let Ok(Submitted { partition, task, back }) = submitted.recv() {
-        let is_sync = matches!(&task, Task::Job(job) if job.kind() == JobKind::Sync);
-        let began = Instant::now();
-        let done = task.run();
-        if is_sync {
-            metrics.syncs.increment(1);
-            metrics.sync_seconds.record(began.elapsed());
-        }
-        back.send(Event::Done(partition, done));
+        back.send(Event::Done(partition, task.perform(metrics)));
     }
 }

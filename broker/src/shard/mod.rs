@@ -206,6 +206,11 @@ impl Shard {
         Some(first.map_or(self.retention_due, |first| first.min(self.retention_due)))
     }
 
+    /// What is counted.
+    pub(crate) fn metrics(&self) -> &ShardMetrics {
+        &self.metrics
+    }
+
     /// Whether it was told to close, and has.
     pub(crate) fn is_closed(&self) -> bool {
         self.closing.as_ref().is_some_and(|closing| closing.done.is_none())

@@ -5,6 +5,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
 use crossbeam_channel::Receiver;
+use quire_engine::time::Time;
 use quire_protocol::{TopicPartition, limits};
 use tokio::sync::mpsc;
 
@@ -31,6 +32,10 @@ impl Inbox {
         }
         events.extend(self.direct.try_iter());
     }
+
+    fn is_empty(&self) -> bool {
+        self.requests.is_empty() && self.direct.is_empty()
+    }
 }
 
 /// Runs a shard on this thread until it has closed all it owned.
@@ -44,7 +49,9 @@ pub(super) fn run(
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     let mut context = Context::from_waker(&waker);
     let (mut events, mut tasks) = (Vec::new(), Vec::new());
-    let submit = |tasks: &mut Vec<(TopicPartition, Task)>| {
+    let mut lone = LoneSyncs::default();
+    let submit = |tasks: &mut Vec<(TopicPartition, Task)>, lone: &mut LoneSyncs| {
+        lone.under_way += tasks.len();
         for (partition, task) in tasks.drain(..) {
             flushers.submit(partition, task, back);
         }
@@ -62,14 +69,58 @@ pub(super) fn run(
             now = clock.now();
         }
         for event in events.drain(..) {
+            lone.under_way -= usize::from(matches!(event, Event::Done(..)));
             shard.apply(now, event, &mut tasks);
         }
         shard.write(now, &mut tasks);
-        submit(&mut tasks);
+        let here = if inbox.is_empty() { lone.take(now.time, &mut tasks) } else { None };
+        submit(&mut tasks, &mut lone);
         shard.answer(&mut tasks);
-        submit(&mut tasks);
+        submit(&mut tasks, &mut lone);
+        if let Some((partition, sync)) = here {
+            events.push(Event::Done(partition, sync.perform(shard.metrics())));
+            lone.done(now.time, clock.now().time);
+        }
     }
     refuse_rest(shard, inbox, clock.now());
+}
+
+/// Which syncs the shard's thread does itself: a small one with nothing else under way and nothing waiting. Two changes
+/// of threads are a fifth of a lone record's time, and whoever comes meanwhile waits for its own sync anyway. A disk that
+/// is slow gets its syncs from flushers, so that it holds up no other partition twice.
+#[derive(Debug, Default)]
+pub(super) struct LoneSyncs {
+    /// Tasks whose result has not come back.
+    pub(super) under_way: usize,
+    /// Not before this time again.
+    not_before: Time,
+}
+
+impl LoneSyncs {
+    /// Takes out the sync to be done here, if there is one. [`LoneSyncs::done`] is to be told.
+    pub(super) fn take(
+        &mut self,
+        now: Time,
+        tasks: &mut Vec<(TopicPartition, Task)>,
+    ) -> Option<(TopicPartition, Task)> {
+        let is_small = |bytes| (1..=limits::LONE_SYNC_BYTES_MAX).contains(&bytes);
+        match &tasks[..] {
+            [(_, Task::Job(job))]
+                if self.under_way == 0 && now >= self.not_before && is_small(job.synced_bytes()) =>
+            {
+                self.under_way += 1;
+                tasks.pop()
+            }
+            _ => None,
+        }
+    }
+
+    /// One was done between these times.
+    pub(super) fn done(&mut self, began: Time, ended: Time) {
+        if ended.since(began) > limits::LONE_SYNC_TIME_MAX {
+            self.not_before = ended + limits::LONE_SYNC_PAUSE;
+        }
+    }
 }
 
 /// Answers what came too late to be taken.

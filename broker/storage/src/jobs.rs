@@ -197,6 +197,14 @@ impl Job {
         }
     }
 
+    /// Frames that it syncs (bytes); 0 if it does something else.
+    pub fn synced_bytes(&self) -> u64 {
+        match &self.task {
+            Task::Sync(work) => work.bytes,
+            Task::Upkeep(..) => 0,
+        }
+    }
+
     /// Does it. Blocks on the disk.
     pub fn run(self) -> JobDone {
         let outcome = match self.task {

@@ -5,6 +5,7 @@ mod acknowledgements;
 mod failures;
 mod group_commit;
 mod lifecycle;
+mod lone_sync;
 mod threads;
 
 use std::collections::VecDeque;
