@@ -16,10 +16,13 @@ use quire_client::{
 use quire_tests::repository::root;
 
 /// What today's code writes; a new one with each change of a stored format.
-const VERSION: &str = "v1";
+const VERSION: &str = "v2";
 /// All versions whose data must be read for ever.
-const VERSIONS: &[&str] = &["v1"];
+const VERSIONS: &[&str] = &["v1", "v2"];
+/// Topics that were written to, named after how they sync.
 const TOPICS: &[&str] = &["always", "interval"];
+/// A topic without a record; since `v2`, where its logs are markers.
+const IDLE: &str = "idle";
 const PARTITIONS: u32 = 2;
 const RECORDS: u64 = 40;
 const COMPRESSIONS: [Compression; 5] =
@@ -33,6 +36,10 @@ fn record(partition: u32, number: u64) -> Record {
         timestamp: Some(Timestamp(1_357_034_400_000 + number as i64 * 60_000)),
         headers: vec![Header { key: "number".into(), value: Some(number.to_string().into()) }],
     }
+}
+
+fn has_idle(version: &str) -> bool {
+    version != "v1"
 }
 
 async fn client_of(broker: &Broker) -> Result<Client> {
@@ -50,6 +57,7 @@ async fn fill(client: &Client) -> Result<()> {
             NewTopic::new(*topic).partitions(PARTITIONS).config("retention.ms", "-1").config("sync", *topic);
         admin.create_topic(new).await?;
     }
+    admin.create_topic(NewTopic::new(IDLE).partitions(PARTITIONS)).await?;
     admin.create_topic(NewTopic::new("deleted")).await?;
     admin.delete_topic("deleted").await?;
     for topic in TOPICS {
@@ -66,11 +74,14 @@ async fn fill(client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// Everything that [`fill`] wrote is there.
-async fn check(client: &Client) -> Result<()> {
+/// Everything that [`fill`] wrote in this version is there.
+async fn check(client: &Client, version: &str) -> Result<()> {
     let mut names: Vec<_> = client.admin().list_topics().await?.into_iter().map(|topic| topic.name).collect();
     names.sort();
-    ensure!(names == TOPICS, "the topics are {names:?}");
+    let mut expected = TOPICS.to_vec();
+    expected.extend(has_idle(version).then_some(IDLE));
+    expected.sort_unstable();
+    ensure!(names == expected, "the topics are {names:?}");
     for topic in TOPICS {
         let described = client.admin().describe_topic(topic).await?;
         ensure!(described.config.get("sync").map(String::as_str) == Some(*topic));
@@ -105,17 +116,19 @@ async fn check_partition(client: &Client, topic: &str, partition: u32) -> Result
 }
 
 /// One fixture through today's broker, twice: the second time with what the first added.
-async fn open(fixture: &Path) -> Result<()> {
+async fn open(fixture: &Path, version: &str) -> Result<()> {
     let data = tempfile::tempdir()?;
     unpack(fixture, data.path())?;
+    let mut ends: Vec<_> = TOPICS.iter().map(|topic| (*topic, RECORDS)).collect();
+    ends.extend(has_idle(version).then_some((IDLE, 0)));
     for start in 0..2 {
         let broker = Broker::builder().data_dir(data.path()).start().await?;
         let client = client_of(&broker).await?;
-        check(&client).await?;
+        check(&client, version).await?;
         let producer = client.producer().build();
-        for topic in TOPICS {
-            let sent = producer.send_to(topic, PartitionIndex(0), record(0, RECORDS + start)).await?;
-            ensure!(sent.offset == Offset(RECORDS + start), "{topic} goes on at {}", sent.offset);
+        for (topic, end) in &ends {
+            let sent = producer.send_to(topic, PartitionIndex(0), record(0, end + start)).await?;
+            ensure!(sent.offset == Offset(end + start), "{topic} goes on at {}", sent.offset);
         }
         client.close().await;
         ensure!(broker.shutdown().await.clean);
@@ -135,7 +148,7 @@ async fn directories_of_every_version_open() -> Result<()> {
     for version in VERSIONS {
         for name in ["stopped", "killed"] {
             let fixture = fixtures().join(version).join(name);
-            open(&fixture).await.with_context(|| fixture.display().to_string())?;
+            open(&fixture, version).await.with_context(|| fixture.display().to_string())?;
         }
     }
     Ok(())
