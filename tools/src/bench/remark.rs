@@ -24,8 +24,8 @@ pub fn is_behind(report: &Report) -> bool {
     report.settings.rate.is_some_and(|rate| slowest(report) < rate * RATE_SHARE_MIN)
 }
 
-/// Whether the wait for those before it is most of what a record takes: flat out, and nothing but memory bounds how
-/// many there are.
+/// Whether a record's latency has the wait for those before it: flat out, and nothing but memory bounds how many there
+/// are.
 pub fn is_queued(settings: &Settings) -> bool {
     settings.scenario != Scenario::Consume && settings.rate.is_none() && settings.in_flight.is_none()
 }
@@ -101,8 +101,8 @@ fn queued(reports: &[Report]) -> Option<String> {
     let amount = if least == most { least } else { format!("{least} to {most}") };
     let memory = quantity::memory(limits::PRODUCER_MEMORY_BYTES_DEFAULT as f64);
     Some(format!(
-        "flat out: {amount} of records were in flight on average (a producer's memory holds {memory}), and most of a \
-         latency is the wait for those before; what a record takes by itself is told by --rate, or --in-flight 1"
+        "flat out: {amount} of records were in flight on average (a producer's memory holds {memory}): the more, \
+         the more of a latency is the wait for those before; what a record takes by itself is told by --rate, or --in-flight 1"
     ))
 }
 
