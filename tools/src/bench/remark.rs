@@ -102,7 +102,8 @@ fn queued(reports: &[Report]) -> Option<String> {
     let memory = quantity::memory(limits::PRODUCER_MEMORY_BYTES_DEFAULT as f64);
     Some(format!(
         "flat out: {amount} of records were in flight on average (a producer's memory holds {memory}): the more, \
-         the more of a latency is the wait for those before; what a record takes by itself is told by --rate, or --in-flight 1"
+         the more of a latency is the wait for those before; what a record takes by itself is told by --rate, or \
+         --in-flight 1"
     ))
 }
 
