@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use memmap2::MmapMut;
 
 use crate::child::{self, Child, Role};
 
@@ -39,7 +40,8 @@ pub fn settle(bytes: u64) -> Result<WarmMemory> {
 /// What a child does that holds memory.
 pub(crate) async fn hold(bytes: u64) -> Result<()> {
     let bytes = bytes.min(free_memory()? / 4 * 3);
-    let mut held: Vec<_> = (0..bytes.div_ceil(CHUNK_BYTES)).map(|_| used_memory()).collect();
+    let mut held =
+        (0..bytes.div_ceil(CHUNK_BYTES)).map(|_| used_memory()).collect::<Result<Vec<MmapMut>>>()?;
     let floor = free_memory()? + AHEAD_BYTES;
     // Ends with the process.
     thread::spawn(move || {
@@ -53,11 +55,12 @@ pub(crate) async fn hold(bytes: u64) -> Result<()> {
     child::ready(&()).await
 }
 
-fn used_memory() -> Vec<u8> {
-    let mut chunk = vec![0u8; CHUNK_BYTES as usize];
+/// Memory of its own, which the kernel has back the moment it is dropped: an allocator would keep it.
+fn used_memory() -> Result<MmapMut> {
+    let mut chunk = MmapMut::map_anon(CHUNK_BYTES as usize)?;
     // One byte a page is enough for the kernel to fill it.
     chunk.iter_mut().step_by(PAGE_BYTES).for_each(|byte| *byte = 1);
-    std::hint::black_box(chunk)
+    Ok(chunk)
 }
 
 /// Writes everything back and lets the kernel forget every page that no process has mapped.
