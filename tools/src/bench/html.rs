@@ -1,8 +1,8 @@
 //! The report as a page: one file of HTML that needs no network and no script, in light, in dark and on paper.
 //!
-//! One report is shown in full ([`single`]), several beside each other ([`comparison`]). What is drawn is SVG
-//! ([`plot`], [`timeline`], [`distribution`], [`bars`]), once for wide pages and once for narrow ones. The reports
-//! themselves are in the page as JSON, so that it can be compared again ([`embedded`]).
+//! One report is shown in full (`single`), several beside each other (`comparison`). What is drawn is SVG
+//! (`plot`, `timeline`, `distribution`, `bars`), once for wide pages and once for narrow ones. The reports
+//! themselves are in the page as JSON, so that it can be compared again (`embedded`).
 
 mod bars;
 mod charts;
