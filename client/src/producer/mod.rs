@@ -291,6 +291,7 @@ impl Shared {
         }
     }
 
+    /// Asks for a topic again, unless that is being done.
     fn refresh(self: &Arc<Self>, known: &Arc<TopicQueues>) {
         if known.is_refreshing.swap(true, Ordering::AcqRel) {
             return;
