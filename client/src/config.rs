@@ -16,7 +16,8 @@ pub struct ClientConfig {
     /// Longest wait for the answer to one control request. Default 30 s.
     pub request_timeout: Duration,
     /// A connection on which nothing arrives for so long counts as lost. Default 10 s. Shorter notices a broker that was
-    /// killed sooner, and costs a small packet three times in this time on an idle connection.
+    /// killed sooner, and costs a small packet each three fifths of this time on an idle connection: one
+    /// that is lost is sent again well before the rest is over.
     pub idle_timeout: Duration,
     /// Pauses between attempts: to connect, to open a stream again. While a pause lasts, further attempts to
     /// reach the same broker fail at once.

@@ -174,7 +174,7 @@ fn transport_config(idle_timeout: Duration) -> TransportConfig {
         .ack_frequency_config(Some(acknowledgements))
         .datagram_receive_buffer_size(None)
         .max_idle_timeout(Some(IdleTimeout::try_from(idle_timeout).expect("a few seconds fit")))
-        .keep_alive_interval(Some((idle_timeout / 3).min(limits::KEEP_ALIVE_INTERVAL)));
+        .keep_alive_interval(Some((idle_timeout * 3 / 5).min(limits::KEEP_ALIVE_INTERVAL)));
     transport
 }
 
