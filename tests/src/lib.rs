@@ -3,6 +3,7 @@
 
 pub mod process;
 pub mod repository;
+pub mod sim;
 
 /// The Rust examples of README.md, compiled and run as the page's readers would.
 #[cfg(doctest)]
