@@ -70,12 +70,14 @@ error_codes! {
     24 NotEnoughReplicas    "NOT_ENOUGH_REPLICAS"    true  "Too few in-sync replicas; retry when brokers are back, or lower min.insync.replicas."
     25 Unavailable          "UNAVAILABLE"            true  "The partition is not ready yet; retry after a pause."
     26 InvalidReplicaCount  "INVALID_REPLICA_COUNT"  false "Ask for at most as many replicas as there are brokers."
+    27 LeadershipLost       "LEADERSHIP_LOST"        true  "The broker stopped leading before the records were committed; whether they were kept is unknown. Refresh metadata and retry at the new leader."
+    28 FencedBrokerEpoch    "FENCED_BROKER_EPOCH"    true  "The broker registered again since; what it asked for before is void."
 }
 
 impl ErrorCode {
     /// Whether a request answered with this code may have taken effect all the same.
     pub fn is_outcome_unknown(self) -> bool {
-        matches!(self, ErrorCode::StorageFailed | ErrorCode::TimedOut)
+        matches!(self, ErrorCode::StorageFailed | ErrorCode::TimedOut | ErrorCode::LeadershipLost)
     }
 }
 

@@ -1,8 +1,8 @@
 //! The bytes Quire keeps and sends, and what they mean.
 //!
 //! Pure code: no files, no sockets, no clocks. [`batch`] is Kafka's record batch, [`frame`] what is
-//! stored and replicated around it, [`stream`] what travels on QUIC streams, [`rpc`] the control
-//! messages. Every byte is drawn in `FORMAT.md`.
+//! stored and replicated around it, [`stream`] what travels on QUIC streams, [`replicate`] on those
+//! between brokers, [`rpc`] the control messages. Every byte is drawn in `FORMAT.md`.
 #![forbid(unsafe_code)]
 
 pub mod batch;
@@ -10,6 +10,7 @@ pub mod error_code;
 pub mod frame;
 pub mod ids;
 pub mod limits;
+pub mod replicate;
 pub mod rpc;
 pub mod stream;
 pub mod topic_config;

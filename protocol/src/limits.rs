@@ -110,6 +110,15 @@ pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(8);
 /// records wait for their delivery meanwhile, and a broker that was killed says nothing.
 pub const CLIENT_IDLE_TIME_MAX: Duration = Duration::from_secs(10);
 
+/// Most partitions that one progress vector of a follower tells of; what is more goes into the next.
+pub const PROGRESS_ENTRIES_MAX: usize = 4096;
+/// A follower further behind than this leaves the in-sync replicas, by default.
+pub const REPLICA_LAG_DEFAULT: Duration = Duration::from_secs(5);
+/// A leader whose proposal of other in-sync replicas was refused or lost makes the next one so much later.
+pub const IN_SYNC_RETRY_INTERVAL: Duration = Duration::from_millis(200);
+/// A follower that was refused asks again so much later, unless the metadata changes before.
+pub const FOLLOW_RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
 /// Events waiting for one shard.
 pub const SHARD_QUEUE_EVENTS: usize = 4096;
 /// Events one shard applies before it flushes.

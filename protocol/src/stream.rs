@@ -27,6 +27,8 @@ pub enum StreamKind {
     Produce = 2,
     /// Credits one way, frames the other.
     Consume = 3,
+    /// Between brokers: [`crate::replicate`].
+    Replicate = 4,
 }
 
 /// A message that is not one of this protocol.
@@ -71,6 +73,7 @@ impl StreamKind {
             1 => StreamKind::Rpc,
             2 => StreamKind::Produce,
             3 => StreamKind::Consume,
+            4 => StreamKind::Replicate,
             other => return Err(StreamError::Kind(other)),
         };
         if prefix[1] != VERSION {
@@ -410,13 +413,13 @@ fn encode_failure(failure: &Failure, out: &mut Vec<u8>) {
     out.extend_from_slice(&failure.message.as_bytes()[..end]);
 }
 
-fn encode_partition(partition: TopicPartition, out: &mut Vec<u8>) {
+pub(crate) fn encode_partition(partition: TopicPartition, out: &mut Vec<u8>) {
     out.extend_from_slice(partition.topic.as_bytes());
     out.extend_from_slice(&partition.partition.0.to_le_bytes());
 }
 
 /// Takes fixed-width fields off the front of a message.
-struct Fields<'a>(&'a [u8]);
+pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
 
 impl Fields<'_> {
     fn take<const N: usize>(&mut self) -> Result<[u8; N], StreamError> {
@@ -429,19 +432,24 @@ impl Fields<'_> {
         self.take::<1>().map(|[byte]| byte)
     }
 
-    fn u16(&mut self) -> Result<u16, StreamError> {
+    pub(crate) fn u16(&mut self) -> Result<u16, StreamError> {
         self.take().map(u16::from_le_bytes)
     }
 
-    fn u32(&mut self) -> Result<u32, StreamError> {
+    pub(crate) fn u32(&mut self) -> Result<u32, StreamError> {
         self.take().map(u32::from_le_bytes)
     }
 
-    fn u64(&mut self) -> Result<u64, StreamError> {
+    pub(crate) fn u64(&mut self) -> Result<u64, StreamError> {
         self.take().map(u64::from_le_bytes)
     }
 
-    fn partition(&mut self) -> Result<TopicPartition, StreamError> {
+    /// A position, which Kafka's signed field must hold.
+    pub(crate) fn offset(&mut self) -> Result<Offset, StreamError> {
+        Some(Offset(self.u64()?)).filter(|offset| *offset <= Offset::MAX).ok_or(StreamError::Field("offset"))
+    }
+
+    pub(crate) fn partition(&mut self) -> Result<TopicPartition, StreamError> {
         Ok(TopicPartition { topic: TopicId(self.take()?), partition: PartitionIndex(self.u32()?) })
     }
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use prost::Message;
 use quire_protocol::batch::{self, BatchBuilder, BatchHeader, Compression, Header, Record, Records};
 use quire_protocol::frame::{self, Chain, Digest, FrameHeader, FrameSeed, Placement};
+use quire_protocol::replicate::{Follow, FollowerMessage, LeaderMessage, Progress};
 use quire_protocol::rpc::{control, decode_request, metadata};
 use quire_protocol::stream::{
     Ack, Acks, Answer, ConsumeHeader, Failure, Frames, Opened, ProduceHeader, Start, StreamKind,
@@ -210,6 +211,59 @@ fn answers() {
         let (body, text) = bytes[1..].split_at(Answer::body_len(bytes[0]).expect("a known tag"));
         assert_eq!(Answer::text_len(bytes[0], body), Ok(text.len()), "{name}");
         assert_eq!(Answer::decode(bytes[0], body, text), Ok(answer), "{name}");
+    }
+}
+
+#[test]
+fn replicate_messages() {
+    let follow = |last_epoch| {
+        FollowerMessage::Follow(Follow {
+            slot: 9,
+            partition: PARTITION,
+            leader_epoch: LeaderEpoch(7),
+            broker_epoch: 3,
+            last_epoch,
+            end: Offset(18_422),
+            credit: 1024 * 1024,
+        })
+    };
+    let entry =
+        |slot, credit| Progress { slot, credit, log_end: Offset(18_425), durable_end: Offset(18_422) };
+    let asked = [
+        ("replicate-follow", follow(Some(LeaderEpoch(6)))),
+        ("replicate-follow-anew", follow(None)),
+        ("replicate-unfollow", FollowerMessage::Unfollow { slot: 9 }),
+        ("replicate-progress", FollowerMessage::Progress(vec![entry(9, 4096), entry(10, 0)])),
+    ];
+    for (name, message) in asked {
+        let mut encoded = Vec::new();
+        message.encode(&mut encoded);
+        let bytes = frozen(name, &encoded);
+        assert_eq!(to_hex(&encoded), to_hex(&bytes), "{name}");
+        let (body, entries) = bytes[1..].split_at(FollowerMessage::body_len(bytes[0]).expect("a known tag"));
+        assert_eq!(FollowerMessage::entries_len(bytes[0], body), Ok(entries.len()), "{name}");
+        assert_eq!(FollowerMessage::decode(bytes[0], body, entries), Ok(message), "{name}");
+    }
+    let (slot, high_watermark, log_start) = (9, Offset(18_400), Offset(100));
+    let told = [
+        (
+            "replicate-accepted",
+            LeaderMessage::Accepted { slot, from: Offset(18_422), high_watermark, log_start },
+        ),
+        (
+            "replicate-diverging",
+            LeaderMessage::Diverging { slot, epoch: LeaderEpoch(5), end: Offset(18_410) },
+        ),
+        ("replicate-frames", LeaderMessage::Frames { slot, length: 4096, high_watermark, log_start }),
+        ("replicate-watermarks", LeaderMessage::Watermarks { slot, high_watermark, log_start }),
+        ("replicate-refused", LeaderMessage::Refused { slot, code: ErrorCode::FencedLeaderEpoch }),
+    ];
+    for (name, message) in told {
+        let mut encoded = Vec::new();
+        message.encode(&mut encoded);
+        let bytes = frozen(name, &encoded);
+        assert_eq!(to_hex(&encoded), to_hex(&bytes), "{name}");
+        assert_eq!(LeaderMessage::decode(bytes[0], &bytes[1..]), Ok(message), "{name}");
     }
 }
 

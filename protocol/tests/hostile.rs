@@ -14,6 +14,7 @@ use prost::Message;
 use quire_protocol::batch::{BatchHeader, Compression, Records};
 use quire_protocol::frame::{FrameHeader, FrameSeed};
 use quire_protocol::ids::{PartitionIndex, TopicId, TopicPartition};
+use quire_protocol::replicate::{FollowerMessage, LeaderMessage};
 use quire_protocol::rpc::{decode_request, metadata::MetadataRecord};
 use quire_protocol::stream::{Answer, ConsumeHeader, ProduceHeader, StreamKind};
 use quire_protocol::{batch, frame, limits};
@@ -43,6 +44,7 @@ fn decoders_survive_what_strangers_send() {
     attack("frame", frame, PROPORTIONAL, &corpus);
     attack("records", records, PROPORTIONAL, &corpus);
     attack("stream messages", stream_messages, PROPORTIONAL, &corpus);
+    attack("replicate messages", replicate_messages, PROPORTIONAL, &corpus);
     attack("requests", requests, PROPORTIONAL, &corpus);
     large_requests();
     attack("metadata records", metadata_records, PROPORTIONAL, &corpus);
@@ -95,6 +97,20 @@ fn stream_messages(input: &[u8]) {
     let _ = input.first_chunk().map(|prefix| StreamKind::from_prefix(*prefix));
     let _ = input.first_chunk().map(ProduceHeader::decode);
     let _ = input.first_chunk().map(ConsumeHeader::decode);
+}
+
+fn replicate_messages(input: &[u8]) {
+    let Some((&tag, rest)) = input.split_first() else { return };
+    if let Ok(length) = FollowerMessage::body_len(tag) {
+        let body = rest.get(..length).unwrap_or(rest);
+        if let Ok(entries) = FollowerMessage::entries_len(tag, body) {
+            let entries = rest.get(length..).map_or(&[][..], |rest| &rest[..entries.min(rest.len())]);
+            let _ = FollowerMessage::decode(tag, body, entries);
+        }
+    }
+    if let Ok(length) = LeaderMessage::body_len(tag) {
+        let _ = LeaderMessage::decode(tag, rest.get(..length).unwrap_or(rest));
+    }
 }
 
 fn requests(input: &[u8]) {

@@ -142,7 +142,7 @@ proptest! {
 
 #[test]
 fn a_stream_opens_with_its_kind_and_version() {
-    for kind in [StreamKind::Rpc, StreamKind::Produce, StreamKind::Consume] {
+    for kind in [StreamKind::Rpc, StreamKind::Produce, StreamKind::Consume, StreamKind::Replicate] {
         assert_eq!(StreamKind::from_prefix(kind.prefix()), Ok(kind));
     }
     assert_eq!(StreamKind::from_prefix([0, VERSION]), Err(StreamError::Kind(0)));

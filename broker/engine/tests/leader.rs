@@ -1,34 +1,53 @@
 //! The leader: inputs in, the whole list of actions out; and a simple model beside it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use quire_engine::Time;
 use quire_engine::machine::Reactive;
-use quire_engine::replication::{Action, Input, Leader, LeaderStart, Progress, ResignReason};
+use quire_engine::replication::{
+    Leader, LeaderAction as Action, LeaderInput as Input, LeaderStart, Membership, Progress, Replica,
+    ResignReason,
+};
 use quire_protocol::topic_config::{Sync, TopicConfig};
-use quire_protocol::{BrokerId, Offset};
+use quire_protocol::{BrokerId, LeaderEpoch, Offset, limits};
 
 const BROKER: BrokerId = BrokerId(0);
+
+/// Two replicas, of which only the leader is in sync.
+fn two_replicas() -> Membership {
+    let replica = Replica { broker_epoch: 1, is_eligible: true };
+    Membership {
+        partition_epoch: 0,
+        replicas: BTreeMap::from([(BROKER, replica), (BrokerId(1), replica)]),
+        in_sync: BTreeSet::from([BROKER]),
+    }
+}
+
+fn reconfigured(sync: Sync, min_insync_replicas: u32) -> Input {
+    Input::Reconfigured { membership: two_replicas(), sync, min_insync_replicas }
+}
 
 fn start(sync: Sync, min_insync_replicas: u32, log_end: u64, high_watermark: u64) -> (Leader, Vec<Action>) {
     let config = TopicConfig { sync, min_insync_replicas, ..TopicConfig::default() };
     let mut actions = Vec::new();
     let start = LeaderStart {
         broker: BROKER,
-        in_sync: BTreeSet::from([BROKER]),
+        leader_epoch: LeaderEpoch(1),
+        membership: two_replicas(),
         config: &config,
+        replica_lag: limits::REPLICA_LAG_DEFAULT,
         log_start: Offset::ZERO,
         high_watermark: Offset(high_watermark),
         local: Progress { log_end: Offset(log_end), durable_end: Offset(log_end) },
     };
-    (Leader::start(start, &mut actions), actions)
+    (Leader::start(Time::ZERO, start, &mut actions), actions)
 }
 
 fn handle(leader: &mut Leader, inputs: &[Input]) -> Vec<Action> {
     let mut actions = Vec::new();
     for input in inputs {
-        leader.handle(Time::ZERO, *input, &mut actions);
+        leader.handle(Time::ZERO, input.clone(), &mut actions);
     }
     actions
 }
@@ -73,7 +92,7 @@ fn too_few_in_sync_replicas_commit_nothing() {
     let (mut leader, actions) = start(Sync::Always, 2, 4, 1);
     assert_eq!(actions, []);
     assert_eq!(handle(&mut leader, &[appended(9), durable(9)]), []);
-    let lowered = Input::Reconfigured { sync: Sync::Always, min_insync_replicas: 1 };
+    let lowered = reconfigured(Sync::Always, 1);
     assert_eq!(handle(&mut leader, &[lowered]), [advance(9)]);
 }
 
@@ -89,7 +108,7 @@ fn a_failed_sync_ends_the_leadership_once_and_for_all() {
 fn a_stricter_mode_takes_nothing_back() {
     let (mut leader, _) = start(Sync::Interval, 1, 0, 0);
     assert_eq!(handle(&mut leader, &[appended(6)]), [advance(6)]);
-    let stricter = Input::Reconfigured { sync: Sync::Always, min_insync_replicas: 1 };
+    let stricter = reconfigured(Sync::Always, 1);
     assert_eq!(handle(&mut leader, &[stricter, appended(8), durable(6)]), []);
     assert_eq!(handle(&mut leader, &[durable(8)]), [advance(8)]);
 }
@@ -153,7 +172,7 @@ impl Model {
             }
             Step::Reconfigure(sync, min_insync_replicas) => {
                 (self.sync, self.min_insync_replicas) = (*sync, *min_insync_replicas);
-                Input::Reconfigured { sync: *sync, min_insync_replicas: *min_insync_replicas }
+                reconfigured(*sync, *min_insync_replicas)
             }
             Step::Trim(part) => {
                 self.start += (self.committed - self.start) * part / 1000;
@@ -185,6 +204,7 @@ proptest! {
                         published = to.0;
                     }
                     Action::Resign { .. } => resignations += 1,
+                    other => prop_assert!(false, "nobody follows, and yet {other:?}"),
                 }
             }
             prop_assert_eq!(published, model.committed, "after {:?}", step);

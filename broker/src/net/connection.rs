@@ -203,6 +203,10 @@ async fn dispatch(
             Some(header) => Box::pin(handlers::produce::serve(session, &header, send, recv)).await,
             None => Ok(()),
         },
+        StreamKind::Replicate => Err(RequestError::new(
+            ErrorCode::NotAuthorized,
+            "only brokers replicate, over their own connections",
+        )),
         StreamKind::Consume | StreamKind::Rpc => {
             match message::read_header::<{ ConsumeHeader::LEN }>(recv).await? {
                 Some(header) => Box::pin(handlers::fetch::serve(session, &header, send, recv)).await,

@@ -259,19 +259,20 @@ impl Shard {
                 }
                 self.touch(id);
             }
-            TaskDone::Opened(opened) => self.opened(id, *opened),
+            TaskDone::Opened(opened) => self.opened(now, id, *opened),
             TaskDone::Closed(result) => self.log_closed(id, &result),
         }
     }
 
-    fn opened(&mut self, id: TopicPartition, opened: Result<(Log, RecoveryReport), OpenError>) {
+    fn opened(&mut self, now: Now, id: TopicPartition, opened: Result<(Log, RecoveryReport), OpenError>) {
         let Some(Slot::Opening { shared, end }) = self.slots.remove(&id) else {
             unreachable!("only a partition being opened has its log opened");
         };
         let slot = match opened {
             Ok((log, report)) => {
                 report_recovery(id, &report);
-                let mut partition = Box::new(Partition::open(self.broker, shared, log, self.metrics.clone()));
+                let mut partition =
+                    Box::new(Partition::open(self.broker, now, shared, log, self.metrics.clone()));
                 if let Some(end) = &end {
                     partition.stop(refusal(end));
                 }

@@ -7,17 +7,19 @@
 //!                 └────── job_done ─► Leader
 //! ```
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use quire_engine::Time;
 use quire_engine::machine::Reactive;
-use quire_engine::replication::{Action, Input, Leader, LeaderStart, Progress};
+use quire_engine::replication::{
+    Leader, LeaderAction as Action, LeaderInput as Input, LeaderStart, Membership, Progress,
+};
 use quire_protocol::batch::TimestampType;
 use quire_protocol::frame::FrameHeader;
 use quire_protocol::stream::{Ack, Acks};
 use quire_protocol::topic_config::{MessageTimestampType, Sync, TopicConfig};
-use quire_protocol::{BrokerId, LeaderEpoch};
+use quire_protocol::{BrokerId, LeaderEpoch, limits};
 use quire_storage::{
     AppendContext, AppendError, AppendErrorKind, JobDone, JobKind, Log, LogOptions, NewBatch, Want,
 };
@@ -92,6 +94,7 @@ impl Partition {
     /// Takes over a log that was just opened and begins to lead. Everything in it survived, and so is committed.
     pub(super) fn open(
         broker: BrokerId,
+        now: Now,
         shared: Arc<Shared>,
         mut log: Log,
         metrics: Arc<ShardMetrics>,
@@ -101,10 +104,13 @@ impl Partition {
         log.set_options(log_options(&config));
         let mut actions = Vec::new();
         let leader = Leader::start(
+            now.time,
             LeaderStart {
                 broker,
-                in_sync: BTreeSet::from([broker]),
+                leader_epoch: shared.leader_epoch(),
+                membership: Membership::alone(broker, 0),
                 config: &config,
+                replica_lag: limits::REPLICA_LAG_DEFAULT,
                 log_start: log.start_offset(),
                 high_watermark: log.high_watermark(),
                 local: Progress { log_end: log.end_offset(), durable_end: log.durable_end() },
@@ -169,7 +175,8 @@ impl Partition {
         self.shared.configure(leader_epoch, config.clone());
         let (sync, min_insync_replicas) = (config.sync, config.min_insync_replicas);
         self.config = config;
-        self.lead(now, Input::Reconfigured { sync, min_insync_replicas });
+        let membership = self.leader.membership().clone();
+        self.lead(now, Input::Reconfigured { membership, sync, min_insync_replicas });
         if sync == Sync::Interval && self.log.unsynced_bytes() > 0 && self.refusal.is_none() {
             self.schedule_sync(now);
         }
@@ -414,6 +421,8 @@ impl Partition {
                     self.has_moved = true;
                 }
                 Action::Resign { why } => self.fail(&why.to_string()),
+                // Nobody follows a partition that is held by one broker.
+                Action::Answer(_) | Action::Propose(_) => {}
             }
         }
     }
