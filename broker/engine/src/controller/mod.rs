@@ -2,11 +2,13 @@
 //!
 //! [`Controller::decide`](Replicated::decide) turns a request into records and a response, on applied and pending
 //! state; applying the committed records is the only way the [`Image`] changes. Deciding is split by what is decided:
-//! `topics`, `brokers`; `placement` chooses who holds a partition.
+//! `topics`, `brokers`; `placement` chooses who holds a partition. [`proposals`] is the controller on a log that other
+//! nodes write to as well.
 
 mod brokers;
 pub mod image;
 mod placement;
+pub mod proposals;
 pub mod records;
 mod topics;
 
@@ -215,6 +217,11 @@ impl Controller {
     /// A controller that has applied nothing yet.
     pub fn new() -> Controller {
         Controller::default()
+    }
+
+    /// A controller that has applied what led to this image.
+    pub fn with_image(image: Arc<Image>) -> Controller {
+        Controller { applied: image, pending: None }
     }
 
     /// The image as of the last applied record.
