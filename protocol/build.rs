@@ -2,7 +2,7 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = protox::compile(["control.proto", "metadata.proto"], ["proto"])?;
-    prost_build::Config::new().btree_map(["."]).compile_fds(files)?;
+    let files = protox::compile(["control.proto", "metadata.proto", "peer.proto"], ["proto"])?;
+    prost_build::Config::new().btree_map(["."]).bytes([".quire.peer.v1"]).compile_fds(files)?;
     Ok(())
 }

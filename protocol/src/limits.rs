@@ -118,6 +118,33 @@ pub const REPLICA_LAG_DEFAULT: Duration = Duration::from_secs(5);
 pub const IN_SYNC_RETRY_INTERVAL: Duration = Duration::from_millis(200);
 /// A follower that was refused asks again so much later, unless the metadata changes before.
 pub const FOLLOW_RETRY_INTERVAL: Duration = Duration::from_millis(50);
+/// Largest message between brokers, beside the frames they replicate (bytes).
+pub const PEER_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Requests of one broker that are being read on one connection (bytes), so that one that stalls keeps only itself waiting.
+pub const PEER_CONNECTION_BYTES: usize = 4 * PEER_MESSAGE_BYTES_MAX;
+/// From the first byte of a message between brokers to its last.
+pub const PEER_MESSAGE_TIME_MAX: Duration = Duration::from_secs(5);
+/// From the first packet to another broker to the end of the hello exchange.
+pub const PEER_CONNECT_TIME_MAX: Duration = Duration::from_secs(1);
+/// Pause before another broker is tried again, after the first failure; it doubles with each.
+pub const PEER_RETRY_PAUSE_MIN: Duration = Duration::from_millis(50);
+/// The longest such pause: how late a broker that is back is found.
+pub const PEER_RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// A control connection on which nothing arrives for so long is closed. Short, since the older a silence, the longer QUIC
+/// waits before it tries again: a new connection is there sooner.
+pub const PEER_CONTROL_IDLE_TIME_MAX: Duration = Duration::from_secs(2);
+/// A data connection on which nothing arrives for so long is closed.
+pub const PEER_DATA_IDLE_TIME_MAX: Duration = Duration::from_secs(5);
+/// Requests that one broker may have under way at another.
+pub const PEER_REQUESTS_MAX: u32 = 64;
+/// Streams that one broker may have open on a data connection: one for each of its shards, and those that catch up.
+pub const PEER_STREAMS_MAX: u32 = 512;
+/// Data connections to one broker; a connection's work runs on about one core.
+pub const PEER_DATA_CONNECTIONS: usize = 2;
+/// Connections from one broker held at once, those of its last process among them.
+pub const PEER_CONNECTIONS_OF_ONE_MAX: usize = 16;
+/// Connections from all brokers held at once.
+pub const PEER_CONNECTIONS_MAX: usize = 1024;
 
 /// Events waiting for one shard.
 pub const SHARD_QUEUE_EVENTS: usize = 4096;
@@ -202,6 +229,11 @@ const _: () = {
     assert!(UDP_PAYLOAD_BYTES_MAX as u32 * 10 < 64 * 1024);
     assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
     assert!(KEEP_ALIVE_INTERVAL.as_millis() * 3 < IDLE_TIME_MAX.as_millis());
+    assert!(HELLO_BYTES_MAX <= PEER_MESSAGE_BYTES_MAX && PEER_MESSAGE_BYTES_MAX <= PEER_CONNECTION_BYTES);
+    assert!(PEER_RETRY_PAUSE_MIN.as_millis() <= PEER_RETRY_PAUSE_MAX.as_millis());
+    assert!(PEER_CONNECT_TIME_MAX.as_millis() < PEER_CONTROL_IDLE_TIME_MAX.as_millis());
+    assert!(2 * PEER_DATA_CONNECTIONS + 2 <= PEER_CONNECTIONS_OF_ONE_MAX);
+    assert!(PEER_CONNECTIONS_OF_ONE_MAX <= PEER_CONNECTIONS_MAX);
     assert!(CLIENT_IDLE_TIME_MAX.as_millis() <= IDLE_TIME_MAX.as_millis());
     assert!(MAPS_MAX < 65_530);
     assert!(LOG_RECENT_BYTES <= RECENT_BYTES);

@@ -11,6 +11,8 @@ use crate::limits;
 
 /// ALPN of client connections.
 pub const ALPN_CLIENT: &[u8] = b"quire/1";
+/// ALPN of connections between brokers.
+pub const ALPN_PEER: &[u8] = b"quire-peer/1";
 
 /// Stream version that this code speaks.
 pub const VERSION: u8 = 1;

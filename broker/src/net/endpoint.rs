@@ -1,7 +1,7 @@
 //! The UDP socket and the QUIC endpoint on it.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -25,9 +25,44 @@ pub(crate) fn open(
     open_on(socket(listen)?, tls, reset_key)
 }
 
+/// Opens an endpoint that other brokers connect to; how each connection is to be carried is said when it is accepted.
+pub(super) fn open_for_peers(
+    listen: SocketAddr,
+    server: ServerConfig,
+    reset_key: ResetKey,
+) -> io::Result<(Endpoint, HeldSocket)> {
+    open_with(socket(listen)?, Some(server), reset_key)
+}
+
+/// Opens an endpoint that only connects to others, from a free port of this address.
+pub(super) fn open_to_connect(from: IpAddr, reset_key: ResetKey) -> io::Result<Endpoint> {
+    let socket = socket(SocketAddr::new(from, 0))?;
+    open_with(socket, None, reset_key).map(|(endpoint, _)| endpoint)
+}
+
 fn open_on(
     socket: Socket,
     tls: Arc<QuicServerConfig>,
+    reset_key: ResetKey,
+) -> io::Result<(Endpoint, HeldSocket)> {
+    open_with(socket, Some(server_config(tls, transport())), reset_key)
+}
+
+/// How connections are accepted: few handshakes at once, each with little memory.
+pub(super) fn server_config(tls: Arc<QuicServerConfig>, transport: TransportConfig) -> ServerConfig {
+    let mut server = ServerConfig::with_crypto(tls);
+    server
+        .transport_config(Arc::new(transport))
+        .max_incoming(limits::HANDSHAKES_MAX)
+        // Without early data a handshake sends no more than a few datagrams before it is accepted.
+        .incoming_buffer_size(64 * 1024)
+        .incoming_buffer_size_total((limits::HANDSHAKES_MAX * 16 * 1024) as u64);
+    server
+}
+
+fn open_with(
+    socket: Socket,
+    server: Option<ServerConfig>,
     reset_key: ResetKey,
 ) -> io::Result<(Endpoint, HeldSocket)> {
     let socket = TokioRuntime.wrap_udp_socket(socket.into())?;
@@ -35,14 +70,7 @@ fn open_on(
     let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
     endpoint.cid_generator(|| Box::new(AnyIds));
     endpoint.max_udp_payload_size(limits::UDP_PAYLOAD_BYTES_MAX).expect("the limit is a legal payload size");
-    let mut server = ServerConfig::with_crypto(tls);
-    server
-        .transport_config(Arc::new(transport()))
-        .max_incoming(limits::HANDSHAKES_MAX)
-        // Without early data a handshake sends no more than a few datagrams before it is accepted.
-        .incoming_buffer_size(64 * 1024)
-        .incoming_buffer_size_total((limits::HANDSHAKES_MAX * 16 * 1024) as u64);
-    let opened = Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, Arc::new(TokioRuntime))?;
+    let opened = Endpoint::new_with_abstract_socket(endpoint, server, socket, Arc::new(TokioRuntime))?;
     Ok((opened, held))
 }
 
@@ -87,7 +115,8 @@ fn enlarge_buffers(socket: &Socket) {
     }
 }
 
-fn transport() -> TransportConfig {
+/// The transport of client connections, made for bulk on a LAN.
+pub(super) fn transport() -> TransportConfig {
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(limits::UDP_PAYLOAD_BYTES_MAX);
     let mut congestion = CubicConfig::default();

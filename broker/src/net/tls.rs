@@ -8,14 +8,16 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
 use quire_protocol::stream::ALPN_CLIENT;
-use rustls::RootCertStore;
+use rustls::client::ResolvesClientCert;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{ClientHello, ResolvesServerCert, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::certificates::{self, Certificates, Identity};
+use super::authority;
+use super::certificates::{Certificates, Identity};
 
 /// Who a client without a certificate is, where such are let in.
 pub(crate) const ANONYMOUS: &str = "anonymous";
@@ -54,8 +56,7 @@ pub(crate) fn server_config(
     anonymous: bool,
 ) -> Result<Arc<QuicServerConfig>, TlsError> {
     let provider = provider();
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(certificates.authority_pem.as_bytes())?)?;
+    let roots = trusting(&certificates.authority_pem)?;
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
     let verifier = if anonymous { verifier.allow_unauthenticated() } else { verifier }.build()?;
 
@@ -71,15 +72,22 @@ pub(crate) fn server_config(
     Ok(Arc::new(QuicServerConfig::try_from(config)?))
 }
 
+/// Trust in one authority alone.
+pub(super) fn trusting(authority_pem: &str) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority_pem.as_bytes())?)?;
+    Ok(roots)
+}
+
 /// Who is at the other end of an established connection; `None` if its certificate names nobody.
 pub(crate) fn principal(connection: &quinn::Connection) -> Option<String> {
     let Some(identity) = connection.peer_identity() else { return Some(ANONYMOUS.to_owned()) };
     let chain = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    certificates::principal(chain.first()?)
+    authority::principal(chain.first()?)
 }
 
-/// The certificate that clients are shown, whatever server name they ask for: they check its names, the broker has but
-/// one. It can be replaced while the broker runs.
+/// The certificate that clients and other brokers are shown, whatever server name they ask for: they check its names, the
+/// broker has but one. It can be replaced while the broker runs.
 #[derive(Debug)]
 pub(crate) struct BrokerCertificate(ArcSwap<CertifiedKey>);
 
@@ -97,6 +105,16 @@ impl BrokerCertificate {
     #[cfg(test)]
     pub(crate) fn presented(&self) -> Vec<CertificateDer<'static>> {
         self.0.load().cert.clone()
+    }
+}
+
+impl ResolvesClientCert for BrokerCertificate {
+    fn resolve(&self, _roots: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
     }
 }
 

@@ -12,6 +12,12 @@ pub mod metadata {
     include!(concat!(env!("OUT_DIR"), "/quire.metadata.v1.rs"));
 }
 
+/// What brokers ask each other (`proto/peer.proto`).
+#[allow(missing_docs, clippy::all, reason = "generated; documented in the schema")]
+pub mod peer {
+    include!(concat!(env!("OUT_DIR"), "/quire.peer.v1.rs"));
+}
+
 mod request;
 
 pub use request::{InvalidRequest, decode_request};
@@ -25,6 +31,18 @@ impl control::Error {
     /// An error with this code and sentence.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> control::Error {
         control::Error { code: code.number().into(), message: message.into() }
+    }
+
+    /// The code; `Internal` for a number this version does not know.
+    pub fn error_code(&self) -> ErrorCode {
+        u16::try_from(self.code).ok().and_then(ErrorCode::from_number).unwrap_or(ErrorCode::Internal)
+    }
+}
+
+impl peer::Failure {
+    /// A failure with this code and sentence.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> peer::Failure {
+        peer::Failure { code: code.number().into(), message: message.into() }
     }
 
     /// The code; `Internal` for a number this version does not know.
