@@ -49,6 +49,12 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// The chain up to the point, if it is known: a log that began anew in the middle of its leader's does not know what
+    /// came before its first frame.
+    pub(crate) fn known_chain(&self) -> Option<Chain> {
+        Some(self.chain).filter(|chain| *chain != Chain::START || self.next_offset == Offset::ZERO)
+    }
+
     /// Replaces the partition's checkpoint, durably. Only what a successful sync covered may be in it.
     ///
     /// # Errors

@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use quire_protocol::frame::FrameError;
 use quire_protocol::ids::Offset;
 
 use crate::log::NewBatch;
@@ -100,6 +102,35 @@ pub enum AppendErrorKind {
     /// There are no offsets left.
     #[error("the log has used up its offsets")]
     OffsetsExhausted,
+}
+
+/// Frames of a leader were not appended; none of them is in the log.
+#[derive(Debug, thiserror::Error)]
+#[error("{kind}")]
+pub struct AppendFramesError {
+    /// Why.
+    pub kind: AppendFramesErrorKind,
+    /// What was to be appended, to try again with.
+    pub frames: Vec<Bytes>,
+}
+
+/// Why frames of a leader were not appended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AppendFramesErrorKind {
+    /// As for batches.
+    #[error(transparent)]
+    Append(#[from] AppendErrorKind),
+    /// One is damaged, or another partition's.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// They do not continue the log.
+    #[error("the frame at offset {offset} does not continue the log: it has {what}")]
+    Unfitting {
+        /// The offset of the first that does not.
+        offset: Offset,
+        /// What does not fit.
+        what: &'static str,
+    },
 }
 
 impl AppendErrorKind {

@@ -1,6 +1,8 @@
 //! What is done to files away from the owner's thread: each job takes what it needs along, blocks on the disk, and
 //! brings back what the log is to know.
 
+mod cut;
+
 use std::io::{self, IoSlice};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,6 +21,8 @@ use crate::segment::Segment;
 use crate::shared::Shared;
 use crate::small_file::{self, ReplaceError};
 use crate::unwritten;
+
+pub(crate) use cut::{CutDone, CutTo, CutWork};
 
 /// Zeros written with one call (bytes).
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
@@ -45,6 +49,8 @@ pub enum JobKind {
     Retain,
     /// Writes a checkpoint and indexes.
     Checkpoint,
+    /// Cuts the log's end off, or all of it.
+    Cut,
 }
 
 /// The result of a job, for [`crate::Log::complete`].
@@ -90,6 +96,7 @@ pub(crate) enum UpkeepWork {
     Roll(RollWork),
     Retain(RetainWork),
     Checkpoint(CheckpointWork),
+    Cut(CutWork),
 }
 
 #[derive(Debug)]
@@ -155,6 +162,7 @@ pub(crate) enum UpkeepDone {
     Rolled { manifest: Manifest, name: SegmentName, file: Arc<dyn DiskFile>, writable: u64 },
     Retained { manifest: Manifest, removed: usize },
     Checkpointed { checkpoint: Checkpoint, stored: Vec<Arc<Segment>> },
+    Cut(Box<CutDone>),
 }
 
 /// Upkeep that was not done.
@@ -194,6 +202,7 @@ impl Job {
             Task::Upkeep(_, UpkeepWork::Roll(_)) => JobKind::Roll,
             Task::Upkeep(_, UpkeepWork::Retain(_)) => JobKind::Retain,
             Task::Upkeep(_, UpkeepWork::Checkpoint(_)) => JobKind::Checkpoint,
+            Task::Upkeep(_, UpkeepWork::Cut(_)) => JobKind::Cut,
         }
     }
 
@@ -245,6 +254,7 @@ impl Place {
             UpkeepWork::Roll(work) => self.roll(work),
             UpkeepWork::Retain(work) => self.retain(work),
             UpkeepWork::Checkpoint(work) => self.checkpoint(work),
+            UpkeepWork::Cut(work) => self.cut(work),
         }
     }
 

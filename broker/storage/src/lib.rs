@@ -36,7 +36,9 @@ mod shared;
 pub mod small_file;
 mod unwritten;
 
-pub use error::{AppendError, AppendErrorKind, CloseError, OpenError, ReadError};
+pub use error::{
+    AppendError, AppendErrorKind, AppendFramesError, AppendFramesErrorKind, CloseError, OpenError, ReadError,
+};
 pub use jobs::{Job, JobDone, JobKind};
 pub use log::{AppendContext, Completed, Log, LogOptions, NewBatch, Want};
 pub use poison::PoisonReason;

@@ -8,6 +8,7 @@
 //! Always log start ≤ high watermark ≤ end and durable end ≤ end. Only a successful sync moves the durable end. What an
 //! append needs of the file system beyond the write itself was done before, ahead of need, by a job.
 
+mod replica;
 mod work;
 
 use std::io::{self, IoSlice};
@@ -97,6 +98,8 @@ pub struct Log {
     active: Option<Active>,
     /// The point after the last frame appended.
     tail: Checkpoint,
+    /// Whether the chain there is known: it is not where a log began anew in the middle of its leader's.
+    is_chain_known: bool,
     /// The point after the last frame synced.
     durable: Checkpoint,
     /// Records before it may have been acknowledged before they were synced.
@@ -176,6 +179,7 @@ impl Log {
             manifest,
             active,
             tail,
+            is_chain_known: tail.known_chain().is_some(),
             durable: tail,
             acked_unsynced_to: Offset::ZERO,
             epochs,
@@ -208,7 +212,9 @@ impl Log {
         if batches.is_empty() {
             return Ok(Vec::new());
         }
-        match self.prepare(&batches).and_then(|file| self.write(&*file, &mut batches, &at)) {
+        let records = batches.iter().map(|batch| u64::from(batch.header.last_offset_delta) + 1).sum();
+        let bytes = batches.iter().map(|batch| (frame::HEADER_LEN + batch.bytes.len()) as u64).sum();
+        match self.prepare(bytes, records).and_then(|file| self.write(&*file, &mut batches, &at)) {
             Ok(frames) => Ok(frames),
             Err(kind) => Err(AppendError { kind, batches }),
         }
@@ -362,19 +368,20 @@ impl Log {
         self.finish()
     }
 
-    /// The file to write to, if these batches can be written now.
-    fn prepare(&mut self, batches: &[NewBatch]) -> Result<Arc<dyn DiskFile>, AppendErrorKind> {
+    /// The file to write to, if so many bytes with so many offsets can be written now.
+    fn prepare(&mut self, bytes: u64, records: u64) -> Result<Arc<dyn DiskFile>, AppendErrorKind> {
         if let Some(reason) = self.poison.reason() {
             return Err(AppendErrorKind::Poisoned(Arc::clone(reason)));
         }
         if self.is_corrupt() {
             return Err(AppendErrorKind::Corrupt);
         }
-        let records = batches.iter().map(|batch| u64::from(batch.header.last_offset_delta) + 1).sum();
+        if self.is_cutting() {
+            return Err(AppendErrorKind::NoSpaceYet);
+        }
         if self.tail.next_offset.checked_add(records).is_none() {
             return Err(AppendErrorKind::OffsetsExhausted);
         }
-        let bytes = batches.iter().map(|batch| (frame::HEADER_LEN + batch.bytes.len()) as u64).sum();
         assert!(bytes <= SEGMENT_LEN_MAX, "an append fits a segment");
         match self.space_for(bytes, records) {
             Ok(file) => Ok(file),

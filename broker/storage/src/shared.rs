@@ -124,6 +124,19 @@ impl Shared {
         self.lock_opened().retain(|segment| segment.base_offset() >= log_start);
     }
 
+    /// The log was cut: these segments are left, and it ends at `end`. Whoever reads what is gone keeps what it has.
+    pub(crate) fn cut(&self, segments: Vec<Arc<Segment>>, log_start: Offset, end: Offset) {
+        let bytes = segments.iter().map(|segment| segment.position()).sum();
+        // The end first: whoever looks in between finds less than there is, and not more.
+        self.end.store(end.0, Ordering::Release);
+        let high_watermark = self.high_watermark().min(end).max(log_start);
+        self.high_watermark.store(high_watermark.0, Ordering::Release);
+        self.log_start.store(log_start.0, Ordering::Release);
+        self.segments.store(Arc::new(segments));
+        self.size_bytes.store(bytes, Ordering::Release);
+        self.lock_opened().clear();
+    }
+
     /// Opens a segment for a reader. The one opened longest ago is closed if that makes too many.
     pub(crate) fn open_old(&self, segment: &Arc<Segment>) -> io::Result<Arc<dyn DiskFile>> {
         let was_open = segment.is_open();

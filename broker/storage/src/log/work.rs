@@ -13,8 +13,8 @@ use crate::checkpoint::{CLEAN_FILE_NAME, Checkpoint};
 use crate::disk::DiskFile;
 use crate::error::{AppendErrorKind, CloseError};
 use crate::jobs::{
-    CheckpointWork, Failure, FailureKind, GrowWork, IndexToStore, Job, JobDone, OpenWork, Outcome, Place,
-    RetainWork, RollWork, SyncWork, UpkeepDone, UpkeepWork,
+    CheckpointWork, CutTo, Failure, FailureKind, GrowWork, IndexToStore, Job, JobDone, OpenWork, Outcome,
+    Place, RetainWork, RollWork, SyncWork, UpkeepDone, UpkeepWork,
 };
 use crate::manifest::{Sealed, SegmentName};
 use crate::poison::PoisonReason;
@@ -51,6 +51,8 @@ pub struct Completed {
     /// Whether an attempt to make space has ended: an append refused with `NoSpaceYet` is to be tried again, and
     /// succeeds or says why not.
     pub space: bool,
+    /// The log's end, if it was cut there.
+    pub cut: Option<Offset>,
 }
 
 /// Account of syncs.
@@ -61,13 +63,13 @@ pub(super) struct Flush {
     /// Bytes that one sync covers, on average over the last few; 0 before the first.
     average_bytes: u64,
     /// Files of sealed segments with frames that no sync covered yet, in order.
-    sealed: Vec<Unsynced>,
+    pub(super) sealed: Vec<Unsynced>,
 }
 
 /// A sealed segment's file that is to be synced.
 #[derive(Debug)]
-struct Unsynced {
-    file: Arc<dyn DiskFile>,
+pub(super) struct Unsynced {
+    pub(super) file: Arc<dyn DiskFile>,
     end: Offset,
 }
 
@@ -97,6 +99,8 @@ pub(super) struct Upkeep {
     /// That there is no room was said, and allocating ahead has found none since.
     is_refusal_said: bool,
     is_seal_due: bool,
+    /// The log is to be cut; nothing is appended before it was.
+    pub(super) cut: Option<CutTo>,
     /// Segments before this offset are to be deleted.
     retain_from: Option<Offset>,
     /// Bytes synced since the last checkpoint.
@@ -133,15 +137,19 @@ impl Log {
     /// [`Log::complete`]. Ask again until there is none, after appends and after completions. At most one sync and
     /// one other job of a log are out at a time.
     pub fn next_job(&mut self, want: Want) -> Option<Job> {
-        if self.is_poisoned() || self.is_corrupt() {
+        // A log that begins anew leaves its damage behind.
+        let begins_anew = matches!(self.upkeep.cut, Some(CutTo::Anew(_)));
+        if self.is_poisoned() || (self.is_corrupt() && !begins_anew) {
             return None;
         }
         if want.sync
+            && !self.is_cutting()
             && let Some(work) = self.next_sync()
         {
             return Some(Job::sync(work));
         }
-        if self.upkeep.is_under_way {
+        // A cut waits for the sync that is out, and syncs what is left itself.
+        if self.upkeep.is_under_way || (self.is_cutting() && self.flush.is_under_way) {
             return None;
         }
         let work = self.next_upkeep()?;
@@ -171,6 +179,7 @@ impl Log {
             all.log_start = completed.log_start.or(all.log_start);
             all.poisoned = all.poisoned.or(completed.poisoned);
             all.space |= completed.space;
+            all.cut = completed.cut.or(all.cut);
         }
         all
     }
@@ -257,6 +266,9 @@ impl Log {
     }
 
     fn next_upkeep(&mut self) -> Option<UpkeepWork> {
+        if let Some(to) = self.upkeep.cut {
+            return Some(UpkeepWork::Cut(self.cut_work(to)));
+        }
         let wanted = self.upkeep.space.take();
         self.upkeep.is_for_append = wanted.is_some();
         if let Some(wanted) = wanted {
@@ -346,7 +358,7 @@ impl Log {
         let is_gone = |sealed: Option<Sealed>| sealed.is_some_and(|sealed| sealed.end_offset <= from);
         let gone = manifest.segments.iter().take_while(|entry| is_gone(entry.sealed)).count();
         let removed: Vec<SegmentName> = manifest.segments.drain(..gone).map(|entry| entry.name).collect();
-        if removed.is_empty() {
+        if removed.is_empty() && from <= manifest.log_start {
             return None;
         }
         manifest.log_start = manifest.log_start.max(from);
@@ -451,6 +463,10 @@ impl Log {
                 completed.log_start = Some(manifest.log_start);
                 self.manifest = manifest;
                 self.upkeep.is_cut_unstored = false;
+            }
+            UpkeepDone::Cut(done) => {
+                completed.cut = Some(self.was_cut(*done));
+                completed.space = true;
             }
             UpkeepDone::Checkpointed { checkpoint, stored } => {
                 stored.iter().for_each(|segment| segment.index_was_stored());

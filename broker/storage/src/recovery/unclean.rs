@@ -103,7 +103,7 @@ fn start_at(manifest: &Manifest, point: Checkpoint) -> Option<Start> {
     if let Some(at) = segments.iter().position(|entry| entry.name.serial == point.segment_serial)
         && reaches(&segments[at])
     {
-        return start(at, point.position, Some(point.chain));
+        return start(at, point.position, point.known_chain());
     }
     // It was the end of a segment: go on with the next, which is there unless none was needed yet.
     let next = segments.partition_point(|entry| entry.name.base_offset < point.next_offset);
@@ -114,7 +114,7 @@ fn start_at(manifest: &Manifest, point: Checkpoint) -> Option<Start> {
             None => manifest.log_start,
         },
     };
-    if end == point.next_offset { start(next, 0, Some(point.chain)) } else { None }
+    if end == point.next_offset { start(next, 0, point.known_chain()) } else { None }
 }
 
 fn start_of_log(manifest: &Manifest, is_synced: bool) -> Start {

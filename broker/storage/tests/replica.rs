@@ -1,0 +1,256 @@
+//! A follower's log beside its leader's: frames byte for byte, and cuts that survive a stop at any operation.
+
+mod harness;
+
+use bytes::Bytes;
+use harness::*;
+use proptest::prelude::*;
+use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp};
+use quire_storage::disk::{CrashOptions, Fault, SimDisk};
+use quire_storage::{AppendErrorKind, AppendFramesErrorKind, Log};
+
+/// Frames of a leader in epochs 0, 1, 2 …, one batch each; as many as there are lengths.
+fn leader(lens: &[usize]) -> Harness {
+    let mut leader = Harness::new(SimDisk::new(1), options());
+    for (number, len) in lens.iter().enumerate() {
+        leader.epoch = LeaderEpoch(number as u32 / 3);
+        leader.append(vec![new_batch(1 + number % 3, *len, number as u8, Timestamp(5))]).expect("room");
+    }
+    leader.commit();
+    leader
+}
+
+fn follower(seed: u64) -> Harness {
+    Harness::new(SimDisk::new(seed), options())
+}
+
+/// Appends frames as they are, making space as needed.
+fn append_frames(log: &mut Log, frames: &[ModelFrame]) -> Result<(), AppendFramesErrorKind> {
+    let mut frames: Vec<Bytes> = frames.iter().map(|frame| frame.bytes.clone().into()).collect();
+    for _ in 0..6 {
+        match log.append_frames(frames) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind == AppendErrorKind::NoSpaceYet.into() => frames = error.frames,
+            Err(error) => return Err(error.kind),
+        }
+        let job = log.next_job(NO_SYNC).expect("something makes space");
+        let _ = log.complete(job.run());
+    }
+    panic!("the log makes no progress towards space");
+}
+
+/// The follower has these frames of the leader, and all of them are committed.
+fn take(follower: &mut Harness, frames: &[ModelFrame]) {
+    for frame in frames {
+        append_frames(&mut follower.log, std::slice::from_ref(frame)).expect("they continue the log");
+        follower.frames.push(frame.clone());
+    }
+}
+
+/// Runs the cut that was asked for; the end it gives.
+fn cut(follower: &mut Harness) -> Option<Offset> {
+    let completed = follower.log.run_jobs(NO_SYNC);
+    completed.cut
+}
+
+/// The end of the last frame that ends at `to` or before.
+fn boundary(frames: &[ModelFrame], to: Offset) -> Offset {
+    let ends = frames.iter().map(|frame| frame.header.next_offset());
+    ends.filter(|end| *end <= to).next_back().unwrap_or(Offset::ZERO)
+}
+
+#[test]
+fn a_follower_has_its_leaders_bytes() {
+    let leader = leader(&[300, 1500, 40, 2500, 700, 900, 100]);
+    let mut follower = follower(2);
+    take(&mut follower, &leader.frames);
+    follower.commit();
+    assert_eq!(follower.log.chain(), leader.log.chain());
+    assert_eq!(follower.log.epochs(), leader.log.epochs());
+    follower.check();
+    let report = follower.restart(|disk| disk.crash(&CrashOptions::default()));
+    assert_eq!(report.corruption, None);
+    assert_eq!(follower.log.epochs(), leader.log.epochs());
+}
+
+#[test]
+fn what_does_not_continue_the_log_is_refused() {
+    let leader = leader(&[100, 100, 100, 100]);
+    let other = {
+        let mut other = Harness::new(SimDisk::new(3), options());
+        for number in 0..4 {
+            other.append(vec![new_batch(1 + number % 3, 100, 0x77, Timestamp(5))]).expect("room");
+        }
+        other
+    };
+    let mut follower = follower(2);
+    let refusal =
+        |log: &mut Log, frames: &[ModelFrame]| append_frames(log, frames).expect_err("it does not fit");
+    assert!(matches!(
+        refusal(&mut follower.log, &leader.frames[1..]),
+        AppendFramesErrorKind::Unfitting { what: "another offset than the one that follows", .. }
+    ));
+    take(&mut follower, &leader.frames[..1]);
+    assert!(matches!(
+        refusal(&mut follower.log, &other.frames[1..2]),
+        AppendFramesErrorKind::Unfitting {
+            what: "a chain that does not continue that of the frame before",
+            ..
+        }
+    ));
+    let mut damaged = leader.frames[1].clone();
+    *damaged.bytes.last_mut().expect("not empty") ^= 1;
+    assert!(matches!(refusal(&mut follower.log, &[damaged]), AppendFramesErrorKind::Frame(_)));
+    assert_eq!(
+        follower.log.end_offset(),
+        leader.frames[0].header.next_offset(),
+        "nothing of it was appended"
+    );
+    take(&mut follower, &leader.frames[1..]);
+}
+
+proptest! {
+    #![proptest_config(config(200))]
+
+    /// Wherever a log is cut, it then ends with the last whole frame before the cut, goes on with the frames of another
+    /// leader, and is the same after a power loss.
+    #[test]
+    fn a_truncated_log_is_the_front_of_what_it_was(
+        lens in prop::collection::vec(prop_oneof![3 => 0usize..400, 1 => 1000usize..3900], 1..14),
+        to in 0u64..30,
+        is_synced: bool,
+        is_closed: bool,
+        seed: u64,
+    ) {
+        let leader = leader(&lens);
+        let mut follower = follower(seed);
+        take(&mut follower, &leader.frames);
+        if is_synced {
+            follower.commit();
+        }
+        let to = Offset(to.min(follower.end().0));
+        let end = boundary(&leader.frames, to);
+        follower.log.truncate(to);
+        prop_assert_eq!(
+            append_frames(&mut follower.log, &leader.frames[..1]).is_err(), true,
+            "nothing is appended before it is cut, and then this is not what follows, unless all is gone"
+        );
+        let cut_at = cut(&mut follower).or(Some(follower.log.end_offset()));
+        prop_assert_eq!(cut_at, Some(end));
+        follower.frames.retain(|frame| frame.header.next_offset() <= end);
+        follower.durable_end = end;
+        prop_assert_eq!((follower.log.end_offset(), follower.log.durable_end()), (end, end));
+        prop_assert!(follower.log.high_watermark() <= end);
+        let is_in_log = |start: Offset| start < end;
+        prop_assert!(follower.log.epochs().entries().iter().all(|entry| is_in_log(entry.start_offset)));
+        follower.check();
+        if is_closed {
+            let Harness { disk, options, log, .. } = follower;
+            log.close().expect("nothing is under way");
+            let (log, report) = open(&disk, &options).expect("closed in order");
+            prop_assert!(report.was_clean);
+            follower = Harness { log, ..Harness::new(SimDisk::new(9), options.clone()) };
+            follower.disk = disk;
+            follower.frames = leader.frames.iter().filter(|f| f.header.next_offset() <= end).cloned().collect();
+            follower.durable_end = end;
+            follower.check();
+        } else {
+            follower.restart(|disk| disk.crash(&CrashOptions::default()));
+        }
+        let kept = follower.frames.len();
+        take(&mut follower, &leader.frames[kept..]);
+        follower.commit();
+        prop_assert_eq!(follower.log.chain(), leader.log.chain());
+        follower.restart(|disk| disk.crash(&CrashOptions::default()));
+    }
+}
+
+#[test]
+fn a_stop_at_any_operation_of_a_cut_leaves_the_log_whole_or_cut() {
+    let lens = [300, 1500, 40, 2500, 700, 900, 100, 3000];
+    for to in [0, 2, 6, 9, 14] {
+        for operations in 0.. {
+            let leader = leader(&lens);
+            let mut follower = follower(operations);
+            take(&mut follower, &leader.frames);
+            follower.commit();
+            follower.log.request_checkpoint();
+            follower.settle(SYNC);
+            let end = boundary(&leader.frames, Offset(to));
+            follower.log.truncate(Offset(to));
+            let job = follower.log.next_job(NO_SYNC).expect("the cut");
+            follower.disk.inject(Fault::StopsAfter { operations });
+            let done = job.run();
+            let went_through = !follower.disk.is_stopped();
+            drop(done);
+            follower.durable_end = end;
+            follower.restart(|disk| disk.crash(&CrashOptions::default()));
+            let found = follower.log.end_offset();
+            assert!(
+                found == end || found == leader.end(),
+                "cut to {end} after {operations}: ends at {found}"
+            );
+            if went_through {
+                assert!(operations > 3, "a cut does {operations} operations");
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_log_that_begins_anew_takes_frames_from_there() {
+    let leader = leader(&[300, 1500, 40, 2500, 700, 900]);
+    for (held, from) in [(0, 0), (0, 3), (2, 4), (6, 2), (6, 0)] {
+        let mut follower = follower(7);
+        take(&mut follower, &leader.frames[..held]);
+        follower.settle(SYNC);
+        let at = leader.frames[from].header.base_offset;
+        follower.log.restart_at(at);
+        assert_eq!(cut(&mut follower), Some(at));
+        follower.frames.clear();
+        (follower.durable_end, follower.log_start) = (at, at);
+        follower.check();
+        // With nothing in it, and with something.
+        for _ in 0..2 {
+            follower.restart(|disk| disk.crash(&CrashOptions::default()));
+            assert_eq!((follower.log.start_offset(), follower.log.high_watermark()), (at, at));
+            if follower.frames.is_empty() {
+                take(&mut follower, &leader.frames[from..]);
+                follower.settle(SYNC);
+            }
+        }
+        assert_eq!(follower.log.chain(), leader.log.chain(), "{held} frames held, from frame {from}");
+    }
+}
+
+#[test]
+fn a_damaged_log_that_begins_anew_forgets_its_damage() {
+    let leader = leader(&[300, 1500, 40]);
+    let mut follower = follower(7);
+    take(&mut follower, &leader.frames);
+    follower.commit();
+    follower.log.mark_corrupt();
+    assert!(follower.log.next_job(SYNC).is_none(), "nothing is done to what is damaged");
+    follower.log.restart_at(Offset::ZERO);
+    assert_eq!(cut(&mut follower), Some(Offset::ZERO));
+    assert!(!follower.log.is_corrupt());
+    take(&mut follower, &leader.frames);
+}
+
+#[test]
+fn a_log_start_moves_without_a_segment_to_delete() {
+    let leader = leader(&[100, 100, 100]);
+    let mut follower = follower(7);
+    take(&mut follower, &leader.frames);
+    follower.commit();
+    let start = leader.frames[1].header.base_offset;
+    follower.log.advance_log_start(start);
+    let completed = follower.log.run_jobs(NO_SYNC);
+    assert_eq!(completed.log_start, Some(start));
+    let (log, _) = {
+        follower.disk.crash(&CrashOptions::default());
+        open(&follower.disk, &follower.options).expect("nothing is damaged")
+    };
+    assert_eq!(log.start_offset(), start);
+}
