@@ -86,18 +86,7 @@ impl From<RequestError> for control::Error {
 
 impl From<Refusal> for RequestError {
     fn from(refusal: Refusal) -> RequestError {
-        let code = match refusal {
-            Refusal::TopicExists { .. } => ErrorCode::TopicAlreadyExists,
-            Refusal::UnknownTopic { .. } => ErrorCode::UnknownTopic,
-            Refusal::InvalidTopicName { .. } => ErrorCode::InvalidTopicName,
-            Refusal::PartitionCount { .. } => ErrorCode::InvalidPartitionCount,
-            Refusal::BrokerPartitions { .. } => ErrorCode::LimitExceeded,
-            Refusal::ReplicaCount { .. } => ErrorCode::InvalidReplicaCount,
-            Refusal::MinInsyncReplicas { .. } | Refusal::TooManySettings { .. } | Refusal::Config(_) => {
-                ErrorCode::InvalidConfig
-            }
-            Refusal::OtherCluster { .. } => ErrorCode::InvalidRequest,
-        };
+        let code = refusal.code();
         RequestError::new(code, refusal.to_string())
     }
 }

@@ -66,10 +66,11 @@ fn assignment(partition: &image::Partition) -> control::Partition {
     let ids = |brokers: &[BrokerId]| brokers.iter().map(|broker| broker.0).collect();
     control::Partition {
         index: partition.index.0,
-        leader: Some(partition.leader.0),
+        leader: partition.leader.map(|leader| leader.0),
         leader_epoch: partition.leader_epoch.0,
         replicas: ids(&partition.replicas),
         in_sync_replicas: ids(&partition.in_sync),
+        eligible_leader_replicas: ids(&partition.eligible),
         ..control::Partition::default()
     }
 }

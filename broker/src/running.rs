@@ -356,6 +356,9 @@ async fn open_logs(
             host: advertised.host.clone(),
             port: advertised.port,
             rack: config.rack.clone(),
+            incarnation: random(),
+            is_alone: true,
+            ..RegisterBroker::default()
         },
     };
     let metadata = Arc::new(blocking(move || LocalMetadata::open(options)).await?);

@@ -72,6 +72,10 @@ error_codes! {
     26 InvalidReplicaCount  "INVALID_REPLICA_COUNT"  false "Ask for at most as many replicas as there are brokers."
     27 LeadershipLost       "LEADERSHIP_LOST"        true  "The broker stopped leading before the records were committed; whether they were kept is unknown. Refresh metadata and retry at the new leader."
     28 FencedBrokerEpoch    "FENCED_BROKER_EPOCH"    true  "The broker registered again since; what it asked for before is void."
+    29 PartitionChanged     "PARTITION_CHANGED"      true  "The partition changed meanwhile; look at it again, and ask again if it is still needed."
+    30 IneligibleReplica    "INELIGIBLE_REPLICA"     true  "The broker can not hold or lead the partition as it is; retry when it is back."
+    31 UnknownBroker        "UNKNOWN_BROKER"         false "Use the number of a broker that 'quire cluster status' shows."
+    32 NotPossible          "NOT_POSSIBLE"           false "First change what the message names."
 }
 
 impl ErrorCode {

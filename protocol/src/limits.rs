@@ -33,6 +33,8 @@ pub const ERROR_TEXT_BYTES_MAX: usize = 1024;
 pub const TOPIC_NAME_BYTES_MAX: usize = 249;
 /// Most partitions of one topic.
 pub const TOPIC_PARTITIONS_MAX: u32 = 10_000;
+/// Most replicas of one partition.
+pub const REPLICAS_MAX: usize = 16;
 /// Most partitions on one broker.
 pub const BROKER_PARTITIONS_MAX: u32 = 20_000;
 
@@ -152,6 +154,28 @@ pub const SHARD_QUEUE_EVENTS: usize = 4096;
 pub const SHARD_ROUND_EVENTS: usize = 1024;
 /// Requests waiting for the metadata log.
 pub const METADATA_QUEUE_REQUESTS: usize = 256;
+/// Largest snapshot of the cluster's metadata that is read (bytes): a partition takes some 50.
+pub const METADATA_SNAPSHOT_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Longest principal that is given a right (bytes).
+pub const PRINCIPAL_BYTES_MAX: usize = 256;
+/// Most rights that a cluster keeps.
+pub const ACLS_MAX: usize = 4096;
+/// Most tokens that a cluster keeps, used ones included until they expire.
+pub const TOKENS_MAX: usize = 1024;
+/// Longest time that a token can be used.
+pub const TOKEN_AGE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Largest sealed authority (bytes).
+pub const AUTHORITY_BYTES_MAX: usize = 64 * 1024;
+/// Longest serial number of a certificate (bytes), as in RFC 5280.
+pub const CERTIFICATE_SERIAL_BYTES_MAX: usize = 20;
+/// Most certificates that are revoked.
+pub const REVOKED_CERTIFICATES_MAX: usize = 65_536;
+/// Producer ids that a broker is given at once.
+pub const PRODUCER_ID_BLOCK: u64 = 1000;
+/// A broker that is not heard of for so long is fenced, by default.
+pub const BROKER_SESSION_DEFAULT: Duration = Duration::from_secs(1);
+/// A broker says so often that it is there, by default.
+pub const BROKER_HEARTBEAT_INTERVAL: Duration = Duration::from_millis(200);
 /// Syncs and other file jobs under way at once.
 pub const FLUSHERS: usize = 16;
 /// Logs being opened, recovered or closed at once, beside the file jobs of those that are open.
@@ -236,6 +260,7 @@ const _: () = {
     assert!(PEER_CONNECTIONS_OF_ONE_MAX <= PEER_CONNECTIONS_MAX);
     assert!(CLIENT_IDLE_TIME_MAX.as_millis() <= IDLE_TIME_MAX.as_millis());
     assert!(MAPS_MAX < 65_530);
+    assert!(BROKER_HEARTBEAT_INTERVAL.as_millis() * 3 < BROKER_SESSION_DEFAULT.as_millis());
     assert!(LOG_RECENT_BYTES <= RECENT_BYTES);
     // Asked again half-way, it is still ahead of the next read.
     assert!(READ_AHEAD_BYTES / 2 > READ_BYTES_MAX as u64);

@@ -47,6 +47,8 @@ pub struct TopicConfig {
     pub timestamp_type: MessageTimestampType,
     /// `min.insync.replicas`
     pub min_insync_replicas: u32,
+    /// `unclean.leader.election.enable`
+    pub is_unclean_election_enabled: bool,
 }
 
 impl Default for TopicConfig {
@@ -61,6 +63,7 @@ impl Default for TopicConfig {
             message_bytes_max: limits::MESSAGE_BYTES_DEFAULT,
             timestamp_type: MessageTimestampType::CreateTime,
             min_insync_replicas: 1,
+            is_unclean_election_enabled: false,
         }
     }
 }
@@ -123,7 +126,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "min.insync.replicas",
         doc: "Replicas that must hold a batch before acks=all is answered.",
-        set: |c, v| number(v, 1, 16).map(|n| c.min_insync_replicas = n as u32),
+        set: |c, v| number(v, 1, limits::REPLICAS_MAX as u64).map(|n| c.min_insync_replicas = n as u32),
         show: |c| c.min_insync_replicas.to_string(),
     },
     Key {
@@ -170,6 +173,19 @@ pub const KEYS: &[Key] = &[
         doc: "How often the disk is synced under sync = interval.",
         set: |c, v| number(v, 1, 3_600_000).map(|n| c.sync_interval = Duration::from_millis(n)),
         show: |c| c.sync_interval.as_millis().to_string(),
+    },
+    Key {
+        name: "unclean.leader.election.enable",
+        doc: "true: when no replica with every acknowledged record is left, any other leads, and records are lost.",
+        set: |c, v| {
+            c.is_unclean_election_enabled = match v {
+                "true" => true,
+                "false" => false,
+                _ => return Err("true or false".into()),
+            };
+            Ok(())
+        },
+        show: |c| c.is_unclean_election_enabled.to_string(),
     },
 ];
 

@@ -305,6 +305,7 @@ fn metadata_records() {
                 leader_epoch: 0,
                 partition_epoch: 0,
                 in_sync_replicas: vec![1],
+                ..metadata::PartitionAssignment::default()
             }],
             config: [("retention.ms".to_owned(), "-1".to_owned()), ("sync".into(), "always".into())].into(),
             created_at: 1_357_034_400_000,

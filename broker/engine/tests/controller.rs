@@ -7,6 +7,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use proptest::prelude::*;
+use quire_engine::controller::image::BrokerState;
 use quire_engine::controller::records::DecodeError;
 use quire_engine::controller::{
     AlterTopic, Conflict, Controller, CreateTopic, Image, Record, Refusal, RegisterBroker, Request, Response,
@@ -18,12 +19,20 @@ use quire_protocol::{BrokerId, PartitionIndex, Timestamp, TopicId};
 const NOW: Timestamp = Timestamp(1_000);
 
 fn register(broker: u32, rack: &str) -> Request {
+    register_again(broker, rack, 1)
+}
+
+/// A broker that nobody fences, at its `start`-th start.
+fn register_again(broker: u32, rack: &str, start: u8) -> Request {
     Request::RegisterBroker(RegisterBroker {
         cluster_id: "c-1".into(),
         broker: BrokerId(broker),
         host: "127.0.0.1".into(),
         port: 9440,
         rack: rack.into(),
+        incarnation: [start; 16],
+        is_alone: true,
+        ..RegisterBroker::default()
     })
 }
 
@@ -114,7 +123,9 @@ fn script_requests() -> Vec<(&'static str, Request)> {
                 broker: BrokerId(1),
                 host: "127.0.0.1".into(),
                 port: 9440,
-                rack: String::new(),
+                incarnation: [1; 16],
+                is_alone: true,
+                ..RegisterBroker::default()
             }),
         ),
         ("a topic", create_with("flights", 2, None, settings(&[("retention.ms", "1000")]))),
@@ -134,7 +145,7 @@ fn script_requests() -> Vec<(&'static str, Request)> {
         ("everything is so already", alter(Some(3), &[("sync", "interval")], &[])),
         ("a partition count does not shrink", alter(Some(2), &[], &[])),
         ("unsetting what does not exist", alter(None, &[], &["retention"])),
-        ("the broker starts again: its leaderships begin anew", register(0, "a")),
+        ("the broker starts again: its leaderships begin anew", register_again(0, "a", 2)),
         ("a mistyped name", Request::DeleteTopic { name: "flihgts".into() }),
         ("deleted", Request::DeleteTopic { name: "flights".into() }),
         ("deleted twice", Request::DeleteTopic { name: "flights".into() }),
@@ -167,9 +178,15 @@ fn discarded_decisions_leave_no_trace() {
     let other = Record::BrokerRegistered(quire_engine::controller::image::Broker {
         id: BrokerId(4),
         epoch: 1,
+        incarnation: [1; 16],
+        directory: [1; 16],
         host: "127.0.0.1".into(),
         port: 1,
+        peer_host: String::new(),
+        peer_port: 0,
         rack: String::new(),
+        state: BrokerState::Unfenced,
+        node: 0,
     });
     controller.apply(&other).expect("what another leader decided");
     decide(&mut controller, &mut random, Request::CreateTopic(create("flights", 1)))
@@ -203,8 +220,8 @@ fn partitions_spread_over_racks_and_brokers() {
         let racks = partition.replicas.iter().map(|id| &image.broker(*id).expect("registered").rack);
         let racks: std::collections::BTreeSet<_> = racks.collect();
         assert_eq!(racks.len(), 3, "{partition:?}");
-        assert_eq!(partition.replicas[0], partition.leader, "the preferred leader leads");
-        *leaderships.entry(partition.leader).or_insert(0) += 1;
+        assert_eq!(Some(partition.replicas[0]), partition.leader, "the preferred leader leads");
+        *leaderships.entry(partition.replicas[0]).or_insert(0) += 1;
     }
     assert_eq!(leaderships.values().copied().collect::<Vec<u32>>(), [2; 6]);
     assert_eq!(image.replica_counts().into_values().collect::<Vec<_>>(), [6; 6]);
@@ -291,7 +308,7 @@ fn any_request() -> impl Strategy<Value = Request> {
         1 => Just(settings(&[("colour", "red")])),
     ];
     prop_oneof![
-        2 => (0..3u32).prop_map(|broker| register(broker, "")),
+        2 => (0..3u32, 1..9u8).prop_map(|(broker, start)| register_again(broker, "", start)),
         4 => (name.clone(), 0..4u32, prop::option::of(0..4u32), config.clone()).prop_map(
             |(name, partitions, replicas, config)| Request::CreateTopic(CreateTopic {
                 name, partitions, replicas, config, validate_only: false,
@@ -342,8 +359,8 @@ fn check(image: &Image) -> Result<(), TestCaseError> {
         for (index, partition) in topic.partitions.iter().enumerate() {
             prop_assert_eq!(partition.index, PartitionIndex(index as u32));
             prop_assert_eq!(partition.replicas.len(), topic.replicas as usize);
-            prop_assert!(partition.replicas.contains(&partition.leader));
-            prop_assert!(partition.in_sync.contains(&partition.leader));
+            prop_assert!(partition.in_sync.iter().all(|id| partition.replicas.contains(id)));
+            prop_assert!(partition.leader.is_some_and(|leader| partition.in_sync.contains(&leader)));
             prop_assert!(partition.replicas.iter().all(|id| image.broker(*id).is_some()));
         }
     }

@@ -11,13 +11,15 @@ use quire_engine::controller::{CreateTopic, Image, Refusal, RegisterBroker, Requ
 use quire_engine::{Random, SplitMix64};
 use quire_protocol::{BrokerId, Timestamp};
 
-fn register(broker: u32, _start: u64) -> Request {
+fn register(broker: u32, start: u64) -> Request {
     Request::RegisterBroker(RegisterBroker {
         cluster_id: "c-1".into(),
         broker: BrokerId(broker),
         host: "h".into(),
         port: 9440,
-        rack: String::new(),
+        incarnation: [start as u8; 16],
+        is_alone: true,
+        ..RegisterBroker::default()
     })
 }
 

@@ -24,9 +24,17 @@ fn options(disk: &SimDisk) -> LocalMetadataOptions {
             broker: BrokerId(0),
             host: "127.0.0.1".into(),
             port: 9440,
-            rack: String::new(),
+            incarnation: incarnation(),
+            is_alone: true,
+            ..RegisterBroker::default()
         },
     }
+}
+
+/// Another one for each start.
+fn incarnation() -> [u8; 16] {
+    static STARTS: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(1);
+    [STARTS.fetch_add(1, std::sync::atomic::Ordering::Relaxed); 16]
 }
 
 fn create(name: &str) -> Request {

@@ -102,7 +102,11 @@ impl Assigner {
 
     fn led<'a>(&self, topic: &'a Topic) -> impl Iterator<Item = &'a Partition> {
         let broker = self.broker;
-        topic.partitions.iter().filter(move |partition| partition.leader == broker)
+        topic
+            .partitions
+            .iter()
+            .filter(move |partition| partition.leader == Some(broker))
+            .map(|partition| &**partition)
     }
 
     fn configure(&self, shared: &Shared, topic: &Topic, partition: &Partition) {

@@ -296,7 +296,7 @@ impl Partitions {
     pub async fn opened(&self, topic: TopicId) {
         let image = self.metadata.image();
         for partition in image.topic(topic).iter().flat_map(|topic| &topic.partitions) {
-            if partition.leader == self.broker {
+            if partition.leader == Some(self.broker) {
                 self.settled(TopicPartition { topic, partition: partition.index }).await;
             }
         }
@@ -309,7 +309,7 @@ impl Partitions {
         let is_open = |id| self.held.load().get(&id).is_some_and(|shared| shared.reader.get().is_some());
         let is_settled = |image: &Arc<Image>| {
             let Some(topic) = image.topic(topic) else { return true };
-            let mut led = topic.partitions.iter().filter(|partition| partition.leader == self.broker);
+            let mut led = topic.partitions.iter().filter(|partition| partition.leader == Some(self.broker));
             topic.is_all_held(self.broker)
                 || !led
                     .all(|partition| is_open(TopicPartition { topic: topic.id, partition: partition.index }))
@@ -372,8 +372,11 @@ impl Partitions {
                 let message = format!("topic \"{name}\" has partitions 0 to {last}, not {}", id.partition);
                 RequestError::new(ErrorCode::UnknownPartition, message)
             }
-            Some(partition) if partition.leader != self.broker => {
-                let message = format!("broker {} leads the partition", partition.leader);
+            Some(partition) if partition.leader != Some(self.broker) => {
+                let message = match partition.leader {
+                    Some(leader) => format!("broker {leader} leads the partition"),
+                    None => "nobody leads the partition for now".to_owned(),
+                };
                 RequestError::new(ErrorCode::NotLeader, message)
             }
             Some(_) => opening(),

@@ -18,6 +18,12 @@ pub mod peer {
     include!(concat!(env!("OUT_DIR"), "/quire.peer.v1.rs"));
 }
 
+/// What brokers ask the active controller (`proto/controller.proto`).
+#[allow(missing_docs, clippy::all, reason = "generated; documented in the schema")]
+pub mod controller {
+    include!(concat!(env!("OUT_DIR"), "/quire.controller.v1.rs"));
+}
+
 mod request;
 
 pub use request::{InvalidRequest, decode_request};

@@ -2,22 +2,32 @@
 //!
 //! Cheap to copy: topics are shared, and a change copies only the topic it touches.
 
+pub(super) mod apply;
+pub mod snapshot;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use quire_protocol::topic_config::{TopicConfig, TopicConfigError};
 use quire_protocol::{BrokerId, LeaderEpoch, PartitionIndex, Timestamp, TopicId, TopicPartition};
 
-use super::records::{Assignment, Record};
+use super::records::Record;
 
 /// Everything that was committed about the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Image {
-    cluster_id: Option<Arc<str>>,
-    brokers: BTreeMap<BrokerId, Broker>,
-    topics: BTreeMap<TopicId, Arc<Topic>>,
-    names: BTreeMap<Arc<str>, TopicId>,
-    deleted: BTreeMap<TopicId, DeletedTopic>,
+    pub(super) cluster_id: Option<Arc<str>>,
+    pub(super) brokers: BTreeMap<BrokerId, Broker>,
+    pub(super) removed_brokers: BTreeSet<BrokerId>,
+    pub(super) next_broker: BrokerId,
+    pub(super) topics: BTreeMap<TopicId, Arc<Topic>>,
+    pub(super) names: BTreeMap<Arc<str>, TopicId>,
+    pub(super) deleted: BTreeMap<TopicId, DeletedTopic>,
+    pub(super) next_producer_id: u64,
+    pub(super) acls: BTreeSet<Acl>,
+    pub(super) tokens: BTreeMap<[u8; 32], Token>,
+    pub(super) authority: Option<Arc<[u8]>>,
+    pub(super) revoked: BTreeSet<Arc<[u8]>>,
 }
 
 /// A registered broker.
@@ -27,12 +37,35 @@ pub struct Broker {
     pub id: BrokerId,
     /// Counts its registrations: a replica that followed under an older one is fenced.
     pub epoch: u64,
+    /// Drawn at each start of its process; zeros if it registered before there were any.
+    pub incarnation: [u8; 16],
+    /// Drawn when its data directory was made; zeros if it registered before there were any.
+    pub directory: [u8; 16],
     /// Where clients reach it.
     pub host: String,
     /// Where clients reach it.
     pub port: u16,
+    /// Where its peers reach it; empty if nothing but clients does.
+    pub peer_host: String,
+    /// Where its peers reach it.
+    pub peer_port: u16,
     /// Its failure domain; empty if it was not told.
     pub rack: String,
+    /// Whether it can lead and be in sync.
+    pub state: BrokerState,
+    /// Its node in the metadata's consensus group; 0 if it is in none.
+    pub node: u64,
+}
+
+/// What a broker may be trusted with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BrokerState {
+    /// It is heard of and knows the metadata: it may lead and be in sync.
+    Unfenced,
+    /// It stays in sync, and leads only what nobody else can: it is about to stop or to be removed.
+    Draining,
+    /// It is not heard of, or does not know the metadata yet: it leads nothing and is in sync with nothing.
+    Fenced,
 }
 
 /// A topic that exists.
@@ -42,10 +75,10 @@ pub struct Topic {
     pub id: TopicId,
     /// Its name.
     pub name: Arc<str>,
-    /// Replicas of each partition.
+    /// Replicas of each partition, once reassignments under way are done.
     pub replicas: u32,
     /// Its partitions; each one's index is its position.
-    pub partitions: Vec<Partition>,
+    pub partitions: Vec<Arc<Partition>>,
     /// The settings that were set.
     pub overrides: BTreeMap<String, String>,
     /// Every setting as it is in effect.
@@ -57,20 +90,34 @@ pub struct Topic {
 }
 
 /// One partition of a topic.
+///
+/// `in_sync` and `eligible` are disjoint subsets of `replicas`, in their order. A partition has a leader exactly if
+/// somebody is in sync, and the leader is one of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partition {
     /// Its number.
     pub index: PartitionIndex,
-    /// The brokers that hold it, the preferred leader first.
+    /// The brokers that hold it, the preferred leader first. During a reassignment those it is to have come first, and
+    /// those that it is to lose last.
     pub replicas: Vec<BrokerId>,
-    /// The broker that leads it.
-    pub leader: BrokerId,
-    /// Counts its leaderships.
+    /// The broker that leads it; `None` while nobody who holds everything committed can.
+    pub leader: Option<BrokerId>,
+    /// Counts its leaderships: goes up with each change of `leader`, to none included.
     pub leader_epoch: LeaderEpoch,
-    /// Counts every change of leader or in-sync replicas.
+    /// Counts every change of the partition.
     pub partition_epoch: u32,
-    /// The replicas in sync, the leader among them.
+    /// The replicas in sync, none of them fenced.
     pub in_sync: Vec<BrokerId>,
+    /// The eligible leader replicas: they left the in-sync replicas when these became fewer than
+    /// `min.insync.replicas`, so that nothing was committed without them. Empty otherwise.
+    pub eligible: Vec<BrokerId>,
+    /// Replicas that a reassignment adds.
+    pub adding: Vec<BrokerId>,
+    /// Replicas that a reassignment removes once all others are in sync.
+    pub removing: Vec<BrokerId>,
+    /// Whether its leader was elected without holding everything committed, and nobody has followed it yet: records may
+    /// be lost.
+    pub is_recovering: bool,
 }
 
 /// A topic that was deleted and that some broker may still hold.
@@ -86,6 +133,39 @@ pub struct DeletedTopic {
     pub partitions: u32,
     /// The brokers that have not yet confirmed that they removed it.
     pub unconfirmed: BTreeSet<BrokerId>,
+}
+
+/// A right: who may do what with which topics.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Acl {
+    /// The certificate's name, or `*` for everybody who is authenticated.
+    pub principal: String,
+    /// What it allows.
+    pub operation: Operation,
+    /// The topics' names begin with this; empty is all of them.
+    pub topic_prefix: String,
+}
+
+/// What a right allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Operation {
+    /// Append records.
+    Produce,
+    /// Read records, and commit offsets of them.
+    Consume,
+    /// Create, alter and delete topics.
+    Manage,
+    /// Everything, also with the cluster itself.
+    Administer,
+}
+
+/// A permission to join the cluster, once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    /// Until when it can be used.
+    pub expires_at: Timestamp,
+    /// Who used it, and the broker id it was given: the same one is answered the same again.
+    pub redeemed: Option<([u8; 32], BrokerId)>,
 }
 
 /// A committed record that does not fit the image: a defect, or a log that is not this cluster's.
@@ -125,25 +205,92 @@ pub enum Conflict {
         /// The number that comes next.
         expected: u32,
     },
+    /// A partition that does not follow on what it was.
+    #[error("partition {partition} changes from partition epoch {have} to {given}")]
+    PartitionEpoch {
+        /// The partition.
+        partition: TopicPartition,
+        /// The epoch it has; 0 if it does not exist.
+        have: u32,
+        /// The epoch the record gives.
+        given: u32,
+    },
+    /// A change of a broker that is not registered so.
+    #[error("broker {broker} changes in epoch {given}, which it is not registered with")]
+    NoSuchBroker {
+        /// The broker.
+        broker: BrokerId,
+        /// The epoch the record gives.
+        given: u64,
+    },
+    /// Producer ids that were given before.
+    #[error("producer ids up to {given} are given after those up to {have}")]
+    ProducerIds {
+        /// The first that nobody has.
+        have: u64,
+        /// What the record says it is.
+        given: u64,
+    },
     /// Settings that this version does not know or accept.
     #[error(transparent)]
     Config(#[from] TopicConfigError),
 }
 
+impl Acl {
+    /// The principal of the profile that is made with the cluster, who has every right.
+    pub const ADMINISTRATOR: &'static str = "admin";
+    /// Stands for everybody who is authenticated.
+    pub const EVERYBODY: &'static str = "*";
+}
+
+impl Broker {
+    /// Whether it is heard of and may be in sync; it leads what nobody else can while it drains.
+    pub fn is_active(&self) -> bool {
+        self.state != BrokerState::Fenced
+    }
+}
+
+impl Partition {
+    /// The replicas it has once a reassignment under way is done.
+    pub fn target(&self) -> impl Iterator<Item = BrokerId> + '_ {
+        self.replicas.iter().copied().filter(|id| !self.removing.contains(id))
+    }
+
+    /// Whether a reassignment is under way.
+    pub fn is_reassigning(&self) -> bool {
+        !self.adding.is_empty() || !self.removing.is_empty()
+    }
+
+    /// Whether fewer replicas are in sync than it is to have.
+    pub fn is_under_replicated(&self) -> bool {
+        self.target().any(|id| !self.in_sync.contains(&id))
+    }
+}
+
 impl Topic {
     /// One of its partitions.
-    pub fn partition(&self, index: PartitionIndex) -> Option<&Partition> {
+    pub fn partition(&self, index: PartitionIndex) -> Option<&Arc<Partition>> {
         self.partitions.get(usize::try_from(index.0).ok()?)
     }
 
-    /// Whether a broker that replicates this partition is known to have its log on disk.
+    /// Whether a broker that replicates this partition must have its log on disk: it is known to have had it, and nobody
+    /// else is counted on to have what is in it.
     pub fn is_held(&self, index: PartitionIndex, broker: BrokerId) -> bool {
+        let is_counted = |partition: &Arc<Partition>| {
+            partition.replicas.len() == 1
+                || partition.in_sync.contains(&broker)
+                || partition.eligible.contains(&broker)
+        };
+        self.is_known_held(index, broker) && self.partition(index).is_some_and(is_counted)
+    }
+
+    fn is_known_held(&self, index: PartitionIndex, broker: BrokerId) -> bool {
         self.held.get(&broker).is_some_and(|held| index.0 < *held)
     }
 
     /// Whether a broker is known to have the logs of every partition that it replicates on disk.
     pub fn is_all_held(&self, broker: BrokerId) -> bool {
-        self.partitions.last().is_some_and(|last| self.is_held(last.index, broker))
+        self.partitions.last().is_some_and(|last| self.is_known_held(last.index, broker))
     }
 }
 
@@ -179,7 +326,7 @@ impl Image {
     }
 
     /// One partition, if topic and partition exist.
-    pub fn partition(&self, id: TopicPartition) -> Option<&Partition> {
+    pub fn partition(&self, id: TopicPartition) -> Option<&Arc<Partition>> {
         self.topics.get(&id.topic)?.partition(id.partition)
     }
 
@@ -202,150 +349,80 @@ impl Image {
     pub fn replica_counts(&self) -> BTreeMap<BrokerId, u32> {
         let mut counts: BTreeMap<BrokerId, u32> = self.brokers.keys().map(|id| (*id, 0)).collect();
         let partitions = self.topics.values().flat_map(|topic| &topic.partitions);
-        for replica in partitions.flat_map(|partition| &partition.replicas) {
+        for replica in partitions.flat_map(|partition| partition.replicas.iter()) {
             *counts.entry(*replica).or_default() += 1;
         }
         counts
     }
 
-    /// Applies one committed record.
-    ///
-    /// # Errors
-    /// If it does not fit; the image is unchanged then.
-    pub fn apply(&mut self, record: &Record) -> Result<(), Conflict> {
-        match record {
-            Record::ClusterCreated { cluster_id } => self.create_cluster(cluster_id),
-            Record::BrokerRegistered(broker) => self.register(broker),
-            Record::TopicCreated { id, name, replicas, partitions, config, created_at } => {
-                let mut topic = Topic {
-                    id: *id,
-                    name: name.clone(),
-                    replicas: *replicas,
-                    partitions: Vec::with_capacity(partitions.len()),
-                    overrides: config.clone(),
-                    config: Arc::new(TopicConfig::with_overrides(config)?),
-                    created_at: *created_at,
-                    held: BTreeMap::new(),
-                };
-                topic.add_partitions(partitions)?;
-                self.create_topic(topic)
-            }
-            Record::TopicPartitionsAdded { id, partitions } => {
-                self.change_topic(*id, |topic| topic.add_partitions(partitions))
-            }
-            Record::TopicConfigChanged { id, config } => self.change_topic(*id, |topic| {
-                topic.config = Arc::new(TopicConfig::with_overrides(config)?);
-                topic.overrides = config.clone();
-                Ok(())
-            }),
-            Record::TopicDeleted { id, deleted_at } => self.delete_topic(*id, *deleted_at),
-            Record::TopicDeletionConfirmed { id, broker } => {
-                self.confirm_deletion(*id, *broker);
-                Ok(())
-            }
-            Record::TopicHeld { id, broker, partitions } => {
-                self.hold(*id, *broker, *partitions);
-                Ok(())
-            }
+    /// The first producer id that nobody was given; 0 is nobody's.
+    pub fn next_producer_id(&self) -> u64 {
+        self.next_producer_id.max(1)
+    }
+
+    /// Whether a principal has a right on a topic; with an empty name, on all of them. Administrators have every right.
+    pub fn is_allowed(&self, principal: &str, operation: Operation, topic: &str) -> bool {
+        let is_given = |acl: &Acl| {
+            let is_enough = acl.operation == operation || acl.operation == Operation::Administer;
+            is_enough
+                && (acl.principal == principal || acl.principal == Acl::EVERYBODY)
+                && topic.starts_with(&acl.topic_prefix)
+        };
+        principal == Acl::ADMINISTRATOR || self.acls.iter().any(is_given)
+    }
+
+    /// Whether a broker is registered with this epoch now.
+    pub fn is_current(&self, id: BrokerId, epoch: u64) -> bool {
+        self.brokers.get(&id).is_some_and(|broker| broker.epoch == epoch)
+    }
+
+    /// Whether a broker is registered and not fenced.
+    pub fn is_active(&self, id: BrokerId) -> bool {
+        self.brokers.get(&id).is_some_and(Broker::is_active)
+    }
+
+    /// Whether a broker is registered and neither fenced nor draining.
+    pub fn is_unfenced(&self, id: BrokerId) -> bool {
+        self.brokers.get(&id).is_some_and(|broker| broker.state == BrokerState::Unfenced)
+    }
+
+    /// Whether a broker of this id was removed from the cluster.
+    pub fn is_removed(&self, id: BrokerId) -> bool {
+        self.removed_brokers.contains(&id)
+    }
+
+    /// The rights that were given, in the order of principal, operation and prefix.
+    pub fn acls(&self) -> impl ExactSizeIterator<Item = &Acl> {
+        self.acls.iter()
+    }
+
+    /// Tokens that were issued and not yet forgotten, by the hash of their secret.
+    pub fn tokens(&self) -> impl ExactSizeIterator<Item = (&[u8; 32], &Token)> {
+        self.tokens.iter()
+    }
+
+    /// The cluster's authority, sealed.
+    pub fn authority(&self) -> Option<&Arc<[u8]>> {
+        self.authority.as_ref()
+    }
+
+    /// Whether the certificate of this serial number was revoked.
+    pub fn is_revoked(&self, serial: &[u8]) -> bool {
+        self.revoked.contains(serial)
+    }
+
+    /// The serial numbers of revoked certificates.
+    pub fn revoked(&self) -> impl ExactSizeIterator<Item = &Arc<[u8]>> {
+        self.revoked.iter()
+    }
+
+    /// What this image becomes by these records, which were decided on it.
+    pub(super) fn after(&self, records: &[Record]) -> Image {
+        let mut after = self.clone();
+        for record in records {
+            after.apply(record).expect("a record decided on an image fits that image");
         }
-    }
-
-    fn create_cluster(&mut self, given: &Arc<str>) -> Result<(), Conflict> {
-        match &self.cluster_id {
-            Some(have) if have != given => {
-                Err(Conflict::Cluster { have: have.clone(), given: given.clone() })
-            }
-            _ => {
-                self.cluster_id = Some(given.clone());
-                Ok(())
-            }
-        }
-    }
-
-    /// A broker that registers again has restarted, and no broker leads twice in one epoch across a restart: what it
-    /// may have lost and written anew would bear the same offset and epoch. So its leaderships start anew here.
-    fn register(&mut self, broker: &Broker) -> Result<(), Conflict> {
-        let have = self.brokers.get(&broker.id).map_or(0, |known| known.epoch);
-        if broker.epoch <= have {
-            return Err(Conflict::BrokerEpoch { broker: broker.id, have, given: broker.epoch });
-        }
-        self.brokers.insert(broker.id, broker.clone());
-        let leads = |partition: &Partition| partition.leader == broker.id;
-        for topic in self.topics.values_mut().filter(|topic| topic.partitions.iter().any(leads)) {
-            for partition in Arc::make_mut(topic).partitions.iter_mut().filter(|p| leads(p)) {
-                partition.leader_epoch.0 += 1;
-                partition.partition_epoch += 1;
-            }
-        }
-        Ok(())
-    }
-
-    fn create_topic(&mut self, topic: Topic) -> Result<(), Conflict> {
-        let known_id = self.topics.contains_key(&topic.id) || self.deleted.contains_key(&topic.id);
-        if known_id || self.names.contains_key(&topic.name) {
-            return Err(Conflict::TopicExists(topic.name));
-        }
-        self.names.insert(topic.name.clone(), topic.id);
-        self.topics.insert(topic.id, Arc::new(topic));
-        Ok(())
-    }
-
-    fn change_topic(
-        &mut self,
-        id: TopicId,
-        change: impl FnOnce(&mut Topic) -> Result<(), Conflict>,
-    ) -> Result<(), Conflict> {
-        let known = self.topics.get_mut(&id).ok_or(Conflict::NoSuchTopic(id))?;
-        let mut topic = Topic::clone(known);
-        change(&mut topic)?;
-        *known = Arc::new(topic);
-        Ok(())
-    }
-
-    fn delete_topic(&mut self, id: TopicId, deleted_at: Timestamp) -> Result<(), Conflict> {
-        let topic = self.topics.remove(&id).ok_or(Conflict::NoSuchTopic(id))?;
-        self.names.remove(&topic.name);
-        let unconfirmed = topic.partitions.iter().flat_map(|p| &p.replicas).copied().collect();
-        let partitions = topic.partitions.len() as u32;
-        let name = topic.name.clone();
-        self.deleted.insert(id, DeletedTopic { id, name, deleted_at, partitions, unconfirmed });
-        Ok(())
-    }
-
-    /// The topic may have been deleted since the broker said so.
-    fn hold(&mut self, id: TopicId, broker: BrokerId, partitions: u32) {
-        let Some(topic) = self.topics.get_mut(&id) else { return };
-        let held = Arc::make_mut(topic).held.entry(broker).or_default();
-        *held = partitions.max(*held);
-    }
-
-    fn confirm_deletion(&mut self, id: TopicId, broker: BrokerId) {
-        let Some(topic) = self.deleted.get_mut(&id) else { return };
-        topic.unconfirmed.remove(&broker);
-        if topic.unconfirmed.is_empty() {
-            self.deleted.remove(&id);
-        }
-    }
-}
-
-impl Topic {
-    fn add_partitions(&mut self, assignments: &[Assignment]) -> Result<(), Conflict> {
-        for assignment in assignments {
-            let expected = self.partitions.len() as u32;
-            if assignment.partition.0 != expected {
-                let given = assignment.partition;
-                return Err(Conflict::PartitionNumber { topic: self.id, given, expected });
-            }
-            self.partitions.push(Partition {
-                index: assignment.partition,
-                replicas: assignment.replicas.clone(),
-                leader: assignment.leader,
-                leader_epoch: assignment.leader_epoch,
-                partition_epoch: assignment.partition_epoch,
-                in_sync: assignment.in_sync.clone(),
-            });
-        }
-        Ok(())
+        after
     }
 }
 

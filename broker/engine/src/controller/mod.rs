@@ -2,202 +2,37 @@
 //!
 //! [`Controller::decide`](Replicated::decide) turns a request into records and a response, on applied and pending
 //! state; applying the committed records is the only way the [`Image`] changes. Deciding is split by what is decided:
-//! `topics`, `brokers`; `placement` chooses who holds a partition. [`proposals`] is the controller on a log that other
-//! nodes write to as well.
+//! `topics`, `brokers`, `in_sync`, `reassignment`, `producers`, `access`; `placement` chooses who holds a partition, and
+//! `leadership` says what becomes of one when anything around it changes. [`proposals`] is the controller on a log that
+//! other nodes write to as well; [`liveness`] tells which brokers are heard of.
 
+mod access;
 mod brokers;
 pub mod image;
+mod in_sync;
+mod leadership;
+pub mod liveness;
 mod placement;
+mod producers;
 pub mod proposals;
+mod reassignment;
+pub mod rebalance;
 pub mod records;
+mod refusal;
+mod request;
 mod topics;
+pub mod wire;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use quire_protocol::topic_config::TopicConfigError;
-use quire_protocol::{BrokerId, Timestamp, TopicId};
+use quire_protocol::{Timestamp, TopicId, TopicPartition};
 
 use crate::Random;
 use crate::machine::{Decision, Replicated};
 pub use image::{Conflict, Image};
 pub use records::Record;
-
-/// What the controller can be asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Request {
-    /// A broker started.
-    RegisterBroker(RegisterBroker),
-    /// Make a topic.
-    CreateTopic(CreateTopic),
-    /// Add partitions to a topic, or change its settings.
-    AlterTopic(AlterTopic),
-    /// Delete a topic and all its records.
-    DeleteTopic {
-        /// Its name.
-        name: String,
-    },
-    /// A broker has removed all it held of a deleted topic.
-    ConfirmTopicDeletion {
-        /// The topic.
-        id: TopicId,
-        /// The broker.
-        broker: BrokerId,
-    },
-    /// A broker has the logs of a topic's first partitions on disk.
-    HoldTopic {
-        /// The topic.
-        id: TopicId,
-        /// The broker.
-        broker: BrokerId,
-        /// Of the partitions below this number, those that the broker replicates.
-        partitions: u32,
-    },
-}
-
-/// A broker's registration, at each of its starts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RegisterBroker {
-    /// The cluster it belongs to, or founds.
-    pub cluster_id: String,
-    /// Its number.
-    pub broker: BrokerId,
-    /// Where clients reach it.
-    pub host: String,
-    /// Where clients reach it.
-    pub port: u16,
-    /// Its failure domain; empty if it was not told.
-    pub rack: String,
-}
-
-/// A topic to be made.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct CreateTopic {
-    /// Its name.
-    pub name: String,
-    /// How many partitions.
-    pub partitions: u32,
-    /// Replicas of each; `None` is three, or as many as there are brokers.
-    pub replicas: Option<u32>,
-    /// Settings that differ from the defaults.
-    pub config: BTreeMap<String, String>,
-    /// Only say what would happen.
-    pub validate_only: bool,
-}
-
-/// Changes to a topic.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct AlterTopic {
-    /// Its name.
-    pub name: String,
-    /// How many partitions it is to have; `None` leaves them.
-    pub partitions: Option<u32>,
-    /// Settings to set.
-    pub set_config: BTreeMap<String, String>,
-    /// Settings to return to their default.
-    pub unset_config: Vec<String>,
-}
-
-/// What the controller answers, once the change is applied.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Response {
-    /// The broker is registered.
-    BrokerRegistered {
-        /// Its broker epoch from now on.
-        epoch: u64,
-    },
-    /// The topic as it is now, or would be if only checked.
-    Topic(Arc<image::Topic>),
-    /// The topic is deleted.
-    TopicDeleted {
-        /// The id it had.
-        id: TopicId,
-    },
-    /// The confirmation is kept.
-    DeletionConfirmed,
-    /// It is known who holds the topic, unless it is gone.
-    TopicHeld,
-}
-
-/// Why a request is refused; nothing changed. The sentences are for users.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// The name is taken.
-    #[error("topic \"{name}\" exists already")]
-    TopicExists {
-        /// The name.
-        name: String,
-    },
-    /// No topic of this name.
-    #[error("no topic \"{name}\"{}", nearest.as_ref().map(|n| format!("; did you mean \"{n}\"?")).unwrap_or_default())]
-    UnknownTopic {
-        /// The name asked for.
-        name: String,
-        /// An existing name close to it.
-        nearest: Option<Arc<str>>,
-    },
-    /// A name that no topic can have.
-    #[error("\"{name}\" is not a topic name: {why}")]
-    InvalidTopicName {
-        /// The name.
-        name: String,
-        /// Which rule it breaks.
-        why: String,
-    },
-    /// A partition count out of range.
-    #[error("{given} partitions: expected {min} to {max}{}", if *min > 1 { ", since a partition count can not shrink" } else { "" })]
-    PartitionCount {
-        /// The count asked for.
-        given: u32,
-        /// The least possible.
-        min: u32,
-        /// The most possible.
-        max: u32,
-    },
-    /// More partitions than a broker takes.
-    #[error("a broker would hold {given} partitions, at most {max} are allowed")]
-    BrokerPartitions {
-        /// What the fullest broker would hold.
-        given: u32,
-        /// The limit.
-        max: u32,
-    },
-    /// A replica count that the brokers do not allow.
-    #[error("{given} replicas: expected 1 to {brokers}, the number of brokers")]
-    ReplicaCount {
-        /// The count asked for.
-        given: u32,
-        /// How many brokers there are.
-        brokers: usize,
-    },
-    /// A topic that could never be produced to.
-    #[error("min.insync.replicas = \"{given}\": expected at most {replicas}, the topic's replica count")]
-    MinInsyncReplicas {
-        /// The value asked for.
-        given: u32,
-        /// The topic's replica count.
-        replicas: u32,
-    },
-    /// More settings than there are.
-    #[error("{given} settings: expected at most {max}")]
-    TooManySettings {
-        /// How many were given.
-        given: usize,
-        /// The limit.
-        max: usize,
-    },
-    /// A setting that does not exist, or a value out of range.
-    #[error(transparent)]
-    Config(#[from] TopicConfigError),
-    /// A broker of another cluster.
-    #[error("this is cluster {have}, the broker belongs to cluster {given}")]
-    OtherCluster {
-        /// The cluster's id.
-        have: String,
-        /// The broker's.
-        given: String,
-    },
-}
+pub use refusal::Refusal;
+pub use request::{AlterTopic, ChangeInSync, CreateTopic, Reassign, RegisterBroker, Request, Response};
 
 /// The machine: the applied image, and what it will be once everything decided is committed.
 #[derive(Debug, Clone, Default)]
@@ -253,13 +88,16 @@ impl Controller {
         records: Vec<Record>,
         validate_only: bool,
     ) -> Decision<Record, Response> {
-        let mut after = self.latest().clone();
-        for record in &records {
-            after.apply(record).expect("a record decided on an image fits that image");
-        }
+        let after = self.latest().after(&records);
         let topic = after.topic(id).expect("the topic was found or created").clone();
         let records = if validate_only { Vec::new() } else { records };
         Decision { records, response: Response::Topic(topic) }
+    }
+
+    fn decide_partition(&self, id: TopicPartition, records: Vec<Record>) -> Decision<Record, Response> {
+        let after = self.latest().after(&records);
+        let state = after.partition(id).expect("the partition was found").clone();
+        Decision { records, response: Response::Partition { id, state } }
     }
 
     fn decide_on_latest(
@@ -274,6 +112,50 @@ impl Controller {
                 let (epoch, records) = brokers::register(image, request)?;
                 Ok(Decision { records, response: Response::BrokerRegistered { epoch } })
             }
+            Request::FenceBroker { broker, epoch } => done(brokers::fence(image, broker, epoch)?),
+            Request::UnfenceBroker { broker, epoch } => done(brokers::unfence(image, broker, epoch)?),
+            Request::DrainBroker { broker, epoch } => {
+                let (leaderships, records) = brokers::drain(image, broker, epoch)?;
+                Ok(Decision { records, response: Response::Draining { leaderships } })
+            }
+            Request::RemoveBroker { broker } => done(brokers::remove(image, broker)?),
+            Request::ReportSuspect { broker, epoch, partition } => {
+                done(brokers::report_suspect(image, broker, epoch, partition)?)
+            }
+            Request::ChangeInSync(request) => {
+                let id = request.partition;
+                let records = in_sync::change(image, request)?;
+                Ok(self.decide_partition(id, records))
+            }
+            Request::Reassign(request) => {
+                let id = request.partition;
+                let records = reassignment::reassign(image, request)?;
+                Ok(self.decide_partition(id, records))
+            }
+            Request::ElectPreferred { partitions } => {
+                let (elected, records) = leadership::elect_preferred(image, &partitions);
+                Ok(Decision { records, response: Response::Elected { partitions: elected } })
+            }
+            Request::ElectUnclean { partition } => {
+                let records = leadership::elect_unclean(image, partition)?;
+                Ok(self.decide_partition(partition, records))
+            }
+            Request::AllocateProducerIds { broker, epoch } => {
+                let (first, record) = producers::allocate(image, broker, epoch)?;
+                let count = quire_protocol::limits::PRODUCER_ID_BLOCK;
+                Ok(Decision { records: vec![record], response: Response::ProducerIds { first, count } })
+            }
+            Request::AddAcl(acl) => done(access::add_acl(image, acl)?),
+            Request::RemoveAcl(acl) => done(access::remove_acl(image, acl)?),
+            Request::IssueToken { hash, expires_at } => {
+                done(access::issue_token(image, now, hash, expires_at)?)
+            }
+            Request::RedeemToken { hash, redeemer } => {
+                let (broker, records) = access::redeem_token(image, now, hash, redeemer)?;
+                Ok(Decision { records, response: Response::TokenRedeemed { broker } })
+            }
+            Request::SetAuthority { sealed } => done(access::set_authority(image, sealed)?),
+            Request::RevokeCertificate { serial } => done(access::revoke_certificate(image, serial)?),
             Request::CreateTopic(request) => {
                 let validate_only = request.validate_only;
                 let (id, record) = topics::create(image, now, random, request)?;
@@ -297,6 +179,11 @@ impl Controller {
             }
         }
     }
+}
+
+/// A decision that has nothing to tell but that it was made.
+fn done(records: Vec<Record>) -> Result<Decision<Record, Response>, Refusal> {
+    Ok(Decision { records, response: Response::Done })
 }
 
 impl Replicated for Controller {

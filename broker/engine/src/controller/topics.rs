@@ -4,16 +4,21 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use quire_protocol::topic_config::{self, TopicConfig};
-use quire_protocol::{BrokerId, PartitionIndex, Timestamp, TopicId, limits};
+use quire_protocol::{BrokerId, PartitionIndex, Timestamp, TopicId, TopicPartition, limits};
 
-use super::image::{Image, Topic};
+use super::image::{Image, Partition, Topic};
+use super::leadership::{self, Rules, settle};
 use super::placement::Placement;
-use super::records::{Assignment, Record};
+use super::records::Record;
 use super::{AlterTopic, CreateTopic, Refusal};
 use crate::Random;
 
 /// Replicas of a topic that does not say how many, given as many brokers.
 const REPLICAS_DEFAULT: usize = 3;
+/// A topic of so many replicas gets [`MIN_IN_SYNC_DEFAULT`], so that what is acknowledged outlives any one broker.
+const MIN_IN_SYNC_FROM_REPLICAS: u32 = 3;
+const MIN_IN_SYNC: &str = "min.insync.replicas";
+const MIN_IN_SYNC_DEFAULT: &str = "2";
 /// Most overrides that a topic keeps is the number of keys there are; a request may not name more than this.
 const CONFIG_ENTRIES_MAX: usize = 64;
 
@@ -30,11 +35,14 @@ pub(super) fn create(
     }
     check_partitions(request.partitions, 1)?;
     let replicas = check_replicas(image, request.replicas)?;
-    check_config(&request.config, replicas)?;
+    let mut config = request.config;
+    if replicas >= MIN_IN_SYNC_FROM_REPLICAS {
+        config.entry(MIN_IN_SYNC.to_owned()).or_insert_with(|| MIN_IN_SYNC_DEFAULT.to_owned());
+    }
+    check_config(&config, replicas)?;
     let id = draw_id(image, random);
     let partitions = assign(image, random, 0..request.partitions, replicas)?;
     let name = request.name.into();
-    let config = request.config;
     Ok((id, Record::TopicCreated { id, name, replicas, partitions, config, created_at: now }))
 }
 
@@ -50,6 +58,8 @@ pub(super) fn alter(
     if config != topic.overrides {
         check_config(&config, topic.replicas)?;
         records.push(Record::TopicConfigChanged { id: topic.id, config });
+        let after = image.after(&records);
+        records.extend(resettled(&after, topic.id));
     }
     let have = topic.partitions.len() as u32;
     if let Some(wanted) = request.partitions.filter(|wanted| *wanted != have) {
@@ -77,6 +87,29 @@ pub(super) fn confirm_deletion(image: &Image, id: TopicId, broker: BrokerId) -> 
 pub(super) fn hold(image: &Image, id: TopicId, broker: BrokerId, partitions: u32) -> Option<Record> {
     let known = image.topic(id)?.held.get(&broker).copied().unwrap_or_default();
     (known < partitions).then_some(Record::TopicHeld { id, broker, partitions })
+}
+
+/// What other settings make of a topic's partitions: with fewer replicas demanded, commits go on without those that were
+/// eligible; where unclean elections are allowed, somebody leads.
+fn resettled(after: &Image, id: TopicId) -> Option<Record> {
+    let topic = after.topic(id)?;
+    let settled =
+        |partition: &Arc<Partition>| settle(Rules::new(after, topic), partition, Partition::clone(partition));
+    leadership::changed_in(id, topic.partitions.iter().filter_map(settled).collect())
+}
+
+/// A partition and its topic.
+pub(super) fn find_partition(
+    image: &Image,
+    id: TopicPartition,
+) -> Result<(&Arc<Topic>, &Arc<Partition>), Refusal> {
+    let topic = image.topic(id.topic).ok_or(Refusal::UnknownTopicId(id.topic))?;
+    let partition = topic.partition(id.partition).ok_or_else(|| Refusal::UnknownPartition {
+        topic: topic.name.clone(),
+        last: topic.partitions.len().saturating_sub(1) as u32,
+        given: id.partition,
+    })?;
+    Ok((topic, partition))
 }
 
 fn find<'a>(image: &'a Image, name: &str) -> Result<&'a Arc<Topic>, Refusal> {
@@ -122,7 +155,7 @@ fn check_partitions(given: u32, min: u32) -> Result<(), Refusal> {
 fn check_replicas(image: &Image, given: Option<u32>) -> Result<u32, Refusal> {
     let brokers = image.brokers().len();
     let replicas = given.unwrap_or(brokers.min(REPLICAS_DEFAULT) as u32);
-    if replicas == 0 || replicas as usize > brokers {
+    if replicas == 0 || replicas as usize > brokers.min(limits::REPLICAS_MAX) {
         return Err(Refusal::ReplicaCount { given: replicas, brokers });
     }
     Ok(replicas)
@@ -162,7 +195,7 @@ fn assign(
     random: &mut dyn Random,
     partitions: std::ops::Range<u32>,
     replicas: u32,
-) -> Result<Vec<Assignment>, Refusal> {
+) -> Result<Vec<Partition>, Refusal> {
     let mut placement = Placement::new(image, random);
     let brokers = image.brokers().len();
     let assignments = partitions

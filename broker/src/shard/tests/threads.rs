@@ -1,6 +1,7 @@
 //! The whole pool, with its threads, on the metadata it follows.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use quire_engine::controller::{AlterTopic, CreateTopic, RegisterBroker, Request, Response};
 use quire_protocol::batch::TimestampType;
@@ -10,6 +11,9 @@ use quire_storage::{AppendContext, NewBatch, Want, remove_log};
 use super::super::flush::{Direct, Flushers};
 use super::*;
 use crate::controller::{LocalMetadata, LocalMetadataOptions, Metadata};
+
+/// A broker has another incarnation at each start.
+static STARTS: AtomicU8 = AtomicU8::new(1);
 
 struct Broker {
     metadata: Arc<LocalMetadata>,
@@ -30,7 +34,9 @@ impl Broker {
                 broker: BrokerId(0),
                 host: "127.0.0.1".into(),
                 port: 9440,
-                rack: String::new(),
+                incarnation: [STARTS.fetch_add(1, Ordering::Relaxed); 16],
+                is_alone: true,
+                ..RegisterBroker::default()
             },
         };
         let metadata = Arc::new(LocalMetadata::open(options).expect("a sound log"));
