@@ -87,6 +87,20 @@ number! {
     Offset(u64)
 }
 number! {
+    /// A producer's number within its cluster, given out once. At most `i64::MAX`, as Kafka's batches store it.
+    ProducerId(u64)
+}
+number! {
+    /// Counts a producer's beginnings under one id: whoever goes on under a later one shuts out what is left of the
+    /// earlier ones. At most [`ProducerEpoch::MAX`].
+    ProducerEpoch(u16)
+}
+number! {
+    /// A record's number among those that a producer sent to a partition in one epoch: from 0, and from 0 again after
+    /// [`Sequence::MAX`].
+    Sequence(u32)
+}
+number! {
     /// Milliseconds since 1970-01-01T00:00Z.
     Timestamp(i64)
 }
@@ -105,6 +119,45 @@ impl Offset {
     /// How many offsets lie between `earlier` and this one; 0 if `earlier` is not earlier.
     pub fn since(self, earlier: Offset) -> u64 {
         self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl ProducerEpoch {
+    /// The largest epoch that Kafka's signed field holds.
+    pub const MAX: ProducerEpoch = ProducerEpoch(i16::MAX as u16);
+
+    /// The one after it, if the id has one left.
+    pub fn next(self) -> Option<ProducerEpoch> {
+        (self < ProducerEpoch::MAX).then_some(ProducerEpoch(self.0 + 1))
+    }
+}
+
+impl Sequence {
+    /// What every epoch begins with.
+    pub const ZERO: Sequence = Sequence(0);
+    /// The largest number that Kafka's signed field holds.
+    pub const MAX: Sequence = Sequence(i32::MAX as u32);
+    /// How many numbers there are.
+    const ROUND: u32 = 1 << 31;
+
+    /// The number `count` further on, at most one round.
+    #[must_use]
+    pub fn plus(self, count: u32) -> Sequence {
+        debug_assert!(self <= Sequence::MAX && count <= Sequence::ROUND);
+        Sequence(self.0.wrapping_add(count) % Sequence::ROUND)
+    }
+
+    /// The number `count` before, at most one round.
+    #[must_use]
+    pub fn minus(self, count: u32) -> Sequence {
+        debug_assert!(self <= Sequence::MAX && count <= Sequence::ROUND);
+        Sequence(self.0.wrapping_sub(count) % Sequence::ROUND)
+    }
+
+    /// How many numbers after `earlier` this one comes, the shorter way round; `None` if it comes before it.
+    pub fn after(self, earlier: Sequence) -> Option<u32> {
+        let distance = self.0.wrapping_sub(earlier.0) % Sequence::ROUND;
+        (distance < Sequence::ROUND / 2).then_some(distance)
     }
 }
 
@@ -140,6 +193,17 @@ mod tests {
         assert!("ab".repeat(15).parse::<TopicId>().is_err());
         assert!("é".repeat(16).parse::<TopicId>().is_err());
         assert!("+a".repeat(16).parse::<TopicId>().is_err(), "a sign is no digit");
+    }
+
+    #[test]
+    fn sequences_begin_again_after_the_largest() {
+        assert_eq!(Sequence::MAX.plus(1), Sequence::ZERO);
+        assert_eq!(Sequence(i32::MAX as u32 - 1).plus(5), Sequence(3));
+        assert_eq!(Sequence(3).minus(5), Sequence(i32::MAX as u32 - 1));
+        assert_eq!(Sequence(3).after(Sequence::MAX), Some(4));
+        assert_eq!(Sequence::MAX.after(Sequence(3)), None);
+        assert_eq!(Sequence(7).after(Sequence(7)), Some(0));
+        assert_eq!(Sequence(6).after(Sequence(7)), None);
     }
 
     #[test]

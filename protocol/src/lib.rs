@@ -17,4 +17,7 @@ pub mod topic_config;
 pub mod window;
 
 pub use error_code::ErrorCode;
-pub use ids::{BrokerId, LeaderEpoch, Offset, PartitionIndex, Timestamp, TopicId, TopicPartition};
+pub use ids::{
+    BrokerId, LeaderEpoch, Offset, PartitionIndex, ProducerEpoch, ProducerId, Sequence, Timestamp, TopicId,
+    TopicPartition,
+};

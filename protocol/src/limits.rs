@@ -40,6 +40,12 @@ pub const BROKER_PARTITIONS_MAX: u32 = 20_000;
 
 /// Batches a producer may have unacknowledged on one produce stream.
 pub const PRODUCE_WINDOW_BATCHES: u32 = 64;
+/// Producers that one partition remembers. One that appended nothing for [`PRODUCER_IDLE_TIME`] makes place for another.
+pub const PRODUCERS_PER_PARTITION: usize = 1024;
+/// A producer that appended nothing for so long resends nothing any more: of its batches only the last is remembered.
+pub const PRODUCER_IDLE_TIME: Duration = Duration::from_secs(600);
+/// A producer that appended nothing for so long is forgotten.
+pub const PRODUCER_EXPIRY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Bytes of batches received and not yet acknowledged, broker-wide, by default.
 pub const PRODUCE_MEMORY_BYTES_DEFAULT: usize = 256 * 1024 * 1024;
 /// One connection may receive batches into at most one part in so many of the broker's produce memory at once: a client
@@ -242,6 +248,7 @@ const _: () = {
     assert!(TOPIC_PARTITIONS_MAX <= BROKER_PARTITIONS_MAX);
     assert!(BATCH_BYTES_MAX <= PRODUCE_MEMORY_BYTES_DEFAULT);
     assert!(BATCH_BYTES_MAX <= COLD_READ_MEMORY_BYTES_DEFAULT);
+    assert!(PRODUCER_IDLE_TIME.as_secs() < PRODUCER_EXPIRY.as_secs());
     assert!(PRODUCER_MEMORY_BYTES_DEFAULT <= PRODUCE_MEMORY_BYTES_DEFAULT / PRODUCE_MEMORY_SHARES);
     assert!(BATCH_BYTES_TARGET <= PRODUCER_MEMORY_BYTES_DEFAULT);
     assert!(SEND_WINDOW_BYTES_MIN <= SEND_WINDOW_BYTES_MAX);

@@ -2,10 +2,11 @@
 
 use bytes::Bytes;
 
-use crate::ids::Timestamp;
+use crate::ids::{Sequence, Timestamp};
 use crate::limits;
 
 use super::header::{self, HEADER_LEN, NewHeader};
+use super::numbering::ProducerIdentity;
 use super::{Compression, CompressionError, Record, varint};
 
 /// Why a record does not go into a batch at all, or a batch could not be finished.
@@ -112,6 +113,20 @@ impl BatchBuilder {
     /// # Panics
     /// If the batch is empty: an empty batch has no place in a log.
     pub fn finish(self) -> Result<Bytes, EncodeError> {
+        self.finish_numbered(None)
+    }
+
+    /// As [`BatchBuilder::finish`], as this producer's batch that begins with this number.
+    ///
+    /// # Errors
+    /// As [`BatchBuilder::finish`].
+    ///
+    /// # Panics
+    /// As [`BatchBuilder::finish`].
+    pub fn finish_numbered(
+        self,
+        numbering: Option<(ProducerIdentity, Sequence)>,
+    ) -> Result<Bytes, EncodeError> {
         assert!(!self.is_empty(), "an empty batch is not sent");
         let mut bytes = match self.compression {
             Compression::None => self.bytes,
@@ -129,6 +144,7 @@ impl BatchBuilder {
             base_timestamp: self.base_timestamp,
             max_timestamp: self.max_timestamp,
             record_count: self.count,
+            numbering,
         };
         header::write(&mut bytes, &new);
         Ok(Bytes::from(bytes))

@@ -1,9 +1,10 @@
 //! The 61-byte header of a record batch.
 
-use crate::ids::{LeaderEpoch, Offset, Timestamp};
+use crate::ids::{LeaderEpoch, Offset, Sequence, Timestamp};
 use crate::limits;
 
 use super::Compression;
+use super::numbering::{self, PRODUCER_AT, ProducerIdentity};
 
 /// Length of the header (bytes).
 pub const HEADER_LEN: usize = 61;
@@ -106,6 +107,18 @@ pub enum BatchError {
         /// The leader epoch field.
         leader_epoch: i32,
     },
+    /// A producer's id without an epoch or a sequence number, or a negative one.
+    #[error(
+        "batch has producer id {producer_id}, epoch {producer_epoch} and sequence {base_sequence}, which do not go together"
+    )]
+    Producer {
+        /// The producer id field.
+        producer_id: i64,
+        /// The producer epoch field.
+        producer_epoch: i16,
+        /// The base sequence field.
+        base_sequence: i32,
+    },
     /// The bytes are not those the CRC was made of.
     #[error("batch is damaged: CRC-32C is {found:#010x}, its header says {expected:#010x}")]
     Crc {
@@ -155,7 +168,7 @@ impl BatchHeader {
             last_offset_delta,
             base_timestamp: Timestamp(i64_at(header, 27)),
             max_timestamp: Timestamp(i64_at(header, MAX_TIMESTAMP_AT)),
-            producer_id: i64_at(header, 43),
+            producer_id: i64_at(header, PRODUCER_AT),
             producer_epoch: i16::from_be_bytes(chunk(header, 51)),
             base_sequence: i32_at(header, 53),
             record_count,
@@ -221,6 +234,7 @@ pub(super) struct NewHeader {
     pub base_timestamp: i64,
     pub max_timestamp: i64,
     pub record_count: u32,
+    pub numbering: Option<(ProducerIdentity, Sequence)>,
 }
 
 /// Writes the header over the first [`HEADER_LEN`] bytes of `batch`, which is complete otherwise, and seals it.
@@ -235,9 +249,12 @@ pub(super) fn write(batch: &mut [u8], new: &NewHeader) {
     batch[23..27].copy_from_slice(&(new.record_count - 1).to_be_bytes());
     batch[27..35].copy_from_slice(&new.base_timestamp.to_be_bytes());
     batch[MAX_TIMESTAMP_AT..43].copy_from_slice(&new.max_timestamp.to_be_bytes());
-    batch[43..51].copy_from_slice(&(-1i64).to_be_bytes());
+    batch[PRODUCER_AT..51].copy_from_slice(&(-1i64).to_be_bytes());
     batch[51..53].copy_from_slice(&(-1i16).to_be_bytes());
     batch[53..57].copy_from_slice(&(-1i32).to_be_bytes());
+    if let Some((producer, base_sequence)) = new.numbering {
+        numbering::put(batch, producer, base_sequence);
+    }
     batch[57..61].copy_from_slice(&new.record_count.to_be_bytes());
     seal(batch);
 }

@@ -10,10 +10,12 @@
 mod builder;
 mod compression;
 mod header;
+mod numbering;
 mod records;
 mod varint;
 
 pub use builder::{BatchBuilder, EncodeError};
 pub use compression::{Compression, CompressionError};
 pub use header::{BatchError, BatchHeader, CRC_AT, HEADER_LEN, TimestampType, set_append_time, stamp};
+pub use numbering::{Numbering, ProducerIdentity, number};
 pub use records::{Header, Record, RecordView, Records, RecordsError};
