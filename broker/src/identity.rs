@@ -13,8 +13,11 @@ use rustls::crypto::aws_lc_rs;
 const LOCK: &str = "lock";
 const IDENTITY: &str = "broker";
 const CLUSTER_ID_LEN: usize = 16;
-const BODY_LEN: usize = 4 + CLUSTER_ID_LEN;
-const FORMAT: Format = Format { magic: *b"QBRK", version: 1, body_len_max: BODY_LEN };
+const DIRECTORY_ID_LEN: usize = 16;
+const BODY_LEN: usize = 4 + CLUSTER_ID_LEN + DIRECTORY_ID_LEN + 1;
+const FORMAT: Format = Format { magic: *b"QBRK", version: 2, body_len_max: BODY_LEN };
+/// Before there were clusters: without the directory's id and what the broker belongs to.
+const FORMAT_1: Format = Format { version: 1, body_len_max: 4 + CLUSTER_ID_LEN, ..FORMAT };
 
 /// The number of a broker that founds its cluster.
 const FOUNDER: BrokerId = BrokerId(1);
@@ -25,6 +28,22 @@ pub(crate) struct BrokerIdentity {
     pub(crate) broker: BrokerId,
     /// 32 hexadecimal digits.
     pub(crate) cluster_id: String,
+    /// Drawn with the directory: a broker that comes back in another one has lost what it held.
+    pub(crate) directory: DirectoryId,
+    pub(crate) membership: Membership,
+}
+
+/// Tells data directories apart.
+pub(crate) type DirectoryId = [u8; DIRECTORY_ID_LEN];
+
+/// What a broker belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Membership {
+    /// It is its own controller, and has no peers.
+    Alone = 0,
+    /// It is one of a cluster's brokers.
+    Cluster = 1,
 }
 
 /// The data directory cannot be used.
@@ -60,15 +79,22 @@ pub(crate) struct DataDirectory {
     _lock: Box<dyn Send + Sync>,
 }
 
+/// A data directory that is this process's own, and may be nobody's yet.
+pub(crate) struct LockedDirectory {
+    /// `None` at the first start.
+    pub(crate) identity: Option<BrokerIdentity>,
+    lock: Box<dyn Send + Sync>,
+}
+
 impl fmt::Debug for DataDirectory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DataDirectory").field("identity", &self.identity).finish_non_exhaustive()
     }
 }
 
-impl DataDirectory {
-    /// Makes the directory if there is none, locks it, and reads or draws the broker's identity. Blocking.
-    pub(crate) fn open(disk: &dyn Disk, dir: &Path) -> Result<DataDirectory, DataDirectoryError> {
+impl LockedDirectory {
+    /// Makes the directory if there is none, locks it, and reads the broker's identity. Blocking.
+    pub(crate) fn open(disk: &dyn Disk, dir: &Path) -> Result<LockedDirectory, DataDirectoryError> {
         let failed = |source| DataDirectoryError::Io { path: dir.to_owned(), source };
         create_durably(disk, dir).map_err(failed)?;
         let lock = disk.lock(&dir.join(LOCK)).map_err(|error| match error.kind() {
@@ -76,13 +102,31 @@ impl DataDirectory {
             _ => failed(error),
         })?;
         let identity = match small_file::load(disk, dir, IDENTITY, FORMAT) {
-            Ok(body) => BrokerIdentity::decode(&body).ok_or_else(|| "its fields are impossible".to_owned()),
-            Err(LoadError::Missing) => BrokerIdentity::draw(disk, dir).map(Ok).map_err(failed)?,
+            Ok(body) => BrokerIdentity::decode(&body).map(Some).ok_or("its fields are impossible".to_owned()),
+            Err(LoadError::Missing) => Ok(None),
+            Err(LoadError::Version { found: 1, .. }) => {
+                BrokerIdentity::upgrade(disk, dir).map_err(failed)?.map(Some)
+            }
             Err(error) => Err(error.to_string()),
         };
         let identity =
             identity.map_err(|what| DataDirectoryError::Identity { path: dir.join(IDENTITY), what })?;
-        Ok(DataDirectory { identity, _lock: lock })
+        Ok(LockedDirectory { identity, lock })
+    }
+
+    /// The directory of the broker that it is, or becomes now. Everything that this identity rests on must be durable in
+    /// it already. Blocking.
+    pub(crate) fn claim(
+        self,
+        disk: &dyn Disk,
+        dir: &Path,
+        identity: BrokerIdentity,
+    ) -> Result<DataDirectory, DataDirectoryError> {
+        if self.identity.as_ref() != Some(&identity) {
+            let stored = identity.store(disk, dir);
+            stored.map_err(|source| DataDirectoryError::Io { path: dir.to_owned(), source })?;
+        }
+        Ok(DataDirectory { identity, _lock: self.lock })
     }
 }
 
@@ -106,18 +150,53 @@ fn create_durably(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
 }
 
 impl BrokerIdentity {
-    fn draw(disk: &dyn Disk, dir: &Path) -> io::Result<BrokerIdentity> {
-        let cluster = random::<CLUSTER_ID_LEN>();
-        let mut body = FOUNDER.0.to_le_bytes().to_vec();
+    /// The founder of a cluster of its own.
+    pub(crate) fn draw(membership: Membership) -> BrokerIdentity {
+        let cluster_id = hex(&random::<CLUSTER_ID_LEN>());
+        BrokerIdentity { broker: FOUNDER, cluster_id, directory: random(), membership }
+    }
+
+    fn store(&self, disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+        small_file::replace(disk, dir, IDENTITY, FORMAT, &self.encode()?)
+    }
+
+    fn encode(&self) -> io::Result<Vec<u8>> {
+        let cluster: [u8; CLUSTER_ID_LEN] = unhex(&self.cluster_id)
+            .ok_or_else(|| io::Error::other(format!("\"{}\" is no cluster's id", self.cluster_id)))?;
+        let mut body = self.broker.0.to_le_bytes().to_vec();
         body.extend_from_slice(&cluster);
-        small_file::replace(disk, dir, IDENTITY, FORMAT, &body)?;
-        Ok(BrokerIdentity { broker: FOUNDER, cluster_id: hex(&cluster) })
+        body.extend_from_slice(&self.directory);
+        body.push(self.membership as u8);
+        Ok(body)
     }
 
     fn decode(body: &[u8]) -> Option<BrokerIdentity> {
-        let (broker, cluster) = body.split_first_chunk::<4>()?;
-        let cluster: &[u8; CLUSTER_ID_LEN] = cluster.try_into().ok()?;
-        Some(BrokerIdentity { broker: BrokerId(u32::from_le_bytes(*broker)), cluster_id: hex(cluster) })
+        let (broker, rest) = body.split_first_chunk::<4>()?;
+        let (cluster, rest) = rest.split_first_chunk::<CLUSTER_ID_LEN>()?;
+        let (directory, rest) = rest.split_first_chunk::<DIRECTORY_ID_LEN>()?;
+        let membership = match rest {
+            [0] => Membership::Alone,
+            [1] => Membership::Cluster,
+            _ => return None,
+        };
+        let broker = BrokerId(u32::from_le_bytes(*broker));
+        Some(BrokerIdentity { broker, cluster_id: hex(cluster), directory: *directory, membership })
+    }
+
+    /// Reads the first version's file, and writes this one's in its place; says what is wrong with it, if something is.
+    fn upgrade(disk: &dyn Disk, dir: &Path) -> io::Result<Result<BrokerIdentity, String>> {
+        let body = match small_file::load(disk, dir, IDENTITY, FORMAT_1) {
+            Ok(body) => body,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let mut widened = body;
+        widened.extend_from_slice(&random::<DIRECTORY_ID_LEN>());
+        widened.push(Membership::Alone as u8);
+        let Some(identity) = BrokerIdentity::decode(&widened) else {
+            return Ok(Err("its fields are impossible".to_owned()));
+        };
+        identity.store(disk, dir)?;
+        Ok(Ok(identity))
     }
 }
 
@@ -134,21 +213,70 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The bytes that hexadecimal digits stand for, if they stand for so many.
+pub(crate) fn unhex<const N: usize>(digits: &str) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    let digits = digits.as_bytes();
+    if digits.len() != 2 * N {
+        return None;
+    }
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        let digit = |at: usize| char::from(pair[at]).to_digit(16);
+        *byte = (digit(0)? * 16 + digit(1)?) as u8;
+    }
+    Some(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use quire_storage::disk::{CrashOptions, OsDisk, SimDisk, Survival};
 
     use super::*;
 
+    /// Opens the directory of a broker alone.
+    fn open(disk: &dyn Disk, dir: &Path) -> Result<DataDirectory, DataDirectoryError> {
+        let locked = LockedDirectory::open(disk, dir)?;
+        let identity = locked.identity.clone().unwrap_or_else(|| BrokerIdentity::draw(Membership::Alone));
+        locked.claim(disk, dir, identity)
+    }
+
+    #[test]
+    fn an_identity_is_read_as_it_was_written() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let identity = BrokerIdentity {
+            broker: BrokerId(7),
+            membership: Membership::Cluster,
+            ..BrokerIdentity::draw(Membership::Alone)
+        };
+        let locked = LockedDirectory::open(&OsDisk, dir.path()).expect("new");
+        drop(locked.claim(&OsDisk, dir.path(), identity.clone()).expect("stored"));
+        let again = LockedDirectory::open(&OsDisk, dir.path()).expect("there");
+        assert_eq!(again.identity, Some(identity));
+        assert_eq!(unhex::<2>("0aFf"), Some([10, 255]));
+        assert!(unhex::<2>("0aF").is_none() && unhex::<2>("0aFg").is_none());
+    }
+
+    #[test]
+    fn an_identity_from_before_clusters_is_kept_and_gets_a_directory() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut body = 1u32.to_le_bytes().to_vec();
+        body.extend_from_slice(&[0xab; CLUSTER_ID_LEN]);
+        small_file::replace(&OsDisk, dir.path(), IDENTITY, FORMAT_1, &body).expect("written");
+        let first = open(&OsDisk, dir.path()).expect("it is read").identity;
+        assert_eq!((first.broker, first.membership), (FOUNDER, Membership::Alone));
+        assert_eq!(first.cluster_id, "ab".repeat(CLUSTER_ID_LEN));
+        assert_eq!(open(&OsDisk, dir.path()).expect("again").identity, first, "the directory's id stays");
+    }
+
     #[test]
     fn an_identity_is_drawn_once_and_a_second_broker_kept_out() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let disk = OsDisk;
-        let first = DataDirectory::open(&disk, dir.path()).expect("new");
-        assert!(matches!(DataDirectory::open(&disk, dir.path()), Err(DataDirectoryError::InUse { .. })));
+        let first = open(&disk, dir.path()).expect("new");
+        assert!(matches!(open(&disk, dir.path()), Err(DataDirectoryError::InUse { .. })));
         let identity = first.identity.clone();
         drop(first);
-        let second = DataDirectory::open(&disk, dir.path()).expect("free again");
+        let second = open(&disk, dir.path()).expect("free again");
         assert_eq!(second.identity, identity);
     }
 
@@ -156,17 +284,17 @@ mod tests {
     fn a_new_directory_survives_a_power_loss_with_all_its_parents() {
         let disk = SimDisk::new(1);
         let dir = Path::new("/srv/logs/quire");
-        let drawn = DataDirectory::open(&disk, dir).expect("new").identity;
+        let drawn = open(&disk, dir).expect("new").identity;
         disk.crash(&CrashOptions { data: Survival::Nothing, names: Survival::Nothing });
-        assert_eq!(DataDirectory::open(&disk, dir).expect("it is there").identity, drawn);
+        assert_eq!(open(&disk, dir).expect("it is there").identity, drawn);
     }
 
     #[test]
     fn a_damaged_identity_is_an_error_and_not_a_new_broker() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let disk = OsDisk;
-        drop(DataDirectory::open(&disk, dir.path()).expect("new"));
+        drop(open(&disk, dir.path()).expect("new"));
         std::fs::write(dir.path().join(IDENTITY), b"not what was written").expect("overwritten");
-        assert!(matches!(DataDirectory::open(&disk, dir.path()), Err(DataDirectoryError::Identity { .. })));
+        assert!(matches!(open(&disk, dir.path()), Err(DataDirectoryError::Identity { .. })));
     }
 }

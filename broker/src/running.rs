@@ -23,14 +23,16 @@ use crate::config::{Config, HostPort};
 use crate::context::{Context, Memory};
 use crate::controller::{LocalMetadata, LocalMetadataOptions, MetadataOpenError};
 use crate::descriptors;
-use crate::identity::{DataDirectory, DataDirectoryError, random};
+use crate::identity::{
+    BrokerIdentity, DataDirectory, DataDirectoryError, LockedDirectory, Membership, random,
+};
 use crate::metrics::Metrics;
 use crate::net::admin::{self, AdminListener};
 use crate::net::certificates::{self, Certificates, CertificatesError};
 use crate::net::connection::{self, close_code};
 use crate::net::endpoint::{self, HeldSocket};
 use crate::net::renewal;
-use crate::net::tls::{self, BrokerCertificate, TlsError};
+use crate::net::tls::{self, Admits, BrokerCertificate, TlsError};
 use crate::shard::{Clock, Shards, ShardsOptions, SystemClock};
 use crate::shutdown::{ShutdownReport, StopSignal, Stopping, Underway};
 use crate::threads;
@@ -118,8 +120,9 @@ impl Running {
                  the host and port that clients use, or list the host in tls.names"
             );
         }
+        let admits = if config.tls.anonymous { Admits::Anyone } else { Admits::Certified };
         let certificate = Arc::new(BrokerCertificate::new(&certificates.broker)?);
-        let tls = tls::server_config(&certificates, Arc::clone(&certificate), config.tls.anonymous)?;
+        let tls = tls::server_config(&certificates.authority_pem, Arc::clone(&certificate), admits)?;
         let listen = config.network.listen;
         let listening = |source| StartError::Listen { address: listen, source };
         let (endpoint, socket) =
@@ -269,7 +272,9 @@ impl fmt::Debug for Running {
 async fn prepare(config: &Config, disk: Arc<dyn Disk>) -> Result<(DataDirectory, Certificates), StartError> {
     let (dir, tls_dir, names) = (config.data_dir.clone(), tls_dir(config), certificate_names(config));
     blocking(move || {
-        let directory = DataDirectory::open(&*disk, &dir)?;
+        let locked = LockedDirectory::open(&*disk, &dir)?;
+        let identity = locked.identity.clone().unwrap_or_else(|| BrokerIdentity::draw(Membership::Alone));
+        let directory = locked.claim(&*disk, &dir, identity)?;
         let certificates = certificates::ensure(&tls_dir, &names)?;
         Ok((directory, certificates))
     })

@@ -153,6 +153,16 @@ pub const PEER_DATA_CONNECTIONS: usize = 2;
 pub const PEER_CONNECTIONS_OF_ONE_MAX: usize = 16;
 /// Connections from all brokers held at once.
 pub const PEER_CONNECTIONS_MAX: usize = 1024;
+/// Largest message of a broker that asks to join, and of the answer (bytes).
+pub const JOIN_BYTES_MAX: usize = 64 * 1024;
+/// From the first packet of a broker that asks to join to its answer: the cluster's metadata has to take it.
+pub const JOIN_TIME_MAX: Duration = Duration::from_secs(20);
+/// Brokers that may ask one broker to join, one right after the other.
+pub const JOINS_AT_ONCE: u32 = 16;
+/// Then one may ask again after so long each.
+pub const JOIN_INTERVAL: Duration = Duration::from_secs(1);
+/// Host names and addresses in one broker's certificate.
+pub const CERTIFICATE_NAMES_MAX: usize = 64;
 
 /// Events waiting for one shard.
 pub const SHARD_QUEUE_EVENTS: usize = 4096;

@@ -13,6 +13,8 @@ use crate::limits;
 pub const ALPN_CLIENT: &[u8] = b"quire/1";
 /// ALPN of connections between brokers.
 pub const ALPN_PEER: &[u8] = b"quire-peer/1";
+/// ALPN of connections on which a broker asks to join the cluster, to the port that clients use.
+pub const ALPN_JOIN: &[u8] = b"quire-join/1";
 
 /// Stream version that this code speaks.
 pub const VERSION: u8 = 1;

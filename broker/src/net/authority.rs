@@ -171,9 +171,10 @@ pub(crate) fn principal(certificate: &CertificateDer<'_>) -> Option<String> {
     common_name(&parsed)
 }
 
-/// The name that an authority's certificate has.
-pub(crate) fn authority_name(pem: &str) -> Option<String> {
-    principal(&CertificateDer::from_pem_slice(pem.as_bytes()).ok()?)
+/// The number of a certificate, which no other of its authority has.
+pub(crate) fn serial(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(parsed.raw_serial().to_vec())
 }
 
 /// Random, so that two authorities with one name, or one that was restored, never draw the same.

@@ -53,6 +53,12 @@ pub enum CertificatesError {
         /// What is wrong with it.
         what: String,
     },
+    /// A file that a cluster's broker needs is gone.
+    #[error("{} is missing; restore it, or remove the broker's data directory and have it join again", path.display())]
+    Missing {
+        /// Which.
+        path: PathBuf,
+    },
     /// A certificate could not be made.
     #[error("cannot make a certificate: {0}")]
     Make(#[from] rcgen::Error),
@@ -95,7 +101,7 @@ pub(crate) fn administrator() -> Subject {
 
 /// Reads the key that reset tokens are made with; draws one if there is none that can be read. Clients then notice later
 /// that the broker was killed, and that is all.
-fn reset_key(folder: &mut Folder<'_>) -> Result<ResetKey, CertificatesError> {
+pub(super) fn reset_key(folder: &mut Folder<'_>) -> Result<ResetKey, CertificatesError> {
     let parsed = folder.read("reset.key")?.and_then(|text| blake3::Hash::from_hex(text.trim()).ok());
     if let Some(key) = parsed {
         return Ok(ResetKey(key.into()));

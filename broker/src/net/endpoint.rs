@@ -153,12 +153,12 @@ mod tests {
     use rustls_pki_types::pem::PemObject;
 
     use super::super::certificates::{self, Certificates};
-    use super::super::tls::{self, BrokerCertificate};
+    use super::super::tls::{self, Admits, BrokerCertificate};
     use super::*;
 
     fn open_broker(socket: Socket, made: &Certificates) -> Endpoint {
         let certificate = Arc::new(BrokerCertificate::new(&made.broker).expect("just made"));
-        let tls = tls::server_config(made, certificate, true).expect("just made");
+        let tls = tls::server_config(&made.authority_pem, certificate, Admits::Anyone).expect("just made");
         open_on(socket, tls, made.reset_key.clone()).expect("a socket").0
     }
 

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use quinn::crypto::rustls::{NoInitialCipherSuite, QuicServerConfig};
-use quire_protocol::stream::ALPN_CLIENT;
+use quinn::crypto::rustls::{HandshakeData, NoInitialCipherSuite, QuicServerConfig};
+use quire_protocol::stream::{ALPN_CLIENT, ALPN_JOIN};
 use rustls::client::ResolvesClientCert;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{ClientHello, ResolvesServerCert, VerifierBuilderError, WebPkiClientVerifier};
@@ -17,7 +17,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::authority;
-use super::certificates::{Certificates, Identity};
+use super::certificates::Identity;
 
 /// Who a client without a certificate is, where such are let in.
 pub(crate) const ANONYMOUS: &str = "anonymous";
@@ -49,27 +49,56 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider { cipher_suites, ..aws_lc_rs::default_provider() })
 }
 
+/// Whom the server's side of client connections lets finish a handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Admits {
+    /// Holders of a certificate of the authority.
+    Certified,
+    /// Whoever comes: anonymous clients, where they are allowed.
+    Anyone,
+    /// Whoever comes, clients and brokers that want to join. Clients without a certificate are turned away right after
+    /// the handshake: TLS can not demand a certificate of some and not of others.
+    Joining,
+}
+
 /// The server's side of client connections, which presents `certificate` as it is at the time.
 pub(crate) fn server_config(
-    certificates: &Certificates,
+    authority_pem: &str,
     certificate: Arc<BrokerCertificate>,
-    anonymous: bool,
+    admits: Admits,
 ) -> Result<Arc<QuicServerConfig>, TlsError> {
     let provider = provider();
-    let roots = trusting(&certificates.authority_pem)?;
+    let roots = trusting(authority_pem)?;
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
-    let verifier = if anonymous { verifier.allow_unauthenticated() } else { verifier }.build()?;
-
+    let verifier = match admits {
+        Admits::Certified => verifier,
+        Admits::Anyone | Admits::Joining => verifier.allow_unauthenticated(),
+    };
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(verifier.build()?)
         .with_cert_resolver(certificate);
     config.alpn_protocols = vec![ALPN_CLIENT.to_vec()];
+    if admits == Admits::Joining {
+        config.alpn_protocols.push(ALPN_JOIN.to_vec());
+    }
     config.max_early_data_size = 0;
     // A resumed session would outlive its client's certificate.
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     Ok(Arc::new(QuicServerConfig::try_from(config)?))
+}
+
+/// Whether the other end of an established connection wants to join the cluster.
+pub(crate) fn is_joining(connection: &quinn::Connection) -> bool {
+    let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
+    data.and_then(|data| data.protocol).is_some_and(|protocol| protocol == ALPN_JOIN)
+}
+
+/// The serial number of the certificate at the other end of an established connection.
+pub(crate) fn serial(connection: &quinn::Connection) -> Option<Vec<u8>> {
+    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    authority::serial(chain.first()?)
 }
 
 /// Trust in one authority alone.
@@ -89,28 +118,42 @@ pub(crate) fn principal(connection: &quinn::Connection) -> Option<String> {
 /// The certificate that clients and other brokers are shown, whatever server name they ask for: they check its names, the
 /// broker has but one. It can be replaced while the broker runs.
 #[derive(Debug)]
-pub(crate) struct BrokerCertificate(ArcSwap<CertifiedKey>);
+pub(crate) struct BrokerCertificate {
+    current: ArcSwap<CertifiedKey>,
+    /// Shown behind it, where brokers that want to join must see it.
+    authority: Option<CertificateDer<'static>>,
+}
 
 impl BrokerCertificate {
     pub(crate) fn new(identity: &Identity) -> Result<BrokerCertificate, TlsError> {
-        Ok(BrokerCertificate(ArcSwap::from_pointee(certified(identity)?)))
+        Ok(BrokerCertificate { current: ArcSwap::from_pointee(certified(identity, None)?), authority: None })
     }
 
-    /// Shows another one to clients that connect from now on.
+    /// Shows the authority too.
+    pub(crate) fn with_authority(
+        identity: &Identity,
+        authority_pem: &str,
+    ) -> Result<BrokerCertificate, TlsError> {
+        let authority = CertificateDer::from_pem_slice(authority_pem.as_bytes())?;
+        let current = certified(identity, Some(&authority))?;
+        Ok(BrokerCertificate { current: ArcSwap::from_pointee(current), authority: Some(authority) })
+    }
+
+    /// Shows another one to whoever connects from now on.
     pub(crate) fn replace(&self, identity: &Identity) -> Result<(), TlsError> {
-        self.0.store(Arc::new(certified(identity)?));
+        self.current.store(Arc::new(certified(identity, self.authority.as_ref())?));
         Ok(())
     }
 
     #[cfg(test)]
     pub(crate) fn presented(&self) -> Vec<CertificateDer<'static>> {
-        self.0.load().cert.clone()
+        self.current.load().cert.clone()
     }
 }
 
 impl ResolvesClientCert for BrokerCertificate {
     fn resolve(&self, _roots: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
+        Some(self.current.load_full())
     }
 
     fn has_certs(&self) -> bool {
@@ -120,12 +163,16 @@ impl ResolvesClientCert for BrokerCertificate {
 
 impl ResolvesServerCert for BrokerCertificate {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
+        Some(self.current.load_full())
     }
 }
 
-fn certified(identity: &Identity) -> Result<CertifiedKey, TlsError> {
-    let chain = vec![CertificateDer::from_pem_slice(identity.certificate_pem.as_bytes())?];
+fn certified(
+    identity: &Identity,
+    authority: Option<&CertificateDer<'static>>,
+) -> Result<CertifiedKey, TlsError> {
+    let mut chain = vec![CertificateDer::from_pem_slice(identity.certificate_pem.as_bytes())?];
+    chain.extend(authority.cloned());
     let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())?;
     Ok(CertifiedKey::from_der(chain, key, &provider())?)
 }

@@ -86,6 +86,16 @@ impl<'a> Folder<'a> {
         sync_dir(parent.unwrap_or(Path::new("."))).map_err(|error| self.failed(error))
     }
 
+    /// Removes a file, if it is there; durable when this returns.
+    pub(super) fn remove(&self, name: &str) -> Result<(), CertificatesError> {
+        match fs::remove_file(self.path(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(CertificatesError::File { path: self.path(name), source: error })
+            }
+            _ => sync_dir(self.path).map_err(|error| self.failed(error)),
+        }
+    }
+
     fn put_in_place(&self, secrecy: Secrecy) -> Result<(), CertificatesError> {
         for Replaced { name, .. } in self.replaced.iter().filter(|file| file.secrecy == secrecy) {
             let renamed = fs::rename(self.path(&new_name(name)), self.path(name));

@@ -24,6 +24,12 @@ pub mod controller {
     include!(concat!(env!("OUT_DIR"), "/quire.controller.v1.rs"));
 }
 
+/// How a broker becomes one of a cluster's (`proto/join.proto`).
+#[allow(missing_docs, clippy::all, reason = "generated; documented in the schema")]
+pub mod join {
+    include!(concat!(env!("OUT_DIR"), "/quire.join.v1.rs"));
+}
+
 mod request;
 
 pub use request::{InvalidRequest, decode_request};
