@@ -47,6 +47,19 @@ mod shard;
 mod shutdown;
 mod threads;
 
+/// What a simulation drives by hand, without a thread, a network or a clock: events in, jobs run when it says so, what
+/// goes to other brokers out.
+#[doc(hidden)]
+pub mod simulation {
+    pub use crate::error::RequestError;
+    pub use crate::metrics::ShardMetrics;
+    pub use crate::shard::{
+        Assignment, Closed, Downlink, Event, Fetched, ForFollower, Limits, Now, Outcome, Outgoing,
+        PartitionHandle, PartitionState, ProduceReply, ProduceRequest, Shard, Shared, SlotProgress, Standing,
+        Store, Task, TaskDone, Uplink, Watermarks,
+    };
+}
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;

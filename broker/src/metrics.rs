@@ -55,6 +55,16 @@ const PRODUCE_MEMORY_FREE: Description = Description {
     unit: Unit::Bytes,
     help: "Memory for batches that is not in use.",
 };
+const REPLICA_FETCHED_BYTES: Description = Description {
+    name: "quire_replica_fetched_bytes_total",
+    unit: Unit::Bytes,
+    help: "Bytes of frames appended that leaders sent.",
+};
+const COMMITTED_TRUNCATED: Description = Description {
+    name: "quire_committed_truncated_total",
+    unit: Unit::Count,
+    help: "Offsets below the high watermark that were cut because the leader does not have them: lost by an unclean election.",
+};
 const CONSUME_BYTES: Description = Description {
     name: "quire_consume_bytes_total",
     unit: Unit::Bytes,
@@ -164,9 +174,11 @@ pub(crate) struct Metrics {
 
 /// What shards and their flushers count.
 #[derive(Debug)]
-pub(crate) struct ShardMetrics {
+pub struct ShardMetrics {
     pub(crate) appended_records: Counter,
     pub(crate) appended_bytes: Counter,
+    pub(crate) fetched_bytes: Counter,
+    pub(crate) committed_truncated: Counter,
     pub(crate) syncs: Counter,
     pub(crate) sync_seconds: Histogram,
 }
@@ -208,6 +220,8 @@ impl Metrics {
             shards: Arc::new(ShardMetrics {
                 appended_records: registry.counter(&LOG_APPENDED_RECORDS),
                 appended_bytes: registry.counter(&LOG_APPENDED_BYTES),
+                fetched_bytes: registry.counter(&REPLICA_FETCHED_BYTES),
+                committed_truncated: registry.counter(&COMMITTED_TRUNCATED),
                 syncs: registry.counter(&LOG_SYNCS),
                 sync_seconds: registry.histogram(&LOG_SYNC_SECONDS),
             }),
@@ -228,10 +242,12 @@ impl Metrics {
 #[cfg(test)]
 impl ShardMetrics {
     /// Counts nothing.
-    pub(crate) fn none() -> Arc<ShardMetrics> {
+    pub fn none() -> Arc<ShardMetrics> {
         Arc::new(ShardMetrics {
             appended_records: Counter::noop(),
             appended_bytes: Counter::noop(),
+            fetched_bytes: Counter::noop(),
+            committed_truncated: Counter::noop(),
             syncs: Counter::noop(),
             sync_seconds: Histogram::noop(),
         })

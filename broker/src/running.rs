@@ -13,15 +13,16 @@ use std::time::{Duration, Instant};
 
 use quinn::Endpoint;
 use quire_engine::controller::RegisterBroker;
-use quire_protocol::ErrorCode;
+use quire_protocol::{ErrorCode, limits};
 use quire_storage::disk::Disk;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::ClientCredentials;
 use crate::config::{Config, HostPort};
 use crate::context::{Context, Memory};
-use crate::controller::{LocalMetadata, LocalMetadataOptions, MetadataOpenError};
+use crate::controller::{LocalMetadata, LocalMetadataOptions, Metadata, MetadataOpenError};
 use crate::descriptors;
 use crate::identity::{
     BrokerIdentity, DataDirectory, DataDirectoryError, LockedDirectory, Membership, random,
@@ -367,6 +368,10 @@ async fn open_logs(
         },
     };
     let metadata = Arc::new(blocking(move || LocalMetadata::open(options)).await?);
+    // This broker is the whole cluster: it is registered by now, follows nobody, and its controller is itself.
+    let registered = Metadata::image(&*metadata).broker(identity.broker).map(|broker| broker.epoch);
+    let (_, registration) = watch::channel(registered);
+    let (outgoing, _) = mpsc::unbounded_channel();
     let options = ShardsOptions {
         broker: identity.broker,
         disk,
@@ -375,6 +380,10 @@ async fn open_logs(
         clock,
         retention_interval: ShardsOptions::RETENTION_INTERVAL,
         deletion_grace: config.deletion_grace,
+        replica_lag: limits::REPLICA_LAG_DEFAULT,
+        fetch_bytes: limits::REPLICA_MEMORY_BYTES,
+        registration,
+        outgoing,
         metrics: Arc::clone(&metrics.shards),
     };
     let shards = Shards::start(options, Arc::clone(&metadata) as _).map_err(StartError::Threads)?;

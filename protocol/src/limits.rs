@@ -118,6 +118,12 @@ pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(8);
 /// records wait for their delivery meanwhile, and a broker that was killed says nothing.
 pub const CLIENT_IDLE_TIME_MAX: Duration = Duration::from_secs(10);
 
+/// Frames that leaders sent and that are not appended yet, broker-wide, by default (bytes).
+pub const REPLICA_MEMORY_BYTES: usize = 128 * 1024 * 1024;
+/// Least that a leader may send ahead for one partition (bytes).
+pub const FETCH_CREDIT_BYTES_MIN: usize = 64 * 1024;
+/// Most that a leader may send ahead for one partition (bytes).
+pub const FETCH_CREDIT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Most partitions that one progress vector of a follower tells of; what is more goes into the next.
 pub const PROGRESS_ENTRIES_MAX: usize = 4096;
 /// A follower further behind than this leaves the in-sync replicas, by default.
@@ -256,6 +262,9 @@ const _: () = {
     assert!(SEGMENT_BYTES_MIN <= SEGMENT_BYTES_DEFAULT && SEGMENT_BYTES_DEFAULT <= SEGMENT_BYTES_MAX);
     assert!(SEGMENT_BYTES_MAX + (BATCH_BYTES_MAX as u64) < u32::MAX as u64);
     assert!(TOPIC_PARTITIONS_MAX <= BROKER_PARTITIONS_MAX);
+    assert!(
+        FETCH_CREDIT_BYTES_MIN <= FETCH_CREDIT_BYTES_MAX && FETCH_CREDIT_BYTES_MAX <= REPLICA_MEMORY_BYTES
+    );
     assert!(BATCH_BYTES_MAX <= PRODUCE_MEMORY_BYTES_DEFAULT);
     assert!(BATCH_BYTES_MAX <= COLD_READ_MEMORY_BYTES_DEFAULT);
     assert!(PRODUCER_IDLE_TIME.as_secs() < PRODUCER_EXPIRY.as_secs());

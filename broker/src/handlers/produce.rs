@@ -59,7 +59,7 @@ pub(crate) async fn serve(
     let partition = context.partitions.find(header.partition)?;
     check_leadership(&partition, &header)?;
     let served = match open(&partition, send).await {
-        Ok(()) => exchange(session, &partition, header.acks, send, recv).await,
+        Ok(()) => exchange(session, &partition, &header, send, recv).await,
         Err(end) => Err(end),
     };
     match served {
@@ -72,7 +72,8 @@ pub(crate) async fn serve(
 }
 
 fn check_leadership(partition: &PartitionHandle, header: &ProduceHeader) -> Result<(), RequestError> {
-    let current = partition.leader_epoch();
+    let standing = partition.standing();
+    let current = standing.leader_epoch;
     if header.leader_epoch < current {
         let message = format!("the client knows leader epoch {}, it is {current} now", header.leader_epoch);
         return Err(RequestError::new(ErrorCode::FencedLeaderEpoch, message));
@@ -81,6 +82,10 @@ fn check_leadership(partition: &PartitionHandle, header: &ProduceHeader) -> Resu
         let message =
             format!("this broker leads in epoch {current} and has not heard of {}", header.leader_epoch);
         return Err(RequestError::new(ErrorCode::NotLeader, message));
+    }
+    if header.acks == Acks::All && !standing.has_enough_replicas {
+        let message = "fewer replicas are in sync than the topic's min.insync.replicas";
+        return Err(RequestError::new(ErrorCode::NotEnoughReplicas, message));
     }
     Ok(())
 }
@@ -103,7 +108,7 @@ async fn open(partition: &PartitionHandle, send: &mut SendStream) -> Result<(), 
 async fn exchange(
     session: &Session,
     partition: &PartitionHandle,
-    acks: Acks,
+    header: &ProduceHeader,
     send: &mut SendStream,
     recv: &mut RecvStream,
 ) -> Result<(), End> {
@@ -112,7 +117,7 @@ async fn exchange(
     let unanswered = Unanswered::default();
     let context = &*session.context;
     let batches =
-        Batches { context, receiving: &session.receiving, partition, acks, unanswered: &unanswered };
+        Batches { context, receiving: &session.receiving, partition, header, unanswered: &unanswered };
     let received = batches.receive_all(recv, reply);
     let answered = answer_all(context, &unanswered, replies, send);
     tokio::pin!(received, answered);
@@ -163,7 +168,7 @@ struct Batches<'a> {
     /// See [`Session::receiving`].
     receiving: &'a Semaphore,
     partition: &'a PartitionHandle,
-    acks: Acks,
+    header: &'a ProduceHeader,
     unanswered: &'a Unanswered,
 }
 
@@ -171,7 +176,7 @@ impl Batches<'_> {
     /// Hands every batch to the shard, until the client ends its side. `reply` lives as long as answers may come.
     async fn receive_all(&self, recv: &mut RecvStream, reply: mpsc::Sender<ProduceReply>) -> Result<(), End> {
         loop {
-            if self.acks != Acks::None {
+            if self.header.acks != Acks::None {
                 self.unanswered.admit().await;
             }
             let Some(first) = self.next_batch(recv).await? else { return Ok(()) };
@@ -179,10 +184,11 @@ impl Batches<'_> {
             let (header, batch, permit) = received.map_err(|_| message::too_slow("a batch"))??;
             self.context.metrics.produce_records.increment(header.record_count.into());
             self.context.metrics.produce_bytes.increment(batch.len() as u64);
-            if self.acks != Acks::None {
+            if self.header.acks != Acks::None {
                 self.unanswered.received();
             }
-            let request = ProduceRequest { header, batch, acks: self.acks, permit, reply: reply.clone() };
+            let ProduceHeader { leader_epoch, acks, .. } = *self.header;
+            let request = ProduceRequest { header, batch, leader_epoch, acks, permit, reply: reply.clone() };
             self.partition.produce(request).await.map_err(|refused| refused.0)?;
         }
     }

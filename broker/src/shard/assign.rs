@@ -13,9 +13,10 @@ use quire_engine::controller::image::{DeletedTopic, Partition, Topic};
 use quire_engine::controller::{Image, Request};
 use quire_protocol::{BrokerId, PartitionIndex, TopicId, TopicPartition};
 use quire_storage::remove_log;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::Store;
+use super::assignment::Assignment;
 use super::clock::Clock;
 use super::event::Event;
 use super::handle::{Held, Partitions, Shared};
@@ -35,6 +36,21 @@ pub(super) struct Assigner {
     pub(super) metadata: Arc<dyn Metadata>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) deletion_grace: Duration,
+    /// See [`super::ShardsOptions::registration`].
+    pub(super) registration: watch::Receiver<Option<u64>>,
+}
+
+/// What partitions were told.
+struct Assigned {
+    image: Arc<Image>,
+    registration: Option<u64>,
+}
+
+impl Assigned {
+    /// Whether no broker came, left, registered or changed its state between the two.
+    fn has_same_brokers(&self, before: &Assigned) -> bool {
+        self.registration == before.registration && self.image.brokers().eq(before.image.brokers())
+    }
 }
 
 impl Assigner {
@@ -42,45 +58,61 @@ impl Assigner {
     pub(super) async fn follow(self) {
         let assigner = Arc::new(self);
         let mut changes = assigner.metadata.changes();
+        let mut registration = assigner.registration.clone();
+        let mut assigned: Option<Assigned> = None;
         let (mut removals, mut holdings) = (HashSet::new(), HashSet::new());
         // They end with this task.
         let mut under_way = tokio::task::JoinSet::new();
         loop {
-            let image = changes.borrow_and_update().clone();
-            assigner.assign(&image);
+            let now = Assigned {
+                image: changes.borrow_and_update().clone(),
+                registration: *registration.borrow_and_update(),
+            };
+            assigner.assign(&now, assigned.as_ref());
+            let image = now.image.clone();
+            assigned = Some(now);
             for topic in image.deleted_topics() {
                 if topic.unconfirmed.contains(&assigner.broker) && removals.insert(topic.id) {
                     under_way.spawn(assigner.clone().remove(topic.clone()));
                 }
             }
             for topic in image.topics().filter(|topic| !topic.is_all_held(assigner.broker)) {
-                if assigner.led(topic).next().is_some() && holdings.insert((topic.id, topic.partitions.len()))
+                if assigner.replicated(topic).next().is_some()
+                    && holdings.insert((topic.id, topic.partitions.len()))
                 {
                     under_way.spawn(assigner.clone().hold(topic.clone()));
                 }
             }
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
+                // One that will never change again is the last.
+                Ok(()) = registration.changed() => {}
                 Some(_) = under_way.join_next(), if !under_way.is_empty() => {}
             }
         }
     }
 
-    /// Opens, reconfigures and closes partitions, without waiting for any of it.
-    fn assign(&self, image: &Image) {
+    /// Opens, reconfigures and closes partitions, without waiting for any of it. `before` is what was assigned last: a
+    /// topic that is the same as then, while the brokers are, needs no look.
+    fn assign(&self, now: &Assigned, before: Option<&Assigned>) {
+        let before = before.filter(|before| now.has_same_brokers(before));
         let held = self.partitions.held();
         let mut wanted = Held::with_capacity(held.len());
-        let mut opened = Vec::new();
-        for topic in image.topics() {
-            for partition in self.led(topic) {
+        let (mut opened, mut left) = (Vec::new(), Vec::new());
+        for topic in now.image.topics() {
+            let earlier = before.and_then(|before| before.image.topic(topic.id));
+            let is_same = earlier.is_some_and(|earlier| Arc::ptr_eq(earlier, topic));
+            for partition in self.replicated(topic) {
                 let id = TopicPartition { topic: topic.id, partition: partition.index };
                 let shared = match held.get(&id) {
                     Some(shared) => {
-                        self.configure(shared, topic, partition);
+                        if !is_same {
+                            self.configure(now, shared, topic, partition);
+                        }
                         shared.clone()
                     }
                     None => {
-                        let shared = self.share(id, topic, partition);
+                        let shared = self.share(now, id, topic, partition);
                         opened.push(shared.clone());
                         shared
                     }
@@ -88,34 +120,48 @@ impl Assigner {
                 wanted.insert(id, shared);
             }
         }
+        // What is held and replicated here no more stays open, and idle: only a deletion removes anything.
+        for (id, shared) in held.iter().filter(|(id, _)| !wanted.contains_key(id)) {
+            let Some(topic) = now.image.topic(id.topic) else { continue };
+            if let Some(partition) = topic.partition(id.partition) {
+                self.configure(now, shared, topic, partition);
+                left.push((*id, shared.clone()));
+            }
+        }
+        wanted.extend(left);
         self.partitions.replace(wanted);
         for shared in opened {
             self.way_in(shared.id).direct.send(Event::Open(shared));
         }
     }
 
-    fn share(&self, id: TopicPartition, topic: &Topic, partition: &Partition) -> Arc<Shared> {
+    fn share(&self, now: &Assigned, id: TopicPartition, topic: &Topic, partition: &Partition) -> Arc<Shared> {
         let requests = self.way_in(id).requests.clone();
         let is_held = topic.is_held(id.partition, self.broker);
-        Arc::new(Shared::new(id, is_held, requests, partition.leader_epoch, topic.config.clone()))
+        let assignment = Arc::new(self.assignment(now, partition));
+        Arc::new(Shared::new(id, is_held, requests, assignment, topic.config.clone()))
     }
 
-    fn led<'a>(&self, topic: &'a Topic) -> impl Iterator<Item = &'a Partition> {
+    fn assignment(&self, now: &Assigned, partition: &Partition) -> Assignment {
+        Assignment::of(&now.image, partition, self.broker, now.registration)
+    }
+
+    fn replicated<'a>(&self, topic: &'a Topic) -> impl Iterator<Item = &'a Partition> {
         let broker = self.broker;
-        topic
-            .partitions
-            .iter()
-            .filter(move |partition| partition.leader == Some(broker))
-            .map(|partition| &**partition)
+        let partitions = topic.partitions.iter().map(|partition| &**partition);
+        partitions.filter(move |partition| partition.replicas.contains(&broker))
     }
 
-    fn configure(&self, shared: &Shared, topic: &Topic, partition: &Partition) {
-        if shared.leader_epoch() == partition.leader_epoch && *shared.config() == *topic.config {
+    fn configure(&self, now: &Assigned, shared: &Shared, topic: &Topic, partition: &Partition) {
+        let assignment = self.assignment(now, partition);
+        if *shared.told() == assignment && *shared.config() == *topic.config {
             return;
         }
+        let assignment = Arc::new(assignment);
+        shared.tell(assignment.clone());
         self.way_in(shared.id).direct.send(Event::Configure {
             partition: shared.id,
-            leader_epoch: partition.leader_epoch,
+            assignment,
             config: topic.config.clone(),
         });
     }
@@ -127,7 +173,7 @@ impl Assigner {
     /// Once the topic's logs are on disk, has it remembered that they are: one that is missing from then on is lost, and
     /// not begun anew.
     async fn hold(self: Arc<Self>, topic: Arc<Topic>) {
-        for partition in self.led(&topic) {
+        for partition in self.replicated(&topic) {
             let id = TopicPartition { topic: topic.id, partition: partition.index };
             if !self.partitions.is_on_disk(id).await {
                 return;

@@ -21,9 +21,20 @@ use crate::threads;
 
 /// Something slow that a shard wants done.
 #[derive(Debug)]
-pub(crate) enum Task {
+pub enum Task {
     /// Open a log, and recover it if needed; create it unless it is known to be there.
-    Open { disk: Arc<dyn Disk>, dir: PathBuf, partition: TopicPartition, is_held: bool, options: LogOptions },
+    Open {
+        /// The file system.
+        disk: Arc<dyn Disk>,
+        /// The log's directory.
+        dir: PathBuf,
+        /// Whose log it is.
+        partition: TopicPartition,
+        /// Whether it is known to be there.
+        is_held: bool,
+        /// How it is kept.
+        options: LogOptions,
+    },
     /// A log's own file job.
     Job(Job),
     /// Sync a log and mark it clean.
@@ -32,7 +43,7 @@ pub(crate) enum Task {
 
 /// A task's result.
 #[derive(Debug)]
-pub(crate) enum TaskDone {
+pub enum TaskDone {
     /// See [`Task::Open`].
     Opened(Box<Result<(Log, RecoveryReport), OpenError>>),
     /// See [`Task::Job`].
@@ -55,7 +66,7 @@ impl Task {
     }
 
     /// Does it, however long that takes.
-    pub(crate) fn run(self) -> TaskDone {
+    pub fn run(self) -> TaskDone {
         match self {
             Task::Open { disk, dir, partition, is_held, options } => {
                 TaskDone::Opened(Box::new(match is_held {

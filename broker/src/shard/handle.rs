@@ -1,7 +1,6 @@
 //! What others hold of a partition: cheap, shared, and never in the way of the shard that owns it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
@@ -11,7 +10,9 @@ use quire_protocol::{BrokerId, ErrorCode, LeaderEpoch, Offset, TopicId, TopicPar
 use quire_storage::{LogReader, ReadError};
 use tokio::sync::{mpsc, watch};
 
+use super::assignment::Assignment;
 use super::event::{Event, ProduceRequest};
+use super::pool::Router;
 use crate::controller::Metadata;
 use crate::error::RequestError;
 
@@ -76,18 +77,37 @@ pub struct Watermarks {
     pub is_closed: bool,
 }
 
+/// What this broker does for a partition at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Standing {
+    /// The leader, if there is one.
+    pub leader: Option<BrokerId>,
+    /// The leadership.
+    pub leader_epoch: LeaderEpoch,
+    /// Whether this broker leads.
+    pub is_leading: bool,
+    /// Whether the leader knows everything that was committed before its time: where the log ends is told only then.
+    pub is_settled: bool,
+    /// Whether enough replicas are in sync for anything to be committed.
+    pub has_enough_replicas: bool,
+}
+
 /// One partition, as everybody but its shard sees it.
 #[derive(Debug, Clone)]
 pub struct PartitionHandle(Arc<Shared>);
 
 /// What a shard publishes about one partition.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub struct Shared {
     pub(super) id: TopicPartition,
     /// Its log is known to be on disk, since before this start.
     pub(super) is_held: bool,
     queue: mpsc::Sender<Event>,
-    leader_epoch: AtomicU32,
+    /// As the shard has it.
+    assignment: ArcSwap<Assignment>,
+    /// As the shard was last told; ahead of what it has.
+    told: ArcSwap<Assignment>,
+    standing: ArcSwap<Standing>,
     config: ArcSwap<TopicConfig>,
     state: ArcSwap<PartitionState>,
     /// Set once, when the log is open.
@@ -101,8 +121,8 @@ pub(crate) struct Shared {
 pub struct ProduceRefused(#[from] pub RequestError);
 
 impl PartitionHandle {
-    #[cfg(test)]
-    pub(super) fn of(shared: Arc<Shared>) -> PartitionHandle {
+    /// What a shard shows of a partition, once its log is open.
+    pub fn of(shared: Arc<Shared>) -> PartitionHandle {
         PartitionHandle(shared)
     }
 
@@ -118,7 +138,12 @@ impl PartitionHandle {
 
     /// The current leadership.
     pub fn leader_epoch(&self) -> LeaderEpoch {
-        self.0.leader_epoch()
+        self.standing().leader_epoch
+    }
+
+    /// What this broker does for the partition.
+    pub fn standing(&self) -> Standing {
+        **self.0.standing.load()
     }
 
     /// The topic's settings.
@@ -161,18 +186,21 @@ impl PartitionHandle {
 }
 
 impl Shared {
-    pub(super) fn new(
+    /// A partition that is about to be opened.
+    pub fn new(
         id: TopicPartition,
         is_held: bool,
         queue: mpsc::Sender<Event>,
-        leader_epoch: LeaderEpoch,
+        assignment: Arc<Assignment>,
         config: Arc<TopicConfig>,
     ) -> Shared {
         Shared {
             id,
             is_held,
             queue,
-            leader_epoch: AtomicU32::new(leader_epoch.0),
+            assignment: ArcSwap::new(assignment.clone()),
+            told: ArcSwap::new(assignment),
+            standing: ArcSwap::default(),
             config: ArcSwap::new(config),
             state: ArcSwap::from_pointee(PartitionState::Opening),
             reader: OnceLock::new(),
@@ -180,8 +208,16 @@ impl Shared {
         }
     }
 
-    pub(super) fn leader_epoch(&self) -> LeaderEpoch {
-        LeaderEpoch(self.leader_epoch.load(Ordering::Acquire))
+    pub(super) fn told(&self) -> Arc<Assignment> {
+        self.told.load_full()
+    }
+
+    pub(super) fn tell(&self, assignment: Arc<Assignment>) {
+        self.told.store(assignment);
+    }
+
+    pub(super) fn assignment(&self) -> Arc<Assignment> {
+        self.assignment.load_full()
     }
 
     pub(super) fn config(&self) -> Arc<TopicConfig> {
@@ -198,9 +234,17 @@ impl Shared {
     }
 
     /// Follows the metadata.
-    pub(super) fn configure(&self, leader_epoch: LeaderEpoch, config: Arc<TopicConfig>) {
+    pub(super) fn configure(&self, assignment: Arc<Assignment>, config: Arc<TopicConfig>) {
         self.config.store(config);
-        self.leader_epoch.store(leader_epoch.0, Ordering::Release);
+        self.assignment.store(assignment);
+    }
+
+    /// Shows what this broker does for the partition, and wakes whoever waits for it to do something else.
+    pub(super) fn publish_standing(&self, standing: Standing) {
+        if **self.standing.load() != standing {
+            self.standing.store(Arc::new(standing));
+            self.watermarks.send_modify(|_| {});
+        }
     }
 
     /// Shows a new state, and wakes whoever waits for the partition to be opened or closed.
@@ -223,11 +267,13 @@ impl Shared {
 #[derive(Debug, Clone)]
 pub struct Partitions {
     held: Arc<ArcSwap<Held>>,
-    assignment: Arc<watch::Sender<Assignment>>,
+    assigner: Arc<watch::Sender<Watch>>,
     metadata: Arc<dyn Metadata>,
     broker: BrokerId,
     /// The shards' queues, to tell how full they are.
     queues: Arc<[mpsc::Sender<Event>]>,
+    #[allow(dead_code, reason = "for replicate streams")]
+    router: Router,
 }
 
 /// The held partitions; replaced whole when some come or go.
@@ -235,7 +281,7 @@ pub(super) type Held = HashMap<TopicPartition, Arc<Shared>>;
 
 /// Wakes whoever waits for a partition to be held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Assignment {
+enum Watch {
     #[default]
     Following,
     /// Nothing will be held any more that is not held now.
@@ -247,8 +293,15 @@ impl Partitions {
         metadata: Arc<dyn Metadata>,
         broker: BrokerId,
         queues: Arc<[mpsc::Sender<Event>]>,
+        router: Router,
     ) -> Partitions {
-        Partitions { held: Arc::default(), assignment: Arc::default(), metadata, broker, queues }
+        Partitions { held: Arc::default(), assigner: Arc::default(), metadata, broker, queues, router }
+    }
+
+    /// The way to the shards for what must never wait.
+    #[allow(dead_code, reason = "for replicate streams")]
+    pub(crate) fn router(&self) -> &Router {
+        &self.router
     }
 
     /// Requests that wait for a shard.
@@ -262,11 +315,11 @@ impl Partitions {
 
     pub(super) fn replace(&self, held: Held) {
         self.held.store(Arc::new(held));
-        self.assignment.send_modify(|_| {});
+        self.assigner.send_modify(|_| {});
     }
 
     pub(super) fn end_assignment(&self) {
-        self.assignment.send_replace(Assignment::Ended);
+        self.assigner.send_replace(Watch::Ended);
     }
 
     /// Finds a partition that this broker leads.
@@ -274,6 +327,19 @@ impl Partitions {
     /// # Errors
     /// If it does not exist, is led by another broker, is still being opened, or its log could not be opened.
     pub fn find(&self, id: TopicPartition) -> Result<PartitionHandle, RequestError> {
+        let handle = self.find_replica(id)?;
+        let standing = handle.standing();
+        if standing.is_leading {
+            return Ok(handle);
+        }
+        Err(not_leader(standing.leader))
+    }
+
+    /// Finds a partition that this broker holds a replica of.
+    ///
+    /// # Errors
+    /// If it does not exist, is held by other brokers, is still being opened, or its log could not be opened.
+    pub fn find_replica(&self, id: TopicPartition) -> Result<PartitionHandle, RequestError> {
         match self.held.load().get(&id) {
             Some(shared) if shared.reader.get().is_some() => Ok(PartitionHandle(shared.clone())),
             Some(shared) => Err(shared.state().error().unwrap_or_else(opening)),
@@ -281,7 +347,7 @@ impl Partitions {
         }
     }
 
-    /// The state of every partition that this broker leads, open or not.
+    /// The state of every partition that this broker replicates, open or not.
     pub(crate) fn states(&self) -> Vec<Arc<PartitionState>> {
         self.held.load().values().map(|shared| shared.state()).collect()
     }
@@ -292,26 +358,27 @@ impl Partitions {
         held.values().filter(|shared| shared.reader.get().is_some()).cloned().map(PartitionHandle).collect()
     }
 
-    /// Waits until every partition of the topic that this broker leads was opened, or could not be.
+    /// Waits until every partition of the topic that this broker replicates was opened, or could not be.
     pub async fn opened(&self, topic: TopicId) {
         let image = self.metadata.image();
         for partition in image.topic(topic).iter().flat_map(|topic| &topic.partitions) {
-            if partition.leader == Some(self.broker) {
+            if partition.replicas.contains(&self.broker) {
                 self.settled(TopicPartition { topic, partition: partition.index }).await;
             }
         }
     }
 
-    /// Waits until every partition of the topic that this broker leads was opened and is known to be held, or could not
+    /// Waits until every partition of the topic that this broker replicates was opened and is known to be held, or could not
     /// be opened.
     pub async fn opened_and_held(&self, topic: TopicId) {
         self.opened(topic).await;
         let is_open = |id| self.held.load().get(&id).is_some_and(|shared| shared.reader.get().is_some());
         let is_settled = |image: &Arc<Image>| {
             let Some(topic) = image.topic(topic) else { return true };
-            let mut led = topic.partitions.iter().filter(|partition| partition.leader == Some(self.broker));
+            let mut held =
+                topic.partitions.iter().filter(|partition| partition.replicas.contains(&self.broker));
             topic.is_all_held(self.broker)
-                || !led
+                || !held
                     .all(|partition| is_open(TopicPartition { topic: topic.id, partition: partition.index }))
         };
         // An error is the end of the metadata.
@@ -332,7 +399,7 @@ impl Partitions {
         }
     }
 
-    /// Waits until every partition that this broker leads was opened, or could not be.
+    /// Waits until every partition that this broker replicates was opened, or could not be.
     pub async fn all_opened(&self) {
         let image = self.metadata.image();
         for topic in image.topics() {
@@ -343,9 +410,9 @@ impl Partitions {
     /// Waits until a partition is held and is not being opened any more, or is not to be held.
     async fn settled(&self, id: TopicPartition) {
         let mut image = self.metadata.changes();
-        let mut assignment = self.assignment.subscribe();
+        let mut assigner = self.assigner.subscribe();
         let shared = loop {
-            let is_ended = *assignment.borrow_and_update() == Assignment::Ended;
+            let is_ended = *assigner.borrow_and_update() == Watch::Ended;
             if let Some(shared) = self.held.load().get(&id) {
                 break shared.clone();
             }
@@ -353,7 +420,7 @@ impl Partitions {
                 return;
             }
             tokio::select! {
-                changed = assignment.changed() => if changed.is_err() { return },
+                changed = assigner.changed() => if changed.is_err() { return },
                 changed = image.changed() => if changed.is_err() { return },
             }
         };
@@ -372,16 +439,19 @@ impl Partitions {
                 let message = format!("topic \"{name}\" has partitions 0 to {last}, not {}", id.partition);
                 RequestError::new(ErrorCode::UnknownPartition, message)
             }
-            Some(partition) if partition.leader != Some(self.broker) => {
-                let message = match partition.leader {
-                    Some(leader) => format!("broker {leader} leads the partition"),
-                    None => "nobody leads the partition for now".to_owned(),
-                };
-                RequestError::new(ErrorCode::NotLeader, message)
-            }
-            Some(_) => opening(),
+            Some(partition) if partition.replicas.contains(&self.broker) => opening(),
+            Some(partition) => not_leader(partition.leader),
         }
     }
+}
+
+/// What is told of a partition that another broker leads, or none: nothing of what was asked was done.
+pub(super) fn not_leader(leader: Option<BrokerId>) -> RequestError {
+    let message = match leader {
+        Some(leader) => format!("broker {leader} leads the partition"),
+        None => "nobody leads the partition at the moment".to_owned(),
+    };
+    RequestError::new(ErrorCode::NotLeader, message)
 }
 
 fn opening() -> RequestError {

@@ -4,23 +4,31 @@
 //! waits for the disk to the flushers, and sends the answers whose turn has come. Many producers on one partition thus
 //! share a write and a sync without any timer, and nothing a shard owns needs a lock.
 //!
-//! `event` lists what can happen, `run` picks the next events, [`Shard`] applies them, `partition` is one partition,
-//! `waiters` its unanswered batches, `flush` the threads that wait for the disk. `handle` is what everybody else sees;
-//! `assign` follows the metadata; `pool` starts and stops it all.
+//! `event` lists what can happen, `run` picks the next events, [`Shard`] applies them. `partition` is one partition,
+//! `core` its log, `leading` and `following` the parts that this broker can play in it, `waiters` its unanswered batches;
+//! `replication` is what goes to and comes from other brokers, `link` where it is left for them, `flush` the threads that
+//! wait for the disk. `handle` is what everybody else sees; `assign` follows the metadata, of which `assignment` is what
+//! a partition has to know; `pool` starts and stops it all.
 
 mod assign;
+mod assignment;
 mod clock;
+mod core;
 mod event;
 mod flush;
+mod following;
 mod handle;
+mod leading;
+mod link;
 mod partition;
 mod pool;
+mod replication;
 mod run;
 #[cfg(test)]
 mod tests;
 mod waiters;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,20 +42,24 @@ use tokio::sync::oneshot;
 use crate::error::{RequestError, describe_damage};
 use crate::metrics::ShardMetrics;
 use partition::Partition;
+use replication::Replication;
 
+pub use assignment::Assignment;
 pub use clock::{Clock, Now, SystemClock};
-pub(crate) use event::Event;
-pub use event::{Closed, ProduceReply, ProduceRequest};
-pub(crate) use flush::{Task, TaskDone};
-pub use handle::{PartitionHandle, PartitionState, Partitions, Watermarks};
+pub use core::Limits;
+pub use event::{Closed, Event, Fetched, Outcome, Outgoing, ProduceReply, ProduceRequest, SlotProgress};
+pub use flush::{Task, TaskDone};
+pub use handle::{PartitionHandle, PartitionState, Partitions, Shared, Standing, Watermarks};
+pub use link::{Downlink, ForFollower, Uplink};
 pub use pool::{Shards, ShardsOptions};
 
 /// Where a broker's partitions lie.
 #[derive(Debug, Clone)]
-pub(crate) struct Store {
-    pub(crate) disk: Arc<dyn Disk>,
+pub struct Store {
+    /// The file system.
+    pub disk: Arc<dyn Disk>,
     /// `<data>/topics`
-    pub(crate) dir: PathBuf,
+    pub dir: PathBuf,
 }
 
 impl Store {
@@ -62,10 +74,12 @@ impl Store {
 
 /// The state of one shard; synchronous, and without a clock of its own.
 #[derive(Debug)]
-pub(crate) struct Shard {
+pub struct Shard {
     broker: BrokerId,
     store: Store,
-    slots: HashMap<TopicPartition, Slot>,
+    limits: Limits,
+    slots: BTreeMap<TopicPartition, Slot>,
+    replication: Replication,
     /// Partitions to be looked at before the round ends.
     touched: Vec<TopicPartition>,
     /// When partitions want to be looked at, whatever happens.
@@ -115,17 +129,20 @@ struct Closing {
 
 impl Shard {
     /// A shard that owns nothing yet.
-    pub(crate) fn new(
+    pub fn new(
         now: Now,
         broker: BrokerId,
         store: Store,
         retention_interval: Duration,
+        limits: Limits,
         metrics: Arc<ShardMetrics>,
     ) -> Shard {
         Shard {
             broker,
             store,
-            slots: HashMap::new(),
+            limits,
+            slots: BTreeMap::new(),
+            replication: Replication::new(limits.fetch_bytes),
             touched: Vec::new(),
             deadlines: BTreeSet::new(),
             retention_interval,
@@ -136,29 +153,37 @@ impl Shard {
     }
 
     /// Applies one event. Appends, jobs and answers follow at the end of the round.
-    pub(crate) fn apply(&mut self, now: Now, event: Event, tasks: &mut Vec<(TopicPartition, Task)>) {
+    pub fn apply(&mut self, now: Now, event: Event, tasks: &mut Vec<(TopicPartition, Task)>) {
         match event {
             Event::Produce(id, request) => self.produce(id, request),
             Event::Done(id, done) => self.done(now, id, done),
             Event::Damaged { partition, what } => {
                 if let Some(Slot::Open { partition: open, .. }) = self.slots.get_mut(&partition) {
-                    open.damaged(what);
+                    open.damaged(now, what);
                     self.touch(partition);
                 }
             }
             Event::Open(shared) => self.open(shared, tasks),
-            Event::Configure { partition, leader_epoch, config } => match self.slots.get_mut(&partition) {
-                Some(Slot::Open { partition: open, .. }) => {
-                    open.configure(now, leader_epoch, config);
+            Event::Configure { partition, assignment, config } => match self.slots.get_mut(&partition) {
+                Some(Slot::Open { partition: open, end: None }) => {
+                    open.configure(now, assignment, config);
                     self.touch(partition);
+                    self.relink(now, partition);
                 }
+                Some(Slot::Open { .. }) | None => {}
                 Some(
                     Slot::Opening { shared, .. } | Slot::Failed { shared, .. } | Slot::Closing { shared },
                 ) => {
-                    shared.configure(leader_epoch, config);
+                    shared.configure(assignment, config);
                 }
-                None => {}
             },
+            Event::Follow { .. }
+            | Event::Unfollow { .. }
+            | Event::Progress { .. }
+            | Event::LinkUp { .. }
+            | Event::LinkDown { .. }
+            | Event::Told { .. }
+            | Event::ProposalAnswered { .. } => self.replicate(now, event),
             Event::Remove { partition, done } => self.end(partition, End::Remove(done)),
             Event::Close { done } => self.close(done),
         }
@@ -166,29 +191,31 @@ impl Shard {
 
     /// The first half of a round's end: appends what was gathered and hands out what waits for the disk, so that the
     /// disk is at work before answers are sent.
-    pub(crate) fn write(&mut self, now: Now, tasks: &mut Vec<(TopicPartition, Task)>) {
+    pub fn write(&mut self, now: Now, tasks: &mut Vec<(TopicPartition, Task)>) {
         self.take_due(now, tasks);
         let mut jobs = Vec::new();
         for at in 0..self.touched.len() {
             let id = self.touched[at];
             let Some(Slot::Open { partition, end }) = self.slots.get_mut(&id) else { continue };
-            let before = partition.deadline();
             match end {
                 None => partition.write(now, &mut jobs),
                 Some(End::Close) => partition.wind_down(now, &mut jobs),
                 Some(End::Remove(_)) => {}
             }
-            let after = partition.deadline();
-            if before != after {
-                self.deadlines.remove(&(before.unwrap_or_default(), id));
+            let due = partition.deadline();
+            if partition.scheduled != due {
+                if let Some(earlier) = std::mem::replace(&mut partition.scheduled, due) {
+                    self.deadlines.remove(&(earlier, id));
+                }
+                self.deadlines.extend(due.map(|due| (due, id)));
             }
-            self.deadlines.extend(after.map(|due| (due, id)));
             tasks.extend(jobs.drain(..).map(|job| (id, job)));
+            self.send_wanted(id);
         }
     }
 
     /// The second half of a round's end: sends answers, and lets go of partitions that are done.
-    pub(crate) fn answer(&mut self, tasks: &mut Vec<(TopicPartition, Task)>) {
+    pub fn answer(&mut self, tasks: &mut Vec<(TopicPartition, Task)>) {
         for id in std::mem::take(&mut self.touched) {
             let Some(Slot::Open { partition, end }) = self.slots.get_mut(&id) else { continue };
             partition.is_touched = false;
@@ -201,7 +228,7 @@ impl Shard {
     }
 
     /// When the next round has to be, if no event comes before.
-    pub(crate) fn deadline(&self) -> Option<Time> {
+    pub fn deadline(&self) -> Option<Time> {
         let first = self.deadlines.first().map(|(due, _)| *due);
         Some(first.map_or(self.retention_due, |first| first.min(self.retention_due)))
     }
@@ -212,7 +239,7 @@ impl Shard {
     }
 
     /// Whether it was told to close, and has.
-    pub(crate) fn is_closed(&self) -> bool {
+    pub fn is_closed(&self) -> bool {
         self.closing.as_ref().is_some_and(|closing| closing.done.is_none())
     }
 
@@ -258,6 +285,7 @@ impl Shard {
                     partition.job_done(now, done);
                 }
                 self.touch(id);
+                self.relink(now, id);
             }
             TaskDone::Opened(opened) => self.opened(now, id, *opened),
             TaskDone::Closed(result) => self.log_closed(id, &result),
@@ -271,8 +299,8 @@ impl Shard {
         let slot = match opened {
             Ok((log, report)) => {
                 report_recovery(id, &report);
-                let mut partition =
-                    Box::new(Partition::open(self.broker, now, shared, log, self.metrics.clone()));
+                let (broker, limits, metrics) = (self.broker, self.limits, self.metrics.clone());
+                let mut partition = Box::new(Partition::open(now, broker, limits, shared, log, metrics));
                 if let Some(end) = &end {
                     partition.stop(refusal(end));
                 }
@@ -303,6 +331,7 @@ impl Shard {
         };
         self.slots.insert(id, slot);
         self.touch(id);
+        self.relink(now, id);
     }
 
     /// Begins to let go of a partition. One that is let go of already stays with its first reason: a removal that comes
@@ -318,6 +347,7 @@ impl Shard {
                 }
                 *end = Some(ending);
                 self.touch(id);
+                self.unlink(id);
             }
             Some(Slot::Opening { end, .. }) => *end = Some(ending),
             Some(Slot::Failed { shared, .. }) => {
@@ -334,7 +364,9 @@ impl Shard {
         let Some(Slot::Open { mut partition, end: Some(end) }) = self.slots.remove(&id) else {
             unreachable!("only an open partition that is to end is let go of");
         };
-        self.deadlines.remove(&(partition.deadline().unwrap_or_default(), id));
+        if let Some(scheduled) = partition.scheduled {
+            self.deadlines.remove(&(scheduled, id));
+        }
         partition.abandon(&refusal(&end));
         let shared = partition.shared().clone();
         match end {
@@ -387,6 +419,9 @@ impl Shard {
     fn take_due(&mut self, now: Now, tasks: &mut Vec<(TopicPartition, Task)>) {
         while let Some((due, id)) = self.deadlines.first().copied().filter(|(due, _)| *due <= now.time) {
             self.deadlines.remove(&(due, id));
+            if let Some(Slot::Open { partition, .. }) = self.slots.get_mut(&id) {
+                partition.scheduled = None;
+            }
             self.touch(id);
         }
         if self.retention_due > now.time {
@@ -417,7 +452,7 @@ fn open_task(store: &Store, shared: &handle::Shared) -> Task {
         dir: store.partition_dir(shared.id),
         partition: shared.id,
         is_held: shared.is_held,
-        options: partition::log_options(&shared.config()),
+        options: core::log_options(&shared.config()),
     }
 }
 

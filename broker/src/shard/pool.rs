@@ -8,14 +8,15 @@ use std::time::Duration;
 
 use quire_protocol::{BrokerId, TopicPartition, limits};
 use quire_storage::disk::Disk;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::assign::Assigner;
 use super::clock::Clock;
-use super::event::{Closed, Event};
+use super::core::Limits;
+use super::event::{Closed, Event, Outgoing};
 use super::flush::{Direct, FlusherQueue, Flushers};
 use super::handle::Partitions;
-use super::run::{self, Inbox};
+use super::run::{self, Exits, Inbox};
 use super::{Shard, Store};
 use crate::controller::Metadata;
 use crate::metrics::ShardMetrics;
@@ -38,6 +39,14 @@ pub struct ShardsOptions {
     pub retention_interval: Duration,
     /// How long a deleted topic's files stay.
     pub deletion_grace: Duration,
+    /// A follower further behind than this leaves the in-sync replicas.
+    pub replica_lag: Duration,
+    /// What leaders may have sent that is not appended yet, over all shards (bytes).
+    pub fetch_bytes: usize,
+    /// The broker's registration, once it is registered: it plays no part in any partition before.
+    pub registration: watch::Receiver<Option<u64>>,
+    /// Where shards leave what is not about their own disk, each with its number.
+    pub(crate) outgoing: mpsc::UnboundedSender<(usize, Outgoing)>,
     /// What is counted.
     pub(crate) metrics: Arc<ShardMetrics>,
 }
@@ -87,7 +96,8 @@ impl Shards {
         let start = |number| start_shard(number, &options, &queue);
         let shards = (0..options.shards).map(start).collect::<io::Result<Vec<_>>>()?;
         let queues = shards.iter().map(|shard| shard.way_in.requests.clone()).collect();
-        let partitions = Partitions::new(metadata.clone(), options.broker, queues);
+        let router = Router(shards.iter().map(|shard| shard.way_in.direct.clone()).collect());
+        let partitions = Partitions::new(metadata.clone(), options.broker, queues, router);
         let assigner = Assigner {
             broker: options.broker,
             store: Store { disk: options.disk, dir: options.dir },
@@ -96,6 +106,7 @@ impl Shards {
             metadata,
             clock: options.clock,
             deletion_grace: options.deletion_grace,
+            registration: options.registration,
         };
         Ok(Shards {
             partitions,
@@ -142,6 +153,34 @@ impl Shards {
     }
 }
 
+/// The way to the shards that never waits.
+#[derive(Debug, Clone)]
+#[allow(dead_code, reason = "for replicate streams")]
+pub(crate) struct Router(Arc<[Direct]>);
+
+#[allow(dead_code, reason = "for replicate streams")]
+impl Router {
+    /// How many shards there are.
+    pub(crate) fn shards(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The number of the shard that owns a partition.
+    pub(crate) fn shard_of(&self, id: TopicPartition) -> usize {
+        shard_of(id, self.0.len())
+    }
+
+    /// Delivers an event to a shard.
+    pub(crate) fn send(&self, shard: usize, event: Event) {
+        self.0[shard].send(event);
+    }
+
+    /// Delivers an event to the shard that owns a partition.
+    pub(crate) fn send_to(&self, id: TopicPartition, event: Event) {
+        self.send(self.shard_of(id), event);
+    }
+}
+
 /// Which shard owns a partition: neighbours go to different ones.
 pub(super) fn shard_of(id: TopicPartition, shards: usize) -> usize {
     let topic =
@@ -155,11 +194,15 @@ fn start_shard(number: usize, options: &ShardsOptions, flushers: &FlusherQueue) 
     let inbox = Inbox { requests: requests_in, direct: direct_in };
     let store = Store { disk: options.disk.clone(), dir: options.dir.clone() };
     let (now, metrics) = (options.clock.now(), options.metrics.clone());
-    let shard = Shard::new(now, options.broker, store, options.retention_interval, metrics);
+    let limits =
+        Limits { replica_lag: options.replica_lag, fetch_bytes: options.fetch_bytes / options.shards };
+    let shard = Shard::new(now, options.broker, store, options.retention_interval, limits, metrics);
+    let outgoing = options.outgoing.clone();
     let (clock, flushers, events) = (options.clock.clone(), flushers.clone(), direct.clone());
     let thread = threads::spawn(format!("shard-{number}"), move || {
         let back = Direct { events, shard: thread::current() };
-        run::run(shard, inbox, &back, &flushers, &*clock);
+        let exits = Exits { number, back: &back, flushers: &flushers, outgoing: &outgoing };
+        run::run(shard, inbox, &exits, &*clock);
     })?;
     let direct = Direct { events: direct, shard: thread.thread().clone() };
     Ok(ShardThread { way_in: WayIn { requests, direct }, thread })

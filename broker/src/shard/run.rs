@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::Shard;
 use super::clock::{Clock, Now};
-use super::event::Event;
+use super::event::{Event, Outgoing};
 use super::flush::{Direct, FlusherQueue, Task};
 
 /// The two ways in. Handlers wait for room in `requests`; `direct` is what must never wait.
@@ -38,14 +38,28 @@ impl Inbox {
     }
 }
 
+/// The ways out.
+pub(super) struct Exits<'a> {
+    /// The shard's number.
+    pub(super) number: usize,
+    /// Where results of tasks go: back into the shard.
+    pub(super) back: &'a Direct,
+    pub(super) flushers: &'a FlusherQueue,
+    /// What is not about the shard's own disk.
+    pub(super) outgoing: &'a mpsc::UnboundedSender<(usize, Outgoing)>,
+}
+
+impl Exits<'_> {
+    /// What a shard wants of others goes to a task that ends after it; who is gone gets nothing.
+    fn send(&self, shard: &mut Shard) {
+        for outgoing in shard.take_outgoing() {
+            let _ = self.outgoing.send((self.number, outgoing));
+        }
+    }
+}
+
 /// Runs a shard on this thread until it has closed all it owned.
-pub(super) fn run(
-    mut shard: Shard,
-    mut inbox: Inbox,
-    back: &Direct,
-    flushers: &FlusherQueue,
-    clock: &dyn Clock,
-) {
+pub(super) fn run(mut shard: Shard, mut inbox: Inbox, exits: &Exits<'_>, clock: &dyn Clock) {
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     let mut context = Context::from_waker(&waker);
     let (mut events, mut tasks) = (Vec::new(), Vec::new());
@@ -53,7 +67,7 @@ pub(super) fn run(
     let submit = |tasks: &mut Vec<(TopicPartition, Task)>, lone: &mut LoneSyncs| {
         lone.under_way += tasks.len();
         for (partition, task) in tasks.drain(..) {
-            flushers.submit(partition, task, back);
+            exits.flushers.submit(partition, task, exits.back);
         }
     };
     while !shard.is_closed() {
@@ -73,6 +87,7 @@ pub(super) fn run(
             shard.apply(now, event, &mut tasks);
         }
         shard.write(now, &mut tasks);
+        exits.send(&mut shard);
         let here = if inbox.is_empty() { lone.take(now.time, &mut tasks) } else { None };
         submit(&mut tasks, &mut lone);
         shard.answer(&mut tasks);

@@ -55,8 +55,8 @@ fn cut(follower: &mut Harness) -> Option<Offset> {
 
 /// The end of the last frame that ends at `to` or before.
 fn boundary(frames: &[ModelFrame], to: Offset) -> Offset {
-    let ends = frames.iter().map(|frame| frame.header.next_offset());
-    ends.filter(|end| *end <= to).next_back().unwrap_or(Offset::ZERO)
+    let mut ends = frames.iter().map(|frame| frame.header.next_offset());
+    ends.rfind(|end| *end <= to).unwrap_or(Offset::ZERO)
 }
 
 #[test]

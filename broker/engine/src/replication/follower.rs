@@ -125,6 +125,11 @@ impl Follower {
         self.high_watermark
     }
 
+    /// How far the log is.
+    pub fn ends(&self) -> Progress {
+        self.ends
+    }
+
     /// Whether frames that the leader sends are appended.
     pub fn is_fetching(&self) -> bool {
         self.phase == Phase::Fetching

@@ -163,7 +163,7 @@ fn changing_the_mode_takes_effect_on_what_waits() {
     assert_eq!(stream.outcomes(), []);
     let configure = |config| Event::Configure {
         partition: PARTITION,
-        leader_epoch: LeaderEpoch(1),
+        assignment: alone(LeaderEpoch(1)),
         config: Arc::new(config),
     };
     rig.apply(configure(interval()));

@@ -242,7 +242,7 @@ fn damage_found_in_a_log_closed_clean_before_takes_the_mark_off() {
     assert_eq!(close(&mut rig), 0);
 
     let dir = store(&rig.disk).partition_dir(PARTITION);
-    let options = super::super::partition::log_options(&TopicConfig::default());
+    let options = super::super::core::log_options(&TopicConfig::default());
     let (_, report) = quire_storage::Log::open_existing(Arc::new(rig.disk.clone()), &dir, PARTITION, options)
         .expect("it opens");
     assert!(!report.was_clean, "the next start looks at the log");
@@ -251,7 +251,8 @@ fn damage_found_in_a_log_closed_clean_before_takes_the_mark_off() {
 #[tokio::test]
 async fn a_handle_tells_the_shard_of_damage_before_the_client() {
     let (queue, mut events) = mpsc::channel(1);
-    let shared = Shared::new(PARTITION, false, queue, LeaderEpoch(1), Arc::new(TopicConfig::default()));
+    let shared =
+        Shared::new(PARTITION, false, queue, alone(LeaderEpoch(1)), Arc::new(TopicConfig::default()));
     let handle = PartitionHandle::of(Arc::new(shared));
     let error = ReadError::Corrupt {
         offset: Offset(7),

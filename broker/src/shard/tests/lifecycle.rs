@@ -35,8 +35,7 @@ fn closing_answers_what_was_taken_and_the_next_start_has_nothing_to_recover() {
 #[test]
 fn a_shard_without_partitions_closes_at_once() {
     let now = Now { time: Time::ZERO, timestamp: Timestamp(0) };
-    let mut shard =
-        Shard::new(now, BrokerId(0), store(&SimDisk::new(1)), RETENTION_INTERVAL, ShardMetrics::none());
+    let mut shard = new_shard(now, store(&SimDisk::new(1)));
     let (done, mut closed) = oneshot::channel();
     shard.apply(now, Event::Close { done }, &mut Vec::new());
     shard.write(now, &mut Vec::new());
@@ -66,9 +65,9 @@ fn a_deleted_partition_is_let_go_of_when_its_jobs_are_back() {
 fn a_partition_deleted_while_it_is_opened_is_let_go_of() {
     let now = Now { time: Time::ZERO, timestamp: Timestamp(0) };
     let disk = SimDisk::new(1);
-    let mut shard = Shard::new(now, BrokerId(0), store(&disk), RETENTION_INTERVAL, ShardMetrics::none());
+    let mut shard = new_shard(now, store(&disk));
     let (queue, _events) = mpsc::channel(1);
-    let shared = Arc::new(Shared::new(PARTITION, false, queue, LeaderEpoch(1), Arc::default()));
+    let shared = Arc::new(Shared::new(PARTITION, false, queue, alone(LeaderEpoch(1)), Arc::default()));
     let mut tasks = Vec::new();
     shard.apply(now, Event::Open(shared), &mut tasks);
     let (event, mut removed) = removal();
@@ -176,14 +175,13 @@ fn a_partition_that_is_being_removed_does_not_keep_the_shard_from_closing() {
 #[test]
 fn settings_that_change_while_the_log_is_opened_count() {
     let now = Now { time: Time::ZERO, timestamp: Timestamp(0) };
-    let mut shard =
-        Shard::new(now, BrokerId(0), store(&SimDisk::new(1)), RETENTION_INTERVAL, ShardMetrics::none());
+    let mut shard = new_shard(now, store(&SimDisk::new(1)));
     let (queue, _events) = mpsc::channel(1);
-    let shared = Arc::new(Shared::new(PARTITION, false, queue, LeaderEpoch(1), Arc::default()));
+    let shared = Arc::new(Shared::new(PARTITION, false, queue, alone(LeaderEpoch(1)), Arc::default()));
     let mut tasks = Vec::new();
     shard.apply(now, Event::Open(shared.clone()), &mut tasks);
     let config = Arc::new(TopicConfig { message_bytes_max: 2048, ..TopicConfig::default() });
-    let changed = Event::Configure { partition: PARTITION, leader_epoch: LeaderEpoch(2), config };
+    let changed = Event::Configure { partition: PARTITION, assignment: alone(LeaderEpoch(2)), config };
     shard.apply(now, changed, &mut tasks);
     let (id, task) = tasks.pop().expect("the log is being opened");
     shard.apply(now, Event::Done(id, task.run()), &mut tasks);

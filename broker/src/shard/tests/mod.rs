@@ -58,6 +58,15 @@ fn store(disk: &SimDisk) -> Store {
     Store { disk: Arc::new(disk.clone()), dir: PathBuf::from("/data/topics") }
 }
 
+/// The only broker's part.
+fn alone(leader_epoch: LeaderEpoch) -> Arc<Assignment> {
+    Arc::new(Assignment::alone(BrokerId(0), leader_epoch))
+}
+
+fn new_shard(now: Now, store: Store) -> Shard {
+    Shard::new(now, BrokerId(0), store, RETENTION_INTERVAL, Limits::default(), ShardMetrics::none())
+}
+
 fn batch(text: &str) -> Vec<u8> {
     let mut builder = BatchBuilder::new(Compression::None);
     let record = Record { value: Some(text.to_owned().into()), ..Record::default() };
@@ -107,9 +116,9 @@ impl Rig {
         }
         let now = Now { time: Time::ZERO, timestamp: Timestamp(1_000_000) };
         let (queue, _queue) = mpsc::channel(1);
-        let shared = Arc::new(Shared::new(PARTITION, false, queue, leader_epoch, Arc::new(config)));
+        let shared = Arc::new(Shared::new(PARTITION, false, queue, alone(leader_epoch), Arc::new(config)));
         Rig {
-            shard: Shard::new(now, BrokerId(0), store, RETENTION_INTERVAL, ShardMetrics::none()),
+            shard: new_shard(now, store),
             disk,
             now,
             tasks: VecDeque::new(),
@@ -156,6 +165,7 @@ impl Rig {
             header: BatchHeader::check(&batch).expect("just built"),
             permit: self.budget.clone().try_acquire_many_owned(batch.len() as u32).expect("a large budget"),
             batch,
+            leader_epoch: self.handle().leader_epoch(),
             acks: stream.acks,
             reply: stream.reply.clone(),
         };

@@ -5,8 +5,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use quire_engine::controller::{AlterTopic, CreateTopic, RegisterBroker, Request, Response};
 use quire_protocol::batch::TimestampType;
+use quire_protocol::limits;
 use quire_storage::disk::Disk;
 use quire_storage::{AppendContext, NewBatch, Want, remove_log};
+
+use tokio::sync::watch;
 
 use super::super::flush::{Direct, Flushers};
 use super::*;
@@ -40,6 +43,7 @@ impl Broker {
             },
         };
         let metadata = Arc::new(LocalMetadata::open(options).expect("a sound log"));
+        let registered = metadata.image().broker(BrokerId(0)).map(|broker| broker.epoch);
         let options = ShardsOptions {
             broker: BrokerId(0),
             disk: Arc::new(disk.clone()),
@@ -48,6 +52,10 @@ impl Broker {
             clock,
             retention_interval: RETENTION_INTERVAL,
             deletion_grace: Duration::ZERO,
+            replica_lag: limits::REPLICA_LAG_DEFAULT,
+            fetch_bytes: limits::REPLICA_MEMORY_BYTES,
+            registration: watch::channel(registered).1,
+            outgoing: mpsc::unbounded_channel().0,
             metrics: ShardMetrics::none(),
         };
         let shards = Shards::start(options, metadata.clone()).expect("threads can be had");
@@ -86,6 +94,7 @@ async fn produce(handle: &PartitionHandle, count: usize) -> Vec<u64> {
             header: BatchHeader::check(&batch).expect("just built"),
             permit: budget.clone().acquire_many_owned(batch.len() as u32).await.expect("never closed"),
             batch,
+            leader_epoch: handle.leader_epoch(),
             acks: Acks::All,
             reply: reply.clone(),
         };
@@ -210,6 +219,7 @@ async fn what_comes_after_the_end_is_told_so() {
         header: BatchHeader::check(&batch).expect("just built"),
         permit: budget.try_acquire_many_owned(1).expect("free"),
         batch,
+        leader_epoch: handle.leader_epoch(),
         acks: Acks::All,
         reply: mpsc::channel(1).0,
     };

@@ -1,0 +1,257 @@
+//! What a partition has whatever its part: its log, the jobs of it that are under way, and what others are shown.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quire_engine::Time;
+use quire_engine::replication::Progress;
+use quire_protocol::topic_config::{Sync, TopicConfig};
+use quire_protocol::{BrokerId, limits};
+use quire_storage::{Completed, JobDone, JobKind, Log, LogOptions, Want};
+
+use super::assignment::Assignment;
+use super::clock::Now;
+use super::flush::Task;
+use super::handle::{PartitionState, Shared};
+use super::partition::Wanted;
+use crate::error::RequestError;
+use crate::metrics::ShardMetrics;
+
+/// Most bytes handed to a log at once, unless a single batch has more.
+const APPEND_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// How replication is bounded.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// A follower further behind than this leaves the in-sync replicas.
+    pub replica_lag: Duration,
+    /// What a shard may have been sent by leaders and not have appended yet (bytes).
+    pub fetch_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { replica_lag: limits::REPLICA_LAG_DEFAULT, fetch_bytes: limits::REPLICA_MEMORY_BYTES }
+    }
+}
+
+/// A partition's log and everything around it that does not depend on who leads.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) broker: BrokerId,
+    pub(super) limits: Limits,
+    pub(super) shared: Arc<Shared>,
+    pub(super) config: Arc<TopicConfig>,
+    pub(super) log: Log,
+    pub(super) metrics: Arc<ShardMetrics>,
+    /// Why nothing is appended any more, once that is so.
+    pub(super) refusal: Option<RequestError>,
+    /// What is wanted of others; taken at the end of each round.
+    pub(super) wanted: Vec<Wanted>,
+    /// Log start or high watermark moved since it was published.
+    pub(super) has_moved: bool,
+    jobs_under_way: u32,
+    /// When `sync = interval` wants the next sync; `None` if all that was appended is covered by one.
+    sync_due: Option<Time>,
+    is_used: bool,
+}
+
+/// How a topic's settings say its logs are kept.
+pub(super) fn log_options(config: &TopicConfig) -> LogOptions {
+    LogOptions {
+        segment_bytes: config.segment_bytes,
+        segment_age_ms: u64::try_from(config.segment_age.as_millis()).unwrap_or(u64::MAX),
+        is_synced: config.sync == Sync::Always,
+        ..LogOptions::default()
+    }
+}
+
+impl Core {
+    pub(super) fn new(
+        broker: BrokerId,
+        limits: Limits,
+        shared: Arc<Shared>,
+        config: Arc<TopicConfig>,
+        log: Log,
+        refusal: Option<RequestError>,
+        metrics: Arc<ShardMetrics>,
+    ) -> Core {
+        Core {
+            broker,
+            limits,
+            shared,
+            config,
+            log,
+            metrics,
+            refusal,
+            wanted: Vec::new(),
+            has_moved: true,
+            jobs_under_way: 0,
+            sync_due: None,
+            is_used: true,
+        }
+    }
+
+    /// How far the log is.
+    pub(super) fn ends(&self) -> Progress {
+        Progress { log_end: self.log.end_offset(), durable_end: self.log.durable_end() }
+    }
+
+    /// Whether the log can be appended to in this part's leadership.
+    pub(super) fn is_usable(&self, assignment: &Assignment) -> bool {
+        // Neither damage nor outdated metadata ends the only replica's leadership: what is intact can be read.
+        let is_alone = assignment.membership.replicas.len() == 1;
+        is_alone || (self.refusal.is_none() && assignment.leader_epoch >= self.log.leader_epoch())
+    }
+
+    /// Whether the log can be made the same as a leader's: it may be damaged, and not have failed.
+    pub(super) fn is_followable(&self, assignment: &Assignment) -> bool {
+        !self.log.is_poisoned() && assignment.leader_epoch >= self.log.leader_epoch()
+    }
+
+    /// Takes over settings and assignment, and shows them.
+    pub(super) fn configure(&mut self, now: Now, assignment: &Arc<Assignment>, config: Arc<TopicConfig>) {
+        self.log.set_options(log_options(&config));
+        self.shared.configure(Arc::clone(assignment), config.clone());
+        self.config = config;
+        if self.config.sync == Sync::Interval && self.log.unsynced_bytes() > 0 && self.refusal.is_none() {
+            self.schedule_sync(now);
+        }
+    }
+
+    /// Takes note of damage; whether that is news.
+    pub(super) fn damaged(&mut self, what: String) -> bool {
+        // Every reader that comes to the damage tells.
+        if self.log.is_corrupt() {
+            return false;
+        }
+        tracing::error!(
+            partition = %self.shared.id, what,
+            "the log is damaged: what is intact can be read, nothing is appended until it is restored"
+        );
+        self.log.mark_corrupt();
+        if self.refusal.is_some() {
+            return false;
+        }
+        self.refusal = Some(RequestError::corrupt_log(&what));
+        self.shared.publish_state(PartitionState::Corrupt { what });
+        true
+    }
+
+    /// The log begins anew: its damage is gone.
+    pub(super) fn restored(&mut self) {
+        if self.refusal.take().is_some() {
+            tracing::info!(partition = %self.shared.id, "the damaged log was dropped and is fetched anew");
+            self.shared.publish_state(PartitionState::Online);
+        }
+    }
+
+    /// Nothing is appended any more: the log refuses it.
+    pub(super) fn fail(&mut self, why: &str) -> RequestError {
+        let what = self.log.poisoned().map_or_else(|| why.to_owned(), ToString::to_string);
+        tracing::error!(partition = %self.shared.id, %what, "the partition takes nothing more until the broker is started again");
+        let error = RequestError::storage_failed(&what);
+        self.shared.publish_state(PartitionState::Failed { what });
+        self.sync_due = None;
+        self.refusal = Some(error.clone());
+        error
+    }
+
+    /// Nothing more is to be appended.
+    pub(super) fn stop(&mut self, refusal: RequestError) {
+        // What is still to be synced is when the log is closed, or never.
+        self.sync_due = None;
+        self.refusal.get_or_insert(refusal);
+    }
+
+    /// Takes back a job that was handed out.
+    pub(super) fn complete(&mut self, done: JobDone) -> Completed {
+        self.jobs_under_way -= 1;
+        let completed = self.log.complete(done);
+        self.has_moved |= completed.log_start.is_some();
+        completed
+    }
+
+    /// Deletes what the topic's settings do not keep.
+    pub(super) fn retain(&mut self, now: Now) {
+        self.log.retain(now.timestamp, self.config.retention, self.config.retention_bytes);
+    }
+
+    /// Lets go of files that nobody uses.
+    pub(super) fn rest(&mut self) {
+        if !std::mem::take(&mut self.is_used) {
+            self.log.rest();
+        }
+    }
+
+    /// Something was appended.
+    pub(super) fn appended(&mut self, now: Now) {
+        if *self.shared.state() == PartitionState::DiskFull {
+            tracing::info!(partition = %self.shared.id, "there is space again: records are taken");
+            self.shared.publish_state(PartitionState::Online);
+        }
+        self.is_used = true;
+        if self.config.sync == Sync::Interval {
+            self.schedule_sync(now);
+        }
+    }
+
+    /// Nothing can be appended for lack of space. The log looks for space again as its next job, so the append after that
+    /// finds what there is.
+    pub(super) fn disk_full(&self) {
+        if *self.shared.state() != PartitionState::DiskFull {
+            tracing::error!(partition = %self.shared.id, "the disk is full: nothing is taken until there is space");
+            self.shared.publish_state(PartitionState::DiskFull);
+        }
+    }
+
+    /// Most bytes that go into the log at once.
+    pub(super) fn append_bytes_max(&self) -> usize {
+        APPEND_BYTES_MAX.min(usize::try_from(self.config.segment_bytes).unwrap_or(usize::MAX))
+    }
+
+    pub(super) fn next_jobs(&mut self, now: Now, sync: bool, tasks: &mut Vec<Task>) {
+        while let Some(job) = self.log.next_job(Want { sync }) {
+            if job.kind() == JobKind::Sync {
+                self.sync_due = None;
+            }
+            self.jobs_under_way += 1;
+            tasks.push(Task::Job(job));
+        }
+        // A sync under way does not cover what came after it: look again when it is done, or after another interval.
+        if self.sync_due.is_some_and(|due| due <= now.time) {
+            self.sync_due = None;
+            self.schedule_sync(now);
+        }
+    }
+
+    pub(super) fn wants_sync(&self, now: Now) -> bool {
+        match self.config.sync {
+            Sync::Always => true,
+            Sync::Interval => self.sync_due.is_some_and(|due| due <= now.time),
+        }
+    }
+
+    pub(super) fn schedule_sync(&mut self, now: Now) {
+        self.sync_due.get_or_insert(now.time + self.config.sync_interval);
+    }
+
+    pub(super) fn sync_due(&self) -> Option<Time> {
+        self.sync_due
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.jobs_under_way == 0
+    }
+
+    pub(super) fn into_log(self) -> Log {
+        self.log
+    }
+
+    /// Shows readers how far the log can be read.
+    pub(super) fn publish_moves(&mut self) {
+        if std::mem::take(&mut self.has_moved) {
+            self.shared.publish_watermarks(self.log.start_offset(), self.log.high_watermark());
+        }
+    }
+}
