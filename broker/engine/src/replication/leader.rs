@@ -267,7 +267,13 @@ impl Leader {
         // Late: what it was about is resolved.
         let Some(proposal) = self.proposal.take_if(|proposal| proposal.number == number) else { return };
         match outcome {
-            ProposalOutcome::Taken(membership) => self.adopt(now, membership),
+            ProposalOutcome::Taken(membership) => {
+                if membership.partition_epoch <= proposal.partition_epoch {
+                    // Nothing is settled by that; not to be asked again at once.
+                    self.propose_after = Some(now + limits::IN_SYNC_RETRY_INTERVAL);
+                }
+                self.adopt(now, membership);
+            }
             // As far as this one goes; another that was lost may still be taken.
             ProposalOutcome::Refused => self.propose_after = Some(now + limits::IN_SYNC_RETRY_INTERVAL),
             ProposalOutcome::Unknown => {
