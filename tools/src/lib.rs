@@ -22,6 +22,7 @@ pub mod completions;
 pub mod consume;
 pub mod demo;
 pub mod dev;
+pub mod drill;
 pub mod log;
 pub mod produce;
 pub mod topic;

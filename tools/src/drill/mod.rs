@@ -1,0 +1,7 @@
+//! `quire drill`: kill leaders under load, then account for every record.
+//!
+//! Its parts serve the tests too: the [`history`] of what clients asked for and were answered, and the [`checks`] that
+//! judge it.
+
+pub mod checks;
+pub mod history;
