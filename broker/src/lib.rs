@@ -42,6 +42,8 @@ mod metadata;
 mod metrics;
 mod net;
 mod process;
+#[allow(dead_code, reason = "clusters are wired up next")]
+mod replicas;
 mod running;
 mod shard;
 mod shutdown;

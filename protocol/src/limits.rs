@@ -130,6 +130,10 @@ pub const PROGRESS_ENTRIES_MAX: usize = 4096;
 pub const REPLICA_LAG_DEFAULT: Duration = Duration::from_secs(5);
 /// A leader whose proposal of other in-sync replicas was refused or lost makes the next one so much later.
 pub const IN_SYNC_RETRY_INTERVAL: Duration = Duration::from_millis(200);
+/// The first pause before a leader whose replicate stream was lost is asked again; it doubles.
+pub const REDIAL_PAUSE_MIN: Duration = Duration::from_millis(20);
+/// The longest of these pauses.
+pub const REDIAL_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// A follower that was refused asks again so much later, unless the metadata changes before.
 pub const FOLLOW_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// Largest message between brokers, beside the frames they replicate (bytes).

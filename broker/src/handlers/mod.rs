@@ -4,5 +4,7 @@ pub(crate) mod fetch;
 pub(crate) mod metadata;
 pub(crate) mod offsets;
 pub(crate) mod produce;
+#[allow(dead_code, reason = "clusters are wired up next")]
+pub(crate) mod replicate;
 pub(crate) mod rpc;
 pub(crate) mod topics;

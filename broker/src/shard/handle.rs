@@ -272,7 +272,7 @@ pub struct Partitions {
     broker: BrokerId,
     /// The shards' queues, to tell how full they are.
     queues: Arc<[mpsc::Sender<Event>]>,
-    #[allow(dead_code, reason = "for replicate streams")]
+    #[allow(dead_code, reason = "clusters are wired up next")]
     router: Router,
 }
 
@@ -299,7 +299,7 @@ impl Partitions {
     }
 
     /// The way to the shards for what must never wait.
-    #[allow(dead_code, reason = "for replicate streams")]
+    #[allow(dead_code, reason = "clusters are wired up next")]
     pub(crate) fn router(&self) -> &Router {
         &self.router
     }

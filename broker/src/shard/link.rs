@@ -29,12 +29,17 @@ pub struct ForFollower {
     pub moved: BTreeSet<u32>,
     /// Bytes that slots may be sent in addition.
     pub credit: BTreeMap<u32, u64>,
+    /// Slots that are not wanted any more.
+    pub forgotten: Vec<u32>,
 }
 
 impl ForFollower {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.answers.is_empty() && self.moved.is_empty() && self.credit.is_empty()
+        self.answers.is_empty()
+            && self.moved.is_empty()
+            && self.credit.is_empty()
+            && self.forgotten.is_empty()
     }
 }
 
@@ -71,6 +76,17 @@ impl Downlink {
             let granted = mailbox.credit.entry(slot).or_default();
             *granted = granted.saturating_add(credit.into());
         }
+        drop(mailbox);
+        self.wake.notify_one();
+    }
+
+    /// A slot is not wanted any more.
+    pub fn forget(&self, slot: u32) {
+        let mut mailbox = self.lock();
+        mailbox.answers.retain(|(_, message)| message.slot() != slot);
+        mailbox.moved.remove(&slot);
+        mailbox.credit.remove(&slot);
+        mailbox.forgotten.push(slot);
         drop(mailbox);
         self.wake.notify_one();
     }

@@ -51,6 +51,7 @@ pub use event::{Closed, Event, Fetched, Outcome, Outgoing, ProduceReply, Produce
 pub use flush::{Task, TaskDone};
 pub use handle::{PartitionHandle, PartitionState, Partitions, Shared, Standing, Watermarks};
 pub use link::{Downlink, ForFollower, Uplink};
+pub(crate) use pool::Router;
 pub use pool::{Shards, ShardsOptions};
 
 /// Where a broker's partitions lie.

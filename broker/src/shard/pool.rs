@@ -155,10 +155,10 @@ impl Shards {
 
 /// The way to the shards that never waits.
 #[derive(Debug, Clone)]
-#[allow(dead_code, reason = "for replicate streams")]
+#[allow(dead_code, reason = "clusters are wired up next")]
 pub(crate) struct Router(Arc<[Direct]>);
 
-#[allow(dead_code, reason = "for replicate streams")]
+#[allow(dead_code, reason = "clusters are wired up next")]
 impl Router {
     /// How many shards there are.
     pub(crate) fn shards(&self) -> usize {
