@@ -50,9 +50,11 @@ pub(super) fn settle(rules: Rules<'_>, before: &Partition, mut draft: Partition)
     reassignment::complete(&mut draft);
     draft.eligible = eligible(rules, before, &draft);
     elect(rules, &mut draft);
-    if draft.in_sync.len() >= rules.min_in_sync() {
-        draft.eligible.clear();
-    }
+    // Who was elected may be all that the partition is to have.
+    reassignment::complete(&mut draft);
+    let is_enough = draft.in_sync.len() >= rules.min_in_sync();
+    let Partition { replicas, eligible, .. } = &mut draft;
+    eligible.retain(|id| !is_enough && replicas.contains(id));
     if draft == *before {
         return None;
     }

@@ -65,6 +65,7 @@ impl Request {
             }
             Request::Reassign(request) => Body::Reassign(sent::Reassign {
                 partition: Some(partition_id(request.partition)),
+                is_given_up: request.replicas.is_none(),
                 replicas: request.replicas.into_iter().flatten().map(|id| id.0).collect(),
             }),
             Request::ElectPreferred { partitions } => Body::ElectPreferred(sent::ElectPreferred {
@@ -135,9 +136,7 @@ impl Request {
             }
             Body::Reassign(sent) => Request::Reassign(Reassign {
                 partition: partition(sent.partition)?,
-                replicas: Some(sent.replicas)
-                    .filter(|replicas| !replicas.is_empty())
-                    .map(|replicas| replicas.into_iter().map(BrokerId).collect()),
+                replicas: (!sent.is_given_up).then(|| sent.replicas.into_iter().map(BrokerId).collect()),
             }),
             Body::ElectPreferred(sent) => Request::ElectPreferred {
                 partitions: sent
