@@ -5,6 +5,8 @@
 //! leader; `proposals` asks the controller and brings back what became of it.
 
 mod proposals;
+#[cfg(test)]
+mod tests;
 mod uplink;
 
 use std::sync::Arc;

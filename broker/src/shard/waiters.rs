@@ -77,9 +77,13 @@ impl Waiters {
         }
     }
 
-    /// The batch is not in the log.
+    /// The batch is not in the log. It waits for its turn only behind batches of its own stream: what others wait for may
+    /// never come.
     pub(super) fn refused(&mut self, answer: Answer, error: RequestError) {
         match self.queue(answer.acks) {
+            Some(queue) if !queue.iter().any(|waiter| waiter.answer.reply.same_channel(&answer.reply)) => {
+                answer.send(Err(error));
+            }
             Some(queue) => queue.push_back(Waiter { answer, outcome: Outcome::Refused(error) }),
             None => answer.send(Err(error)),
         }
