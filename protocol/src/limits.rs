@@ -236,6 +236,8 @@ pub const INDEX_INTERVAL_BYTES: u64 = 16 * 1024;
 pub const INDEX_ENTRIES_MAX: usize = 1024 * 1024;
 /// Most leaderships that one partition remembers; older ones are forgotten first.
 pub const LEADER_EPOCHS_MAX: usize = 65_536;
+/// Longest snapshot of what one partition knows of its producers (bytes).
+pub const PRODUCER_SNAPSHOT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// A checkpoint after about this many synced bytes, so that recovery reads no more (bytes).
 pub const CHECKPOINT_INTERVAL_BYTES: u64 = 64 * 1024 * 1024;
 

@@ -495,7 +495,8 @@ fn report_recovery(id: TopicPartition, report: &RecoveryReport) {
         );
     }
     if report.is_suspect {
-        tracing::warn!(partition = %id, "the topic has sync = interval and the broker did not stop cleanly: its last records may be lost");
+        let why = report.suspicion;
+        tracing::warn!(partition = %id, %why, "this replica is not to be trusted until it has caught up with a leader");
     }
     if !report.was_clean {
         let (frames, bytes) = (report.frames_scanned, report.bytes_scanned);

@@ -25,6 +25,7 @@ const BODY_LEN: usize = 73;
 const FORMAT: Format = Format { magic: *b"QCKP", version: 1, body_len_max: BODY_LEN };
 const CLEAN_FORMAT: Format = Format { magic: *b"QCLN", version: 1, body_len_max: BODY_LEN };
 const FLAG_SYNCED: u8 = 1;
+const FLAG_BEHIND: u8 = 2;
 
 /// A point of a log below which everything was synced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +47,9 @@ pub struct Checkpoint {
     /// Whether the log acknowledged nothing that it had not synced. If not, records after the point may have been
     /// acknowledged and lost, and the replica is suspect after an unclean stop.
     pub is_synced: bool,
+    /// Whether the log, a follower's, takes frames whose durable floor is above what it has synced itself: what they say
+    /// was on disk when they were appended was not on this one. If not, a floor above a bad frame proves damage.
+    pub is_behind: bool,
 }
 
 impl Checkpoint {
@@ -112,7 +116,7 @@ impl Checkpoint {
         out[52..60].copy_from_slice(&self.last_append_time.0.to_le_bytes());
         out[60..64].copy_from_slice(&self.leader_epoch.0.to_le_bytes());
         out[64..72].copy_from_slice(&self.high_watermark.0.to_le_bytes());
-        out[72] = if self.is_synced { FLAG_SYNCED } else { 0 };
+        out[72] = if self.is_synced { FLAG_SYNCED } else { 0 } | if self.is_behind { FLAG_BEHIND } else { 0 };
         out
     }
 
@@ -130,11 +134,11 @@ impl Checkpoint {
         let last_append_time = Timestamp(body.get_i64_le());
         let leader_epoch = LeaderEpoch(body.get_u32_le());
         let high_watermark = Offset(body.get_u64_le());
-        let is_synced = match body.get_u8() {
-            0 => false,
-            FLAG_SYNCED => true,
-            _ => return Err("unknown flags"),
-        };
+        let flags = body.get_u8();
+        if flags & !(FLAG_SYNCED | FLAG_BEHIND) != 0 {
+            return Err("unknown flags");
+        }
+        let (is_synced, is_behind) = (flags & FLAG_SYNCED != 0, flags & FLAG_BEHIND != 0);
         if next_offset > Offset::MAX || high_watermark > Offset::MAX {
             return Err("an impossible offset");
         }
@@ -150,6 +154,7 @@ impl Checkpoint {
             leader_epoch,
             high_watermark,
             is_synced,
+            is_behind,
         })
     }
 }
@@ -169,7 +174,7 @@ mod tests {
             chain in any::<[u8; 32]>(),
             last_append_time in any::<i64>(),
             leader_epoch in any::<u32>(),
-            is_synced in any::<bool>(),
+            flags in any::<(bool, bool)>(),
         ) -> Checkpoint {
             Checkpoint {
                 segment_serial,
@@ -179,7 +184,8 @@ mod tests {
                 last_append_time: Timestamp(last_append_time),
                 leader_epoch: LeaderEpoch(leader_epoch),
                 high_watermark: Offset(offsets.1),
-                is_synced,
+                is_synced: flags.0,
+                is_behind: flags.1,
             }
         }
     }

@@ -7,6 +7,7 @@ use std::fs;
 use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use quire_protocol::frame::{Chain, Digest, FrameHeader};
 use quire_protocol::ids::{LeaderEpoch, Offset, PartitionIndex, Timestamp, TopicId, TopicPartition};
 
@@ -15,6 +16,8 @@ use crate::disk::{Disk, OpenMode, SimDisk};
 use crate::epochs::{self, EpochCache};
 use crate::index::SegmentIndex;
 use crate::manifest::{self, Manifest, Sealed, SegmentEntry, SegmentFile, SegmentName};
+use crate::producers::{self, ProducerSnapshot};
+use crate::suspicion::{self, Suspicion};
 
 const SEALED_NAME: SegmentName = SegmentName { base_offset: Offset(1000), serial: 3 };
 const SEALED: Sealed = Sealed {
@@ -55,6 +58,7 @@ fn checkpoint_and_clean_marker() {
         leader_epoch: LeaderEpoch(7),
         high_watermark: Offset(1340),
         is_synced: true,
+        is_behind: false,
     };
     let written =
         written(|disk| checkpoint.store(disk, root()).and_then(|()| checkpoint.mark_clean(disk, root())));
@@ -73,6 +77,22 @@ fn leader_epochs() {
     let written = written(|disk| epochs.store(disk, root()));
     let disk = frozen([("epochs", epochs::FILE_NAME)], &written);
     same(EpochCache::load(&disk, root()), &epochs);
+}
+
+#[test]
+fn what_is_known_of_producers() {
+    let known = ProducerSnapshot { covers: Offset(1342), bytes: Bytes::from_static(&[1, 0, 0, 0, 0]) };
+    let written = written(|disk| known.store(disk, root()));
+    let disk = frozen([("producers", producers::FILE_NAME)], &written);
+    same(ProducerSnapshot::load(&disk, root()), &Some(known));
+}
+
+#[test]
+fn what_is_held_against_a_replica() {
+    let why = Suspicion { is_unclean: true, has_lost_writes: false, is_damaged: true };
+    let written = written(|disk| why.add(disk, root()).map(drop));
+    let disk = frozen([("suspect", suspicion::FILE_NAME)], &written);
+    same(Suspicion::load(&disk, root()), &why);
 }
 
 #[test]

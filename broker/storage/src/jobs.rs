@@ -16,10 +16,12 @@ use crate::epochs::EpochCache;
 use crate::error::CloseError;
 use crate::index::SegmentIndex;
 use crate::manifest::{Manifest, Sealed, SegmentEntry, SegmentFile, SegmentName};
+use crate::producers::ProducerSnapshot;
 use crate::recovery;
 use crate::segment::Segment;
 use crate::shared::Shared;
 use crate::small_file::{self, ReplaceError};
+use crate::suspicion::Suspicion;
 use crate::unwritten;
 
 pub(crate) use cut::{CutDone, CutTo, CutWork};
@@ -51,6 +53,8 @@ pub enum JobKind {
     Checkpoint,
     /// Cuts the log's end off, or all of it.
     Cut,
+    /// Notes what is held against the replica, or that nothing is.
+    Judge,
 }
 
 /// The result of a job, for [`crate::Log::complete`].
@@ -82,6 +86,7 @@ pub(crate) struct Place {
 
 #[derive(Debug)]
 pub(crate) struct SyncWork {
+    pub(crate) shared: Arc<Shared>,
     /// In the order in which they were written.
     pub(crate) files: Vec<Arc<dyn DiskFile>>,
     /// What is synced once all of them are.
@@ -97,6 +102,18 @@ pub(crate) enum UpkeepWork {
     Retain(RetainWork),
     Checkpoint(CheckpointWork),
     Cut(CutWork),
+    /// Nothing lies beyond the cut.
+    CutNothing,
+    Judge(Verdict),
+}
+
+/// What becomes of what is held against a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// This is held against it as well.
+    Suspect(Suspicion),
+    /// Nothing is.
+    Trusted,
 }
 
 #[derive(Debug)]
@@ -143,6 +160,8 @@ pub(crate) struct CheckpointWork {
     pub(crate) checkpoint: Checkpoint,
     pub(crate) epochs: EpochCache,
     pub(crate) indexes: Vec<IndexToStore>,
+    /// Covers nothing that is not durable.
+    pub(crate) producers: Option<ProducerSnapshot>,
 }
 
 #[derive(Debug)]
@@ -163,6 +182,8 @@ pub(crate) enum UpkeepDone {
     Retained { manifest: Manifest, removed: usize },
     Checkpointed { checkpoint: Checkpoint, stored: Vec<Arc<Segment>> },
     Cut(Box<CutDone>),
+    CutNothing,
+    Judged(Verdict),
 }
 
 /// Upkeep that was not done.
@@ -202,7 +223,8 @@ impl Job {
             Task::Upkeep(_, UpkeepWork::Roll(_)) => JobKind::Roll,
             Task::Upkeep(_, UpkeepWork::Retain(_)) => JobKind::Retain,
             Task::Upkeep(_, UpkeepWork::Checkpoint(_)) => JobKind::Checkpoint,
-            Task::Upkeep(_, UpkeepWork::Cut(_)) => JobKind::Cut,
+            Task::Upkeep(_, UpkeepWork::Cut(_) | UpkeepWork::CutNothing) => JobKind::Cut,
+            Task::Upkeep(_, UpkeepWork::Judge(_)) => JobKind::Judge,
         }
     }
 
@@ -219,9 +241,18 @@ impl Job {
         let outcome = match self.task {
             Task::Sync(work) => {
                 let result = work.files.iter().try_for_each(|file| file.sync_data());
+                if result.is_err() {
+                    Suspicion::LOST_WRITES.add_if_possible(&*work.shared.disk, &work.shared.dir);
+                }
                 Outcome::Synced { point: work.point, bytes: work.bytes, result }
             }
-            Task::Upkeep(place, work) => Outcome::Upkeep { result: place.run(work) },
+            Task::Upkeep(place, work) => {
+                let result = place.run(work);
+                if result.as_ref().is_err_and(|failure| failure.kind == FailureKind::Fatal) {
+                    Suspicion::LOST_WRITES.add_if_possible(&*place.disk, &place.dir);
+                }
+                Outcome::Upkeep { result }
+            }
         };
         JobDone { outcome }
     }
@@ -255,6 +286,8 @@ impl Place {
             UpkeepWork::Retain(work) => self.retain(work),
             UpkeepWork::Checkpoint(work) => self.checkpoint(work),
             UpkeepWork::Cut(work) => self.cut(work),
+            UpkeepWork::CutNothing => Ok(UpkeepDone::CutNothing),
+            UpkeepWork::Judge(verdict) => self.judge(verdict),
         }
     }
 
@@ -386,10 +419,23 @@ impl Place {
         for IndexToStore { segment, sealed, index, .. } in &work.indexes {
             index.store(disk, dir, segment.name(), sealed).map_err(Failure::of("writing an index"))?;
         }
+        if let Some(producers) = &work.producers {
+            producers.store(disk, dir).map_err(Failure::of("writing what is known of the producers"))?;
+        }
         work.epochs.store(disk, dir).map_err(Failure::of("writing the leader epochs"))?;
         work.checkpoint.store(disk, dir).map_err(Failure::of("writing a checkpoint"))?;
         let stored = work.indexes.into_iter().filter(|index| index.is_final).map(|index| index.segment);
         Ok(UpkeepDone::Checkpointed { checkpoint: work.checkpoint, stored: stored.collect() })
+    }
+
+    fn judge(&self, verdict: Verdict) -> Result<UpkeepDone, Failure> {
+        let (disk, dir) = (&*self.disk, self.dir.as_path());
+        let noted = match verdict {
+            Verdict::Suspect(why) => why.add(disk, dir).map(drop),
+            Verdict::Trusted => Suspicion::remove(disk, dir),
+        };
+        noted.map_err(Failure::of("noting what is held against the replica"))?;
+        Ok(UpkeepDone::Judged(verdict))
     }
 }
 

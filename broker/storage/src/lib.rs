@@ -27,6 +27,7 @@ mod log;
 mod manifest;
 mod mmap;
 mod poison;
+mod producers;
 mod reader;
 mod recency;
 mod recovery;
@@ -34,6 +35,7 @@ mod retention;
 mod segment;
 mod shared;
 pub mod small_file;
+mod suspicion;
 mod unwritten;
 
 pub use error::{
@@ -42,6 +44,8 @@ pub use error::{
 pub use jobs::{Job, JobDone, JobKind};
 pub use log::{AppendContext, Completed, Log, LogOptions, NewBatch, Want};
 pub use poison::PoisonReason;
-pub use reader::{LogReader, ReadAhead, Residency, Slice};
+pub use producers::ProducerSnapshot;
+pub use reader::{Frames, LogReader, ReadAhead, Residency, Scrub, Scrubbed, Slice};
 pub use recovery::{Corruption, RecoveryReport, TornTail};
 pub use retention::remove_log;
+pub use suspicion::Suspicion;

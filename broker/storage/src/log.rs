@@ -15,6 +15,7 @@ use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use quire_protocol::batch::{self, BatchHeader, TimestampType};
 use quire_protocol::frame::{self, Chain, Digest, FrameHeader, Placement};
 use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp, TopicPartition};
@@ -24,12 +25,15 @@ use crate::checkpoint::Checkpoint;
 use crate::disk::{Disk, DiskFile};
 use crate::epochs::EpochCache;
 use crate::error::{AppendError, AppendErrorKind, CloseError, OpenError};
+use crate::jobs::Verdict;
 use crate::manifest::{Manifest, SEGMENT_LEN_MAX};
 use crate::poison::{Poison, PoisonReason};
+use crate::producers::ProducerSnapshot;
 use crate::reader::LogReader;
 use crate::recovery::{self, Absent, Corruption, Recovered, RecoveryReport};
 use crate::segment::Segment;
 use crate::shared::Shared;
+use crate::suspicion::Suspicion;
 
 use work::{Flush, SpaceWanted, Upkeep};
 
@@ -104,13 +108,21 @@ pub struct Log {
     durable: Checkpoint,
     /// Records before it may have been acknowledged before they were synced.
     acked_unsynced_to: Offset,
+    /// Frames before it were appended when what their durable floor says was not synced here yet.
+    behind_to: Offset,
     epochs: EpochCache,
     flush: Flush,
     upkeep: Upkeep,
     poison: Poison,
     corruption: Option<Corruption>,
-    /// A reader found damage.
+    /// A reader found damage, now or in an earlier process.
     is_marked_corrupt: bool,
+    /// What is held against the replica.
+    suspicion: Suspicion,
+    /// What the owner knew of the producers last, for the next checkpoint that covers as much.
+    producers: Option<ProducerSnapshot>,
+    /// Up to where the owner told what it knows of the producers.
+    producers_told_to: Offset,
 }
 
 /// The segment that is written.
@@ -182,12 +194,16 @@ impl Log {
             is_chain_known: tail.known_chain().is_some(),
             durable: tail,
             acked_unsynced_to: Offset::ZERO,
+            behind_to: Offset::ZERO,
             epochs,
             flush: Flush::default(),
             upkeep: Upkeep::new(is_marked_clean, is_cut_unstored, is_new, checkpoint),
             poison: Poison::default(),
             corruption: report.corruption.clone(),
-            is_marked_corrupt: false,
+            is_marked_corrupt: report.suspicion.is_damaged && report.corruption.is_none(),
+            suspicion: report.suspicion,
+            producers: None,
+            producers_told_to: tail.next_offset,
         };
         (log, report)
     }
@@ -331,9 +347,40 @@ impl Log {
         self.corruption.is_some() || self.is_marked_corrupt
     }
 
-    /// Takes note of damage that a reader found: nothing is appended any more, and the log is not closed as clean.
+    /// Takes note of damage that a reader found: nothing is appended any more, and the log is not closed as clean. The
+    /// next job notes it on disk, so that the next open knows of damage that recovery would not come across.
     pub fn mark_corrupt(&mut self) {
         self.is_marked_corrupt = true;
+        self.upkeep.verdict = Some(Verdict::Suspect(Suspicion::DAMAGED));
+    }
+
+    /// What is held against this replica: found by recovery, or noted by an earlier process and not taken back yet.
+    pub fn suspicion(&self) -> Suspicion {
+        self.suspicion
+    }
+
+    /// The replica has everything that its leader committed, by the controller's decision: nothing is held against it any
+    /// more, once the next job is done. Damage stays until the log begins anew.
+    pub fn trust(&mut self) {
+        if self.suspicion.is_any() && !self.is_corrupt() {
+            self.upkeep.verdict = Some(Verdict::Trusted);
+        }
+    }
+
+    /// Whether the next checkpoint is near and the owner knows more of the producers than it told.
+    pub fn wants_producers(&self) -> bool {
+        self.producers_told_to < self.tail.next_offset && self.is_checkpoint_near()
+    }
+
+    /// What the owner knows of the producers at the log's end, for the next checkpoint after all of it is durable, or for
+    /// the end if the log is closed next.
+    ///
+    /// # Panics
+    /// If it is longer than the limit.
+    pub fn keep_producers(&mut self, bytes: Bytes) {
+        assert!(bytes.len() <= limits::PRODUCER_SNAPSHOT_BYTES_MAX, "no owner knows as much");
+        self.producers_told_to = self.tail.next_offset;
+        self.producers = Some(ProducerSnapshot { covers: self.tail.next_offset, bytes });
     }
 
     /// Gives back the descriptor and the maps of a log that is not in use, and asks for a checkpoint of it. The next
@@ -363,6 +410,9 @@ impl Log {
         }
         if self.is_corrupt() {
             self.remove_clean_marker()?;
+            if let Some(Verdict::Suspect(why)) = self.upkeep.verdict {
+                why.add_if_possible(&*self.shared.disk, &self.shared.dir);
+            }
             return Err(CloseError::Corrupt);
         }
         self.finish()

@@ -5,6 +5,8 @@
 //! completely before it is served: damage on the way from the disk is an error, never data.
 
 mod ahead;
+mod frames;
+mod scrub;
 mod source;
 
 use std::sync::Arc;
@@ -17,6 +19,8 @@ use crate::segment::Segment;
 use crate::shared::Shared;
 
 pub use ahead::ReadAhead;
+pub use frames::Frames;
+pub use scrub::{Scrub, Scrubbed};
 use source::Source;
 
 /// Whether a read may wait for the disk.

@@ -30,9 +30,11 @@ use crate::frames::FrameBytes;
 use crate::index::SegmentIndex;
 use crate::log::{Active, LogOptions};
 use crate::manifest::{self, Manifest, SegmentName};
+use crate::producers::{self, ProducerSnapshot};
 use crate::segment::{Extent, Segment};
 use crate::shared::{Bounds, Shared};
 use crate::small_file::LoadError;
+use crate::suspicion::{self, Suspicion};
 use crate::unwritten;
 
 /// Directories above a log's that may be new with it: topic, all topics, data.
@@ -46,9 +48,10 @@ pub(crate) use unclean::{remove_indexes, remove_segment};
 pub struct RecoveryReport {
     /// Whether the log was closed in order, or is new: nothing was scanned.
     pub was_clean: bool,
-    /// Whether records that were acknowledged may be missing from the end: an unclean stop of a log that acknowledges
-    /// before it syncs.
+    /// Whether the replica must not lead before it caught up with a leader: anything is held against it, or corrupt.
     pub is_suspect: bool,
+    /// What is held against it, now or since an earlier open.
+    pub suspicion: Suspicion,
     /// Frames checked.
     pub frames_scanned: u64,
     /// Bytes of frames checked.
@@ -148,29 +151,56 @@ pub(crate) fn recover(
         listed => listed.map_err(OpenError::io("listing", dir))?,
     };
     let opening = Opening { disk, dir: dir.to_owned(), partition, options, names };
-    let Some(manifest) = opening.load_manifest()? else {
-        return match absent {
-            Absent::Created => opening.create(),
-            Absent::Refused => Err(OpenError::Missing { directory: dir.to_owned() }),
-        };
-    };
-    if opening.is_never_written(&manifest) {
-        // Whoever created it may have been stopped before its name was durable, unless it is known to be.
-        if absent == Absent::Created {
-            sync_directories(&*opening.disk, dir)?;
-        }
-        return Ok(opening.new_log(manifest, opening.remove_garbage(unwritten::is_garbage)));
-    }
-    opening.end_unwritten()?;
-    let clean = Checkpoint::peek_clean(&*opening.disk, dir)
-        .map_err(OpenError::io("reading", dir.join(checkpoint::CLEAN_FILE_NAME)))?;
-    match clean.filter(|clean| opening.is_marker_of(&manifest, clean)) {
-        Some(clean) => clean::open(&opening, manifest, clean),
-        None => unclean::open(&opening, manifest),
-    }
+    let mut recovered = opening.recover(absent)?;
+    let report = &mut recovered.report;
+    report.suspicion.is_damaged |= report.corruption.is_some();
+    report.is_suspect = report.suspicion.is_any();
+    Ok(recovered)
 }
 
 impl Opening<'_> {
+    fn recover(&self, absent: Absent) -> Result<Recovered, OpenError> {
+        let (disk, dir) = (&*self.disk, self.dir.as_path());
+        let Some(manifest) = self.load_manifest()? else {
+            return match absent {
+                Absent::Created => self.create(),
+                Absent::Refused => Err(OpenError::Missing { directory: dir.to_owned() }),
+            };
+        };
+        if self.is_never_written(&manifest) {
+            // Whoever created it may have been stopped before its name was durable, unless it is known to be.
+            if absent == Absent::Created {
+                sync_directories(disk, dir)?;
+            }
+            return self.new_log(manifest, self.remove_garbage(unwritten::is_garbage));
+        }
+        self.end_unwritten()?;
+        let clean = Checkpoint::peek_clean(disk, dir)
+            .map_err(OpenError::io("reading", dir.join(checkpoint::CLEAN_FILE_NAME)))?;
+        match clean.filter(|clean| self.is_marker_of(&manifest, clean)) {
+            Some(clean) => clean::open(self, manifest, clean),
+            None => unclean::open(self, manifest),
+        }
+    }
+
+    /// What was held against the replica before.
+    fn noted_suspicion(&self) -> Result<Suspicion, OpenError> {
+        if !self.has(suspicion::FILE_NAME) {
+            return Ok(Suspicion::default());
+        }
+        Suspicion::load(&*self.disk, &self.dir)
+            .map_err(OpenError::io("reading", self.dir.join(suspicion::FILE_NAME)))
+    }
+
+    /// What is known of the producers is never newer than the log.
+    fn end_producers_at(&self, end: Offset) -> Result<(), OpenError> {
+        if !self.has(producers::FILE_NAME) {
+            return Ok(());
+        }
+        ProducerSnapshot::remove_beyond(&*self.disk, &self.dir, end)
+            .map_err(OpenError::io("removing", self.dir.join(producers::FILE_NAME)))
+    }
+
     fn load_manifest(&self) -> Result<Option<Manifest>, OpenError> {
         let path = || self.dir.join(manifest::FILE_NAME);
         let damaged = |what: String| OpenError::ManifestDamaged { manifest: path(), what };
@@ -206,7 +236,7 @@ impl Opening<'_> {
         unwritten::create(&*self.disk, &self.dir, self.partition)
             .map_err(OpenError::io("creating", marker()))?;
         sync_directories(&*self.disk, &self.dir)?;
-        Ok(self.new_log(Manifest::new(self.partition, Offset::ZERO), Vec::new()))
+        self.new_log(Manifest::new(self.partition, Offset::ZERO), Vec::new())
     }
 
     /// Whether the marker is all that counts, or a manifest without segments is all there is, as earlier versions left it.
@@ -232,7 +262,8 @@ impl Opening<'_> {
         garbage.filter(|name| unclean::remove_garbage(&*self.disk, &self.dir, name)).cloned().collect()
     }
 
-    fn new_log(&self, manifest: Manifest, removed: Vec<String>) -> Recovered {
+    fn new_log(&self, manifest: Manifest, removed: Vec<String>) -> Result<Recovered, OpenError> {
+        let suspicion = self.noted_suspicion()?;
         let tail = Checkpoint {
             segment_serial: 0,
             position: 0,
@@ -242,8 +273,9 @@ impl Opening<'_> {
             leader_epoch: LeaderEpoch(0),
             high_watermark: Offset::ZERO,
             is_synced: self.options.is_synced,
+            is_behind: false,
         };
-        Recovered {
+        Ok(Recovered {
             shared: self.share(Vec::new(), Offset::ZERO, &tail),
             manifest,
             active: None,
@@ -253,8 +285,8 @@ impl Opening<'_> {
             is_marked_clean: false,
             is_cut_unstored: false,
             is_new: true,
-            report: RecoveryReport { was_clean: true, removed, ..RecoveryReport::default() },
-        }
+            report: RecoveryReport { was_clean: true, removed, suspicion, ..RecoveryReport::default() },
+        })
     }
 
     /// Whether the clean marker was written for the log that the manifest lists.

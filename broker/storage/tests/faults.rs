@@ -13,6 +13,7 @@ use quire_storage::disk::{CrashOptions, Disk, Fault, OpenMode, SimDisk, Survival
 use quire_storage::inspect::{self, FindingKind};
 use quire_storage::{
     AppendContext, AppendErrorKind, CloseError, JobKind, Log, LogOptions, OpenError, ReadError, Residency,
+    Scrub,
 };
 
 use harness::{
@@ -388,8 +389,93 @@ fn a_log_that_acknowledges_before_it_syncs_is_suspect_after_an_unclean_stop() {
     });
     assert!(report.is_suspect && report.corruption.is_none(), "{report:?}");
     let (disk, ..) = close(harness);
+    let (mut log, report) = open(&disk, &options()).expect("closed in order");
+    assert!(report.was_clean && report.suspicion.is_unclean, "an orderly stop takes nothing back");
+    log.trust();
+    log.close().expect("nothing is under way");
     let (_, report) = open(&disk, &options()).expect("closed in order");
-    assert!(!report.is_suspect);
+    assert!(report.was_clean && !report.is_suspect, "it caught up");
+}
+
+#[test]
+fn a_replica_whose_sync_failed_is_suspect_until_it_is_trusted() {
+    let mut harness = filled(20);
+    harness.append(vec![new_batch(1, 100, 1, Timestamp(9))]).expect("room");
+    harness.disk.inject(Fault::SyncFails { nth: 1 });
+    harness.settle(SYNC);
+    assert!(harness.log.is_poisoned());
+    for _ in 0..2 {
+        let report = harness.restart(SimDisk::kill);
+        assert!(report.is_suspect && report.suspicion.has_lost_writes, "{report:?}");
+    }
+    harness.log.trust();
+    harness.settle(NO_SYNC);
+    assert!(!harness.log.suspicion().is_any());
+    let report = harness.restart(|disk| disk.crash(&CrashOptions::default()));
+    assert!(!report.is_suspect, "{report:?}");
+}
+
+/// Recovery starts at the checkpoint: damage before it that a reader came across was forgotten with the process.
+#[test]
+fn damage_that_a_reader_found_is_known_to_the_next_open() {
+    for is_closed in [true, false] {
+        let mut harness = filled(21);
+        harness.log.mark_corrupt();
+        let (fresh, _) = open(&SimDisk::new(0), &options()).expect("empty");
+        if is_closed {
+            let log = std::mem::replace(&mut harness.log, fresh);
+            assert!(matches!(log.close(), Err(CloseError::Corrupt)));
+        } else {
+            harness.settle(SYNC);
+            harness.disk.crash(&CrashOptions::default());
+        }
+        let (mut log, report) = open(&harness.disk, &options()).expect("it is served");
+        assert!(report.suspicion.is_damaged && report.corruption.is_none() && log.is_corrupt());
+        log.trust();
+        assert!(log.next_job(NO_SYNC).is_none(), "damage is not made good by trust");
+        log.restart_at(Offset(3));
+        let _ = log.run_jobs(NO_SYNC);
+        assert!(!log.is_corrupt() && !log.suspicion().is_any());
+        harness.disk.crash(&CrashOptions::default());
+        let (log, report) = open(&harness.disk, &options()).expect("it began anew");
+        assert!(!report.is_suspect && log.start_offset() == Offset(3));
+    }
+}
+
+#[test]
+fn a_scrubber_goes_through_every_sealed_segment_and_finds_any_flipped_bit() {
+    let mut harness = filled(22);
+    harness.log.request_checkpoint();
+    harness.settle(SYNC);
+    let sealed = {
+        let mut files = files(&harness.disk, "log");
+        files.pop();
+        files
+    };
+    let scrub = |disk_reader: &quire_storage::LogReader, step: u64| {
+        let (mut rest, mut bytes) = (Some(Scrub::new()), 0);
+        while let Some(scrub) = rest {
+            let done = disk_reader.scrub(scrub, step)?;
+            assert!(done.bytes > 0 || done.rest.is_none(), "every step makes progress");
+            bytes += done.bytes;
+            rest = done.rest;
+        }
+        Ok::<u64, ReadError>(bytes)
+    };
+    let listed = inspect::inspect(&harness.disk, Path::new(DIR)).expect("a log");
+    let lens: Vec<u64> = listed.segments.iter().map(|segment| segment.log_bytes.unwrap_or(0)).collect();
+    let all: u64 = lens[..sealed.len()].iter().sum();
+    for step in [0, 700, 1 << 20] {
+        assert_eq!(scrub(&harness.log.reader(), step).expect("intact"), all);
+    }
+    for (at, path) in sealed.iter().enumerate() {
+        for position in (0..lens[at]).step_by(37) {
+            harness.disk.flip_bit(path, position, (position % 8) as u8);
+            let found = scrub(&harness.log.reader(), 1500);
+            assert!(matches!(found, Err(ReadError::Corrupt { .. })), "byte {position} of {}", path.display());
+            harness.disk.flip_bit(path, position, (position % 8) as u8);
+        }
+    }
 }
 
 #[test]

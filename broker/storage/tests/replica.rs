@@ -7,7 +7,8 @@ use harness::*;
 use proptest::prelude::*;
 use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp};
 use quire_storage::disk::{CrashOptions, Fault, SimDisk};
-use quire_storage::{AppendErrorKind, AppendFramesErrorKind, Log};
+use quire_storage::epochs::EpochCache;
+use quire_storage::{AppendErrorKind, AppendFramesErrorKind, JobKind, Log};
 
 /// Frames of a leader in epochs 0, 1, 2 …, one batch each; as many as there are lengths.
 fn leader(lens: &[usize]) -> Harness {
@@ -138,8 +139,11 @@ proptest! {
         let cut_at = cut(&mut follower).or(Some(follower.log.end_offset()));
         prop_assert_eq!(cut_at, Some(end));
         follower.frames.retain(|frame| frame.header.next_offset() <= end);
-        follower.durable_end = end;
-        prop_assert_eq!((follower.log.end_offset(), follower.log.durable_end()), (end, end));
+        prop_assert_eq!(follower.log.end_offset(), end);
+        if to < leader.end() {
+            follower.durable_end = end;
+        }
+        prop_assert_eq!(follower.log.durable_end(), follower.durable_end);
         prop_assert!(follower.log.high_watermark() <= end);
         let is_in_log = |start: Offset| start < end;
         prop_assert!(follower.log.epochs().entries().iter().all(|entry| is_in_log(entry.start_offset)));
@@ -173,9 +177,11 @@ fn a_stop_at_any_operation_of_a_cut_leaves_the_log_whole_or_cut() {
             let leader = leader(&lens);
             let mut follower = follower(operations);
             take(&mut follower, &leader.frames);
+            tell_of_producers(&mut follower);
             follower.commit();
             follower.log.request_checkpoint();
             follower.settle(SYNC);
+            assert!(follower.log.reader().producers().expect("readable").is_some());
             let end = boundary(&leader.frames, Offset(to));
             follower.log.truncate(Offset(to));
             let job = follower.log.next_job(NO_SYNC).expect("the cut");
@@ -190,12 +196,75 @@ fn a_stop_at_any_operation_of_a_cut_leaves_the_log_whole_or_cut() {
                 found == end || found == leader.end(),
                 "cut to {end} after {operations}: ends at {found}"
             );
+            check_derived(&follower, &leader);
             if went_through {
                 assert!(operations > 3, "a cut does {operations} operations");
                 break;
             }
         }
     }
+}
+
+#[test]
+fn a_stop_at_any_operation_of_a_new_beginning_leaves_the_log_whole_or_empty_there() {
+    let leader = leader(&[300, 1500, 40, 2500, 700, 900]);
+    for (held, from) in [(0, 0), (0, 3), (2, 4), (6, 2), (6, 0)] {
+        let at = leader.frames[from].header.base_offset;
+        for operations in 0.. {
+            let mut follower = follower(operations);
+            take(&mut follower, &leader.frames[..held]);
+            tell_of_producers(&mut follower);
+            follower.commit();
+            follower.log.request_checkpoint();
+            follower.settle(SYNC);
+            follower.log.mark_corrupt();
+            follower.log.restart_at(at);
+            let job = follower.log.next_job(NO_SYNC).expect("the cut");
+            follower.disk.inject(Fault::StopsAfter { operations });
+            drop(job.run());
+            let went_through = !follower.disk.is_stopped();
+            follower.disk.crash(&CrashOptions::default());
+            let (log, report) = open(&follower.disk, &follower.options).expect("nothing is damaged");
+            assert_eq!(report.corruption, None);
+            let found = (log.start_offset(), log.end_offset());
+            let is_whole = found == (Offset::ZERO, follower.end());
+            assert!(is_whole || found == (at, at), "from {at} after {operations}: {found:?}");
+            assert!(!went_through || found == (at, at));
+            follower.frames.truncate(if is_whole { held } else { 0 });
+            follower.log = log;
+            check_derived(&follower, &leader);
+            if went_through {
+                break;
+            }
+        }
+    }
+}
+
+/// As a broker does before a checkpoint; what it knows is the chain.
+fn tell_of_producers(follower: &mut Harness) {
+    let chain = follower.log.chain();
+    follower.log.keep_producers(Bytes::copy_from_slice(&chain.0));
+}
+
+/// What is derived from the frames says what they say, and nothing of what is not in the log.
+fn check_derived(follower: &Harness, leader: &Harness) {
+    let mut epochs = EpochCache::new();
+    for frame in &follower.frames {
+        epochs.assign(frame.header.leader_epoch, frame.header.base_offset).expect("in order");
+    }
+    assert_eq!(follower.log.epochs(), &epochs);
+    let reader = follower.log.reader();
+    let known = reader.producers().expect("readable");
+    let covers = known.as_ref().map_or(Offset::ZERO, |known| known.covers);
+    assert!(covers <= follower.log.end_offset(), "never newer than the log");
+    let covered = leader.frames.iter().rfind(|frame| frame.header.next_offset() <= covers);
+    if let (Some(known), Some(frame)) = (known, covered) {
+        assert_eq!(known.bytes, frame.header.chain.0.as_slice(), "of this history");
+    }
+    let rest: Result<Vec<_>, _> = reader.frames_since(covers).collect();
+    let rest: Vec<_> = rest.expect("intact").into_iter().map(|(header, _)| header).collect();
+    let expected = follower.frames.iter().map(|frame| frame.header);
+    assert_eq!(rest, expected.filter(|header| header.base_offset >= covers).collect::<Vec<_>>());
 }
 
 #[test]
@@ -224,6 +293,156 @@ fn a_log_that_begins_anew_takes_frames_from_there() {
     }
 }
 
+#[derive(Debug, Clone)]
+enum Step {
+    /// The leader appends, in a new leadership or not; of so many bytes.
+    Lead {
+        bytes: usize,
+        is_new_epoch: bool,
+    },
+    /// The follower takes at most so many frames.
+    Follow {
+        frames: usize,
+    },
+    /// The follower leads for a moment, cut off from the others, and appends what nobody else gets.
+    Diverge {
+        bytes: usize,
+    },
+    /// The follower syncs, and tells of its producers.
+    Commit,
+    Checkpoint,
+    Crash,
+    Close,
+    /// The leader deletes what is before so many percent of its log, and the follower after it.
+    Trim {
+        percent: u64,
+    },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => (0usize..1500, prop::bool::weighted(0.2))
+            .prop_map(|(bytes, is_new_epoch)| Step::Lead { bytes, is_new_epoch }),
+        5 => (1usize..6).prop_map(|frames| Step::Follow { frames }),
+        3 => (0usize..1500).prop_map(|bytes| Step::Diverge { bytes }),
+        3 => Just(Step::Commit),
+        1 => Just(Step::Checkpoint),
+        1 => Just(Step::Crash),
+        1 => Just(Step::Close),
+        1 => (0u64..100).prop_map(|percent| Step::Trim { percent }),
+    ];
+    prop::collection::vec(step, 1..60)
+}
+
+/// Cuts the follower where its log is no longer its leader's, or begins it anew where it ends before the leader's log.
+fn reconcile(follower: &mut Harness, leader: &Harness) {
+    let same = follower.frames.iter().zip(leader.frames.iter().skip_while(|frame| {
+        follower.frames.first().is_some_and(|first| frame.header.base_offset < first.header.base_offset)
+    }));
+    let same =
+        same.take_while(|(mine, theirs)| mine == theirs).map(|(mine, _)| mine.header.next_offset()).last();
+    if follower.end() < leader.log_start || (same.is_none() && follower.end() > follower.log_start) {
+        follower.log.restart_at(leader.log_start);
+        assert_eq!(cut(follower), Some(leader.log_start));
+        follower.frames.clear();
+        (follower.durable_end, follower.log_start) = (leader.log_start, leader.log_start);
+        return;
+    }
+    let to = same.unwrap_or(follower.log_start);
+    follower.log.truncate(to);
+    assert_eq!(cut(follower), Some(to));
+    follower.frames.retain(|frame| frame.header.next_offset() <= to);
+    follower.durable_end = follower.log.durable_end();
+    assert!(follower.durable_end <= to);
+}
+
+fn step(follower: &mut Harness, leader: &mut Harness, step: &Step, tag: u8) {
+    match step {
+        Step::Lead { bytes, is_new_epoch } => {
+            leader.epoch.0 += u32::from(*is_new_epoch);
+            leader.append(vec![new_batch(1 + tag as usize % 3, *bytes, tag, Timestamp(5))]).expect("room");
+            leader.commit();
+        }
+        Step::Follow { frames } => {
+            reconcile(follower, leader);
+            let end = follower.end();
+            let missing = leader.frames.iter().filter(|frame| frame.header.base_offset >= end).take(*frames);
+            let missing: Vec<_> = missing.cloned().collect();
+            take(follower, &missing);
+        }
+        Step::Diverge { bytes } => {
+            // Nobody leads twice in one epoch: whoever comes next has a later one.
+            leader.epoch.0 += 2;
+            follower.epoch = LeaderEpoch(leader.epoch.0 - 1);
+            follower.append(vec![new_batch(1, *bytes, !tag, Timestamp(6))]).expect("room");
+        }
+        Step::Commit => {
+            tell_of_producers(follower);
+            follower.settle(SYNC);
+        }
+        Step::Checkpoint => {
+            follower.log.request_checkpoint();
+            follower.settle(NO_SYNC);
+        }
+        Step::Crash => {
+            let report = follower.restart(|disk| disk.crash(&CrashOptions::default()));
+            assert!(!report.suspicion.has_lost_writes && !report.suspicion.is_damaged, "{report:?}");
+        }
+        Step::Close => {
+            tell_of_producers(follower);
+            let before = follower.log.suspicion();
+            let (fresh, _) = open(&SimDisk::new(0), &follower.options).expect("an empty disk");
+            std::mem::replace(&mut follower.log, fresh).close().expect("nothing is under way");
+            follower.durable_end = follower.end();
+            let report = follower.restart(|_| {});
+            assert!(report.was_clean && report.suspicion == before);
+        }
+        Step::Trim { percent } => {
+            let to = Offset(leader.end().0 * percent / 100);
+            let to = leader.frames.iter().map(|frame| frame.header.base_offset).rfind(|base| *base <= to);
+            let Some(to) = to.filter(|to| *to > leader.log_start) else { return };
+            (leader.is_trimmed, follower.is_trimmed) = (true, true);
+            leader.log.advance_log_start(to);
+            leader.settle(SYNC);
+            if to <= follower.log.high_watermark() {
+                follower.log.advance_log_start(to);
+                follower.settle(SYNC);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(config(300))]
+
+    /// However a follower diverges, is cut, stops and goes on: once it has caught up its log is its leader's, byte for
+    /// byte, with the same chain and the same leaderships, and nothing derived from it is of another history.
+    #[test]
+    fn a_follower_that_has_caught_up_is_its_leader(seed: u64, steps in steps()) {
+        let (mut leader, mut follower) = (leader(&[100]), follower(seed));
+        for (tag, each) in steps.iter().enumerate() {
+            step(&mut follower, &mut leader, each, tag as u8);
+            follower.check();
+            if let Some(known) = follower.log.reader().producers().expect("readable") {
+                let frames = &mut follower.frames.iter();
+                let last = frames.rfind(|frame| frame.header.next_offset() == known.covers);
+                if let Some(last) = last {
+                    prop_assert_eq!(known.bytes, last.header.chain.0.as_slice(), "of this history");
+                }
+            }
+        }
+        step(&mut follower, &mut leader, &Step::Follow { frames: usize::MAX }, 0);
+        prop_assert_eq!(follower.log.chain(), leader.log.chain());
+        let start = leader.log_start.max(follower.log_start);
+        let of = |harness: &Harness| read_all(&harness.log.reader(), start, harness.end()).expect("intact");
+        prop_assert_eq!(of(&follower), of(&leader));
+        let (mine, theirs) = (follower.log.epochs(), leader.log.epochs());
+        let all = start.0..leader.end().0;
+        prop_assert!(all.clone().all(|at| mine.epoch_at(Offset(at)) == theirs.epoch_at(Offset(at))));
+        follower.restart(|disk| disk.crash(&CrashOptions::default()));
+    }
+}
+
 #[test]
 fn a_damaged_log_that_begins_anew_forgets_its_damage() {
     let leader = leader(&[300, 1500, 40]);
@@ -231,7 +450,10 @@ fn a_damaged_log_that_begins_anew_forgets_its_damage() {
     take(&mut follower, &leader.frames);
     follower.commit();
     follower.log.mark_corrupt();
-    assert!(follower.log.next_job(SYNC).is_none(), "nothing is done to what is damaged");
+    let job = follower.log.next_job(SYNC).expect("the damage is noted");
+    assert_eq!(job.kind(), JobKind::Judge);
+    let _ = follower.log.complete(job.run());
+    assert!(follower.log.next_job(SYNC).is_none(), "nothing more is done to what is damaged");
     follower.log.restart_at(Offset::ZERO);
     assert_eq!(cut(&mut follower), Some(Offset::ZERO));
     assert!(!follower.log.is_corrupt());

@@ -201,6 +201,7 @@ fn whole_log(manifest: &Manifest, point: Option<&Checkpoint>) -> Scan {
         floor: Offset::ZERO,
         epoch_starts: Vec::new(),
         totals: Totals::default(),
+        is_behind: point.is_some_and(|point| point.is_behind),
         is_rewriting: false,
     }
 }

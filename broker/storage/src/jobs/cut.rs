@@ -1,8 +1,13 @@
 //! Cutting a log: truncating its end, or dropping all of it to begin anew elsewhere.
 //!
-//! Both are one change of the manifest. What must never be beyond the log's end, the checkpoint and the leader epochs, is
-//! lowered before; it fits the log as it was, so that a crash in between only leaves it uncut. The files that go are
-//! removed last.
+//! Both are one change of the manifest. What must never be beyond the log's end, the checkpoint, the leader epochs and what
+//! is known of the producers, is lowered before; it fits the log as it was, so that a crash in between only leaves it
+//! uncut. The checkpoint goes first: from there on recovery reads what the others no longer tell. The files that go are
+//! removed last, and what was held against the replica after them.
+//!
+//! A log that begins anew deletes what it had, damaged or not. Nobody waits for it any more: the replica left the in-sync
+//! and the eligible ones before, and its leader has the records. A copy kept aside would take the room that fetching them
+//! again needs, and would never be served from; who wants to look at it copies the directory of the stopped broker.
 
 use std::io;
 use std::sync::Arc;
@@ -17,9 +22,11 @@ use crate::epochs::EpochCache;
 use crate::frames::{Walk, WalkError};
 use crate::index::SegmentIndex;
 use crate::manifest::{Manifest, Sealed, SegmentEntry};
+use crate::producers::ProducerSnapshot;
 use crate::recovery::{self, FileBytes};
 use crate::segment::{Extent, Segment};
 use crate::shared::Shared;
+use crate::suspicion::Suspicion;
 use crate::{small_file, unwritten};
 
 /// Bytes read at once.
@@ -39,6 +46,8 @@ pub(crate) struct CutWork {
     pub(crate) is_synced: bool,
     /// There was never a segment, and a marker says so.
     pub(crate) is_new: bool,
+    /// Something is held against the replica.
+    pub(crate) is_suspect: bool,
 }
 
 /// Where the log ends after a cut.
@@ -85,6 +94,10 @@ impl Place {
                 recovery::remove_segment(&*self.disk, &self.dir, entry.name);
             }
         }
+        if matches!(work.to, CutTo::Anew(_)) && work.is_suspect {
+            Suspicion::remove(&*self.disk, &self.dir)
+                .map_err(fatal("noting that nothing is held against the replica"))?;
+        }
         Ok(UpkeepDone::Cut(Box::new(done)))
     }
 
@@ -106,9 +119,12 @@ impl Place {
         *last = SegmentEntry { sealed: Some(kept.sealed), ..*last };
         let mut epochs = work.epochs.clone();
         epochs.truncate(kept.sealed.end_offset);
-        epochs.store(&*self.disk, &self.dir).map_err(fatal("writing the leader epochs"))?;
-        kept.point.store(&*self.disk, &self.dir).map_err(fatal("writing a checkpoint"))?;
-        manifest.store(&*self.disk, &self.dir).map_err(fatal("replacing the manifest"))?;
+        let (disk, dir) = (&*self.disk, self.dir.as_path());
+        kept.point.store(disk, dir).map_err(fatal("writing a checkpoint"))?;
+        epochs.store(disk, dir).map_err(fatal("writing the leader epochs"))?;
+        ProducerSnapshot::remove_beyond(disk, dir, kept.sealed.end_offset)
+            .map_err(fatal("removing what is known of the producers"))?;
+        manifest.store(disk, dir).map_err(fatal("replacing the manifest"))?;
         let mut segments = work.shared.segments()[..kept.count - 1].to_vec();
         segments.push(kept.segment);
         Ok(CutDone { manifest, segments, epochs, point: kept.point, is_chain_known: true, is_new: false })
@@ -167,6 +183,7 @@ impl Place {
             leader_epoch: header.leader_epoch,
             high_watermark: work.shared.high_watermark().min(sealed.end_offset),
             is_synced: work.is_synced,
+            is_behind: false,
         };
         let segment = match segment.position() == position {
             true => Arc::clone(segment),
@@ -190,6 +207,7 @@ impl Place {
             leader_epoch: LeaderEpoch(0),
             high_watermark: at,
             is_synced: work.is_synced,
+            is_behind: false,
         };
         let is_new = work.is_new && at == Offset::ZERO;
         let done = CutDone {
@@ -204,9 +222,13 @@ impl Place {
             return Ok(done);
         }
         let (disk, dir) = (&*self.disk, self.dir.as_path());
-        // Without one recovery begins at the front, wherever that is, and asks for no chain before it.
-        small_file::remove(disk, dir, checkpoint::FILE_NAME).map_err(fatal("removing the checkpoint"))?;
-        done.epochs.store(disk, dir).map_err(fatal("writing the leader epochs"))?;
+        if !work.is_new {
+            // Without one recovery begins at the front, wherever that is, and asks for no chain before it.
+            small_file::remove(disk, dir, checkpoint::FILE_NAME).map_err(fatal("removing the checkpoint"))?;
+            done.epochs.store(disk, dir).map_err(fatal("writing the leader epochs"))?;
+            ProducerSnapshot::remove_beyond(disk, dir, Offset::ZERO)
+                .map_err(fatal("removing what is known of the producers"))?;
+        }
         done.manifest.store(disk, dir).map_err(fatal("replacing the manifest"))?;
         if work.is_new {
             unwritten::remove(disk, dir, done.manifest.partition)

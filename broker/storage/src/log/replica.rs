@@ -11,6 +11,7 @@ use super::{Log, Upkeep};
 use crate::disk::DiskFile;
 use crate::error::{AppendErrorKind, AppendFramesError, AppendFramesErrorKind};
 use crate::jobs::{CutDone, CutTo, CutWork};
+use crate::suspicion::Suspicion;
 
 impl Log {
     /// Writes frames of a leader with one call, byte for byte; returns their headers, in order. Each must continue the
@@ -30,12 +31,28 @@ impl Log {
             let records = last.next_offset().since(self.tail.next_offset);
             let bytes = frames.iter().map(|frame| frame.len() as u64).sum();
             let file = self.prepare(bytes, records)?;
+            self.note_behind(&headers)?;
             self.write_frames(&*file, &frames)?;
             self.appended(&headers);
             self.is_chain_known = true;
             Ok(headers)
         });
         written.map_err(|kind| AppendFramesError { kind, frames })
+    }
+
+    /// Recovery takes a durable floor above a bad frame for a proof that the frame was on this disk. A follower that has
+    /// not caught up gets frames of which that is not true; before it writes any the checkpoint has to say so.
+    fn note_behind(&mut self, headers: &[FrameHeader]) -> Result<(), AppendErrorKind> {
+        let durable = self.durable.next_offset;
+        let Some(last) = headers.iter().rfind(|header| header.durable_floor > durable) else {
+            return Ok(());
+        };
+        if !self.upkeep.is_behind_noted {
+            self.upkeep.is_note_due = true;
+            return Err(AppendErrorKind::NoSpaceYet);
+        }
+        self.behind_to = last.next_offset();
+        Ok(())
     }
 
     fn write_frames(&mut self, file: &dyn DiskFile, frames: &[Bytes]) -> Result<(), AppendErrorKind> {
@@ -116,6 +133,7 @@ impl Log {
             index_interval: self.options.index_interval_bytes,
             is_synced: self.options.is_synced,
             is_new: self.upkeep.is_new,
+            is_suspect: self.suspicion.is_any() || self.is_corrupt(),
         }
     }
 
@@ -132,13 +150,19 @@ impl Log {
         self.is_chain_known = is_chain_known;
         self.epochs = epochs;
         self.acked_unsynced_to = self.acked_unsynced_to.min(end);
+        self.behind_to = self.behind_to.min(end);
         self.flush.unsynced_bytes = 0;
         self.flush.sealed.clear();
+        self.producers = self.producers.take().filter(|known| known.covers <= end && !is_anew);
+        self.producers_told_to = self.producers.as_ref().map_or(self.start_offset(), |known| known.covers);
         if is_anew {
             self.corruption = None;
             self.is_marked_corrupt = false;
+            self.suspicion = Suspicion::default();
         }
+        let verdict = self.upkeep.verdict.take().filter(|_| !is_anew);
         self.upkeep = Upkeep::new(false, false, is_new, end);
+        self.upkeep.verdict = verdict;
         end
     }
 }

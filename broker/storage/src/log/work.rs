@@ -14,12 +14,13 @@ use crate::disk::DiskFile;
 use crate::error::{AppendErrorKind, CloseError};
 use crate::jobs::{
     CheckpointWork, CutTo, Failure, FailureKind, GrowWork, IndexToStore, Job, JobDone, OpenWork, Outcome,
-    Place, RetainWork, RollWork, SyncWork, UpkeepDone, UpkeepWork,
+    Place, RetainWork, RollWork, SyncWork, UpkeepDone, UpkeepWork, Verdict,
 };
 use crate::manifest::{Sealed, SegmentName};
 use crate::poison::PoisonReason;
 use crate::segment::Segment;
 use crate::small_file;
+use crate::suspicion::Suspicion;
 
 /// The first allocation for a segment (bytes): what a log with a few records takes on disk.
 const FIRST_STEP_BYTES: u64 = 64 * 1024;
@@ -88,6 +89,10 @@ pub(super) struct Upkeep {
     pub(super) is_checkpoint_due: bool,
     /// The last attempt to write a checkpoint found no room.
     is_checkpoint_refused: bool,
+    /// The checkpoint on disk says that durable floors prove nothing.
+    pub(super) is_behind_noted: bool,
+    /// An append waits for a checkpoint that says so.
+    pub(super) is_note_due: bool,
     /// The clean marker of the last shutdown is still there; it goes before anything is changed.
     pub(super) is_marked_clean: bool,
     /// The manifest on disk does not list yet where recovery cut the log. The next change of it does.
@@ -101,6 +106,8 @@ pub(super) struct Upkeep {
     is_seal_due: bool,
     /// The log is to be cut; nothing is appended before it was.
     pub(super) cut: Option<CutTo>,
+    /// What is to be noted of the replica's trustworthiness.
+    pub(super) verdict: Option<Verdict>,
     /// Segments before this offset are to be deleted.
     retain_from: Option<Offset>,
     /// Bytes synced since the last checkpoint.
@@ -139,8 +146,11 @@ impl Log {
     pub fn next_job(&mut self, want: Want) -> Option<Job> {
         // A log that begins anew leaves its damage behind.
         let begins_anew = matches!(self.upkeep.cut, Some(CutTo::Anew(_)));
-        if self.is_poisoned() || (self.is_corrupt() && !begins_anew) {
+        if self.is_poisoned() {
             return None;
+        }
+        if self.is_corrupt() && !begins_anew {
+            return self.next_verdict();
         }
         if want.sync
             && !self.is_cutting()
@@ -153,13 +163,26 @@ impl Log {
             return None;
         }
         let work = self.next_upkeep()?;
+        Some(self.upkeep_job(work))
+    }
+
+    /// All that is done to a damaged log: the next open is to know of it.
+    fn next_verdict(&mut self) -> Option<Job> {
+        if self.upkeep.is_under_way {
+            return None;
+        }
+        let verdict = self.upkeep.verdict.take()?;
+        Some(self.upkeep_job(UpkeepWork::Judge(verdict)))
+    }
+
+    fn upkeep_job(&mut self, work: UpkeepWork) -> Job {
         self.upkeep.is_under_way = true;
         let place = Place {
             disk: Arc::clone(&self.shared.disk),
             dir: self.shared.dir.clone(),
             is_marked_clean: self.upkeep.is_marked_clean,
         };
-        Some(Job::upkeep(place, work))
+        Job::upkeep(place, work)
     }
 
     /// Takes back the result of a job.
@@ -222,6 +245,10 @@ impl Log {
     }
 
     pub(super) fn finish(mut self) -> Result<(), CloseError> {
+        if let Some(verdict) = self.upkeep.verdict.take() {
+            self.upkeep_job(UpkeepWork::Judge(verdict)).run().into_result()?;
+            self.upkeep.is_marked_clean = false;
+        }
         let is_untouched = self.upkeep.is_marked_clean && !self.upkeep.is_checkpoint_due;
         if is_untouched || self.upkeep.is_new {
             return Ok(());
@@ -259,6 +286,7 @@ impl Log {
         let active = self.active.as_ref().filter(|active| active.segment.end() > self.durable.next_offset);
         let active = active.and_then(|active| active.file.clone());
         Some(SyncWork {
+            shared: Arc::clone(&self.shared),
             files: sealed.chain(active).collect(),
             point: self.tail,
             bytes: self.flush.unsynced_bytes,
@@ -266,8 +294,13 @@ impl Log {
     }
 
     fn next_upkeep(&mut self) -> Option<UpkeepWork> {
-        if let Some(to) = self.upkeep.cut {
-            return Some(UpkeepWork::Cut(self.cut_work(to)));
+        match self.upkeep.cut {
+            Some(CutTo::End(to)) if self.is_nothing_beyond(to) => return Some(UpkeepWork::CutNothing),
+            Some(to) => return Some(UpkeepWork::Cut(self.cut_work(to))),
+            None => {}
+        }
+        if let Some(verdict) = self.upkeep.verdict.take() {
+            return Some(UpkeepWork::Judge(verdict));
         }
         let wanted = self.upkeep.space.take();
         self.upkeep.is_for_append = wanted.is_some();
@@ -277,6 +310,9 @@ impl Log {
                 SpaceWanted::Grow { end } => self.grow_work(end)?,
                 SpaceWanted::Roll { bytes } => self.roll_work(bytes),
             });
+        }
+        if self.upkeep.is_note_due && !self.upkeep.is_new {
+            return Some(UpkeepWork::Checkpoint(self.checkpoint_work()));
         }
         if std::mem::take(&mut self.upkeep.is_seal_due) && self.has_active_frames() {
             return Some(self.roll_work(0));
@@ -296,6 +332,13 @@ impl Log {
             return Some(UpkeepWork::Checkpoint(self.checkpoint_work()));
         }
         None
+    }
+
+    /// Whether a cut there would only seal a segment: one for every change of leader would be many for a log that is
+    /// written little. A leadership that began at the end and wrote nothing is cut off too.
+    fn is_nothing_beyond(&self, to: Offset) -> bool {
+        let end = self.tail.next_offset;
+        to >= end && self.epochs.latest().is_none_or(|latest| latest.start_offset < end)
     }
 
     /// Whether there is anything to seal: an empty segment is of no use to anyone.
@@ -365,13 +408,26 @@ impl Log {
         Some(UpkeepWork::Retain(RetainWork { shared: Arc::clone(&self.shared), manifest, removed }))
     }
 
-    fn checkpoint_work(&self) -> CheckpointWork {
+    pub(super) fn is_checkpoint_near(&self) -> bool {
+        self.upkeep.is_checkpoint_due
+            || self.upkeep.synced_bytes >= self.options.checkpoint_interval_bytes / 2
+    }
+
+    fn checkpoint_work(&mut self) -> CheckpointWork {
         let checkpoint = Checkpoint {
             high_watermark: self.high_watermark(),
             is_synced: self.options.is_synced && self.durable.next_offset >= self.acked_unsynced_to,
+            is_behind: self.upkeep.is_note_due || self.durable.next_offset < self.behind_to,
             ..self.durable
         };
-        CheckpointWork { checkpoint, epochs: self.epochs.clone(), indexes: self.unstored_indexes() }
+        let durable = self.durable.next_offset;
+        let producers = self.producers.take_if(|known| known.covers <= durable);
+        CheckpointWork {
+            checkpoint,
+            epochs: self.epochs.clone(),
+            indexes: self.unstored_indexes(),
+            producers,
+        }
     }
 
     /// The indexes, up to the durable end, that are not in their files.
@@ -468,10 +524,19 @@ impl Log {
                 completed.cut = Some(self.was_cut(*done));
                 completed.space = true;
             }
+            UpkeepDone::CutNothing => {
+                self.upkeep.cut = None;
+                completed.cut = Some(self.tail.next_offset);
+                completed.space = true;
+            }
+            UpkeepDone::Judged(Verdict::Suspect(why)) => self.suspicion = self.suspicion.and(why),
+            UpkeepDone::Judged(Verdict::Trusted) => self.suspicion = Suspicion::default(),
             UpkeepDone::Checkpointed { checkpoint, stored } => {
                 stored.iter().for_each(|segment| segment.index_was_stored());
                 self.upkeep.checkpoint = checkpoint.next_offset;
                 self.upkeep.is_checkpoint_refused = false;
+                self.upkeep.is_behind_noted = checkpoint.is_behind;
+                completed.space = checkpoint.is_behind && std::mem::take(&mut self.upkeep.is_note_due);
                 self.upkeep.synced_bytes = 0;
             }
         }

@@ -81,6 +81,16 @@ impl<'a> Source<'a> {
         Ok(source)
     }
 
+    /// For telling what is wrong with bytes that were read from elsewhere.
+    pub(super) fn unmapped(
+        shared: &'a Shared,
+        segment: &'a Arc<Segment>,
+        residency: Residency,
+    ) -> Source<'a> {
+        let end = segment.position();
+        Source { shared, segment, residency, end, recent_from: end, map: None }
+    }
+
     /// Whole frames, starting with the one that holds `from`.
     pub(super) fn read_from(
         &self,
@@ -192,7 +202,7 @@ impl<'a> Source<'a> {
         Ok(())
     }
 
-    fn io(&self, source: io::Error) -> ReadError {
+    pub(super) fn io(&self, source: io::Error) -> ReadError {
         let log_start = self.shared.log_start();
         match source.kind() {
             // Retention was faster.
@@ -263,7 +273,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    fn corrupt(&self, offset: Offset, position: u64, what: impl Display) -> ReadError {
+    pub(super) fn corrupt(&self, offset: Offset, position: u64, what: impl Display) -> ReadError {
         ReadError::Corrupt { offset, segment: self.segment.file_name(), position, what: what.to_string() }
     }
 }

@@ -19,7 +19,8 @@ pub(super) fn open(
     manifest: Manifest,
     clean: Checkpoint,
 ) -> Result<Recovered, OpenError> {
-    let mut report = RecoveryReport { was_clean: true, ..RecoveryReport::default() };
+    let suspicion = opening.noted_suspicion()?;
+    let mut report = RecoveryReport { was_clean: true, suspicion, ..RecoveryReport::default() };
     let mut segments = Vec::with_capacity(manifest.segments.len());
     let mut active = None;
     for entry in &manifest.segments {

@@ -60,6 +60,8 @@ pub(crate) struct Scan {
     pub(crate) floor: Offset,
     pub(crate) epoch_starts: Vec<EpochStart>,
     pub(crate) totals: Totals,
+    /// Durable floors say nothing of this disk: see [`crate::checkpoint::Checkpoint::is_behind`].
+    pub(crate) is_behind: bool,
     /// Whether good frames are written again where they are, and synced.
     pub(crate) is_rewriting: bool,
 }
@@ -78,6 +80,8 @@ pub(crate) struct Totals {
 pub(crate) struct Cut {
     /// Which piece ends there; later ones are dropped.
     pub(crate) piece: usize,
+    /// A later frame was appended when what is cut off here was committed, on other disks at least.
+    pub(crate) is_loss_possible: bool,
     bad: Bad,
 }
 
@@ -96,8 +100,11 @@ pub(crate) fn run(
             continue;
         };
         let was_synced = bad.was_synced || scan.expected < scan.synced_end;
-        if !was_synced && !scan.is_loss_proven(&pieces[at..], bad.position + 1)? {
-            return Ok(Some(Cut { piece: at, bad }));
+        if !was_synced {
+            let is_committed = scan.is_loss_proven(&pieces[at..], bad.position + 1)?;
+            if !is_committed || scan.is_behind {
+                return Ok(Some(Cut { piece: at, is_loss_possible: is_committed, bad }));
+            }
         }
         let intact = scan.next_intact(&pieces[at..], bad.position + 1)?;
         let known_end = pieces.iter().map(Piece::known_end).fold(scan.synced_end, Offset::max);
@@ -193,7 +200,7 @@ impl Scan {
             position,
             bytes: content_end.map_or(0, |end| end - position),
             why: cut.bad.why.clone(),
-            synced_end: self.synced_end.max(self.floor),
+            synced_end: if self.is_behind { self.synced_end } else { self.synced_end.max(self.floor) },
             suspicion: piece.suspicion(position)?,
         }))
     }

@@ -36,13 +36,18 @@ pub(super) fn open(opening: &Opening<'_>, manifest: Manifest) -> Result<Recovere
     let (disk, dir) = (&*opening.disk, opening.dir.as_path());
     Checkpoint::take_clean(disk, dir)
         .map_err(OpenError::io("removing", dir.join(checkpoint::CLEAN_FILE_NAME)))?;
-    let mut report = RecoveryReport::default();
+    let noted = opening.noted_suspicion()?;
+    let mut report = RecoveryReport { suspicion: noted, ..RecoveryReport::default() };
     let loaded = load_checkpoint(opening, &mut report)?;
-    report.is_suspect = !(opening.options.is_synced && loaded.is_none_or(|point| point.is_synced));
+    report.suspicion.is_unclean |= !(opening.options.is_synced && loaded.is_none_or(|point| point.is_synced));
     let start = loaded.and_then(|point| start_at(&manifest, point));
     let start = start.unwrap_or_else(|| start_of_log(&manifest, opening.options.is_synced));
     report.corruption = missing_segment(opening, &manifest.segments[..start.segment]);
     let mut pieces = pieces(opening, &manifest, &start, &mut report)?;
+    if report.suspicion != noted {
+        // Before anything is changed: the next open may find nothing that tells of it.
+        report.suspicion.add_if_possible(disk, dir);
+    }
     let mut scan = start.scan(opening);
     let failed = |error| OpenError::io("scanning", dir)(error);
     let cut = scan::run(&mut scan, &mut pieces, &mut report.corruption).map_err(failed)?;
@@ -128,6 +133,7 @@ fn start_of_log(manifest: &Manifest, is_synced: bool) -> Start {
         leader_epoch: LeaderEpoch(0),
         high_watermark: manifest.log_start,
         is_synced,
+        is_behind: false,
     };
     let chain = (offset == Offset::ZERO).then_some(Chain::START);
     Start { segment: 0, point, position: 0, chain }
@@ -146,6 +152,7 @@ impl Start {
             floor: self.point.high_watermark,
             epoch_starts: Vec::new(),
             totals: Totals::default(),
+            is_behind: self.point.is_behind,
             is_rewriting: true,
         }
     }
@@ -197,6 +204,7 @@ fn piece<'a>(
         // A write of the last process was lost unseen, and the first to sync is told. What can be read now is checked,
         // and what is good is written again and synced again.
         tracing::warn!(segment = %path.display(), %error, "a write of the last process was lost");
+        report.suspicion.has_lost_writes = true;
     }
     let limit = entry.sealed.map_or(len, |sealed| sealed.len.min(len));
     let mut index = SegmentIndex::new(entry.name.base_offset);
@@ -266,6 +274,7 @@ impl Ending<'_> {
         sync_directories(disk, dir)?;
         self.report.removed = self.remove_unlisted(on_disk.as_ref().unwrap_or(&self.manifest));
         let tail = self.tail();
+        self.opening.end_producers_at(tail.next_offset)?;
         let epochs = self.epochs(&tail)?;
         let is_stored = self.store_derived(&tail, &epochs)?;
         let segments = self.segments(is_stored);
@@ -299,6 +308,11 @@ impl Ending<'_> {
             return Ok(None);
         }
         self.report.torn_tail = torn;
+        if cut.is_loss_possible {
+            // A write interrupted before the replica had caught up, or damage after: others have what is missing here.
+            self.report.suspicion.is_unclean = true;
+            self.report.suspicion.add_if_possible(disk, dir);
+        }
         let on_disk = self.manifest.clone();
         let at = cut.piece;
         let entries = &mut self.manifest.segments;
@@ -338,6 +352,7 @@ impl Ending<'_> {
             leader_epoch: self.scan.leader_epoch,
             high_watermark: self.scan.floor.min(self.scan.expected),
             is_synced: self.opening.options.is_synced,
+            is_behind: false,
         }
     }
 
