@@ -4,7 +4,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::{bench, broker, completions, consume, demo, dev, log, produce, topic};
+use crate::{bench, broker, completions, consume, demo, dev, drill, log, produce, topic};
 
 /// Quire: an event log whose acknowledgements are on disk.
 #[derive(Debug, Parser)]
@@ -55,6 +55,8 @@ pub enum Command {
     Topic(topic::TopicCommand),
     /// run a broker from a config file
     Broker(broker::BrokerArgs),
+    /// kill leaders under load, then account for every record
+    Drill(drill::DrillArgs),
     /// measure throughput and latency
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -70,7 +72,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Start here", &["demo", "dev"]),
     ("Events", &["produce", "consume", "topic"]),
     ("Operations", &["broker", "completions"]),
-    ("Proof", &["bench", "log"]),
+    ("Proof", &["drill", "bench", "log"]),
 ];
 
 /// The command line with its grouped help.

@@ -38,6 +38,9 @@ pub struct BrokerArgs {
     /// Log in JSON, one object a line
     #[arg(long)]
     pub(crate) log_json: bool,
+    /// Stop cleanly when standard input ends as well: whoever started the broker is gone then, however it went
+    #[arg(long, hide = true)]
+    stop_on_eof: bool,
 }
 
 impl BrokerArgs {
@@ -72,12 +75,20 @@ pub async fn run(args: &BrokerArgs) -> Result<Exit, Failure> {
     let starting = Broker::from_config(config);
     let Some(broker) = embedded::start(starting, &mut stop).await? else { return Ok(Exit::Done) };
     tell_service_manager(NotifyState::Ready);
-    stop.stop().await;
+    tokio::select! {
+        () = stop.stop() => {}
+        () = end_of_input(), if args.stop_on_eof => {}
+    }
     tell_service_manager(NotifyState::Stopping);
     stop.force_on_next();
     let report = broker.shutdown().await;
     output::note(&dev::stopping(&report));
     Ok(if report.clean { Exit::Done } else { Exit::Failed })
+}
+
+/// What comes is nothing to anybody, and a failure to read is an end as well.
+async fn end_of_input() {
+    let _ = tokio::io::copy(&mut tokio::io::stdin(), &mut tokio::io::sink()).await;
 }
 
 /// Nobody may be listening, which is no failure.

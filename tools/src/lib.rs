@@ -56,6 +56,7 @@ async fn dispatch(profile: Option<&str>, command: Command) -> Result<Exit, Failu
         Command::Topic(command) => topic::run(profile, &command).await,
         Command::Produce(args) => produce::run(profile, &args).await,
         Command::Consume(args) => consume::run(profile, &args).await,
+        Command::Drill(args) => drill::run(profile, &args).await,
         Command::Bench(command) => bench::run(profile, &command).await,
         Command::Completions(args) => completions::run(&args),
         Command::Log(command) => log::run(&command),

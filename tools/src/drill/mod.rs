@@ -1,8 +1,375 @@
 //! `quire drill`: kill leaders under load, then account for every record.
 //!
-//! Its parts serve the tests too: the [`history`] of what clients asked for and were answered, and the [`checks`] that
-//! judge it, and the [`relay`] between processes that spoils what passes.
+//! ```text
+//! plan (from a seed) ─► chaos ─► cluster (processes)
+//!                                   ▲
+//! workload (producers, consumers) ──┘ ─► record ─► history on disk
+//!                                              └─► checks ─► verdict
+//! ```
+//! Its parts serve the tests too: the [`history`] of what clients asked for and were answered, the [`checks`] that judge it,
+//! the [`cluster`] of processes, and the [`relay`] between them.
 
+pub mod availability;
+pub mod chaos;
 pub mod checks;
+pub mod cluster;
 pub mod history;
+pub mod payload;
+pub mod plan;
+pub mod record;
 pub mod relay;
+pub mod report;
+pub mod workload;
+
+mod display;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use quire_client::{Client, Profile};
+use tempfile::TempDir;
+use tokio::time::sleep;
+
+use crate::args::JsonArg;
+use crate::failure::{Exit, Failure, describe_io};
+use crate::output::{self, Palette, thousands};
+use crate::signals::StopSignals;
+use crate::time;
+
+use cluster::{Cluster, ClusterError};
+use display::Display;
+use plan::{Scenario, plan};
+use record::Record;
+use report::Report;
+use workload::{Load, Workload};
+
+const PARTITIONS: u32 = 8;
+const PRODUCERS: u32 = 4;
+const CONSUMERS: u32 = 2;
+
+/// Kill leaders under load, then account for every record.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+It starts a broker of its own in a temporary folder, writes to 8 partitions from 4 producers and reads with 2 consumers,
+kills, pauses, cuts off or restarts it as asked, and in the end reads every partition once more. The verdict is that of the
+history of every request and answer: exit code 0 if it is clean, 1 if not. What failed is kept: history, logs and data.
+
+The same seed does the same to the cluster at the same times.")]
+pub struct DrillArgs {
+    /// kill -9 the leader of a partition, again and again (default)
+    #[arg(long, group = "scenario")]
+    kill_leader: bool,
+    /// Stop the leader of a partition for a while (SIGSTOP), so that it comes back believing that it leads
+    #[arg(long, group = "scenario")]
+    pause_leader: bool,
+    /// kill -9 every broker at once
+    #[arg(long, group = "scenario")]
+    kill_all: bool,
+    /// Cut the link between clients and the leader of a partition for a while, both ways
+    #[arg(long, group = "scenario")]
+    partition: bool,
+    /// Stop every broker in order and start it again, one after the other
+    #[arg(long, group = "scenario")]
+    rolling_restart: bool,
+    /// How long there is load, and trouble
+    #[arg(long, default_value = "45s", value_name = "TIME", value_parser = duration)]
+    duration: Duration,
+    /// Records a second, over all producers
+    #[arg(long, default_value_t = 2000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    rate: u32,
+    /// What decides when, to whom and for how long [default: another each time]
+    #[arg(long, value_name = "SEED", value_parser = seed)]
+    seed: Option<u32>,
+    /// Load and check a running cluster, the profile's, and do nothing to it
+    #[arg(long, conflicts_with = "scenario")]
+    cluster: bool,
+    /// Keep history, logs and data in this folder, whatever the verdict
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
+    #[command(flatten)]
+    output: JsonArg,
+}
+
+impl DrillArgs {
+    /// What is done to the cluster; nothing to one that is not ours.
+    fn scenario(&self) -> Option<Scenario> {
+        match self {
+            DrillArgs { cluster: true, .. } => None,
+            DrillArgs { pause_leader: true, .. } => Some(Scenario::PauseLeader),
+            DrillArgs { partition: true, .. } => Some(Scenario::Partition),
+            DrillArgs { kill_all: true, .. } => Some(Scenario::KillAll),
+            DrillArgs { rolling_restart: true, .. } => Some(Scenario::RollingRestart),
+            DrillArgs { .. } => Some(Scenario::KillLeader),
+        }
+    }
+
+    fn again(&self, seed: u32) -> String {
+        let scenario = self.scenario().map_or("--cluster", Scenario::option);
+        let mut again = format!("{scenario} --seed {seed:#010x}");
+        if self.duration != Duration::from_secs(45) {
+            again.push_str(&format!(" --duration {}", time::show_span(self.duration)));
+        }
+        if self.rate != 2000 {
+            again.push_str(&format!(" --rate {}", self.rate));
+        }
+        again
+    }
+
+    fn load(&self, seed: u32, brokers: u32) -> Load {
+        Load {
+            topic: format!("drill-{seed:08x}"),
+            partitions: PARTITIONS,
+            replicas: brokers.min(3),
+            in_sync_min: 2.min(brokers),
+            producers: PRODUCERS,
+            consumers: CONSUMERS,
+            rate: f64::from(self.rate),
+            seed: u64::from(seed),
+        }
+    }
+}
+
+/// Runs a drill; the exit code is its verdict.
+///
+/// # Errors
+/// If there is no cluster to put under load.
+pub async fn run(profile: Option<&str>, args: &DrillArgs) -> Result<Exit, Failure> {
+    if profile.is_some() && !args.cluster && std::env::var_os(quire_client::PROFILE_VARIABLE).is_none() {
+        return Err(Failure::usage("a drill uses no profile unless it is of a running cluster")
+            .hint("add --cluster, or leave out --profile"));
+    }
+    let mut stop = StopSignals::listen()?;
+    let folder = Folder::of(args.keep.as_deref())?;
+    let drilled = tokio::select! {
+        drilled = drill(profile, args, folder.path()) => Some(drilled),
+        () = stop.stop() => None,
+    };
+    // By now every process has ended, however it went.
+    let mut report = match drilled {
+        Some(Ok(report)) => report,
+        Some(Err(failure)) => {
+            let Some(kept) = folder.keep_if_used() else { return Err(failure) };
+            return Err(failure.hint(format!("history, logs and data are kept in {}", kept.display())));
+        }
+        None => return Ok(Exit::Interrupted),
+    };
+    if !report.is_clean() || args.keep.is_some() {
+        report.kept = Some(folder.keep());
+    }
+    match args.output.json {
+        true => output::print_json(&report.json())?,
+        false => output::print(&report.page(Palette::stdout()))?,
+    }
+    Ok(if report.is_clean() { Exit::Done } else { Exit::Failed })
+}
+
+async fn drill(profile: Option<&str>, args: &DrillArgs, folder: &Path) -> Result<Report, Failure> {
+    let seed = args.seed.unwrap_or_else(any_seed);
+    let mut cluster = match args.cluster {
+        true => None,
+        false => {
+            let binary = std::env::current_exe().map_err(|error| {
+                Failure::failed(format!("this program does not find itself: {}", describe_io(&error)))
+            })?;
+            // A relay costs processor time on every datagram: only where there is something to cut.
+            let relay = (args.scenario() == Some(Scenario::Partition)).then_some(u64::from(seed));
+            Some(Cluster::single(&binary, folder, relay).await.map_err(failed)?)
+        }
+    };
+    let profile = match &cluster {
+        Some(cluster) => cluster.profile().map_err(failed)?,
+        None => Profile::load(profile)?,
+    };
+    let client = Client::connect_with(profile).await?;
+    let brokers = match &cluster {
+        Some(cluster) => cluster.brokers(),
+        None => client.admin().describe_cluster().await?.brokers.len() as u32,
+    };
+    let load = args.load(seed, brokers);
+    introduce(&load, brokers, seed);
+    fs::write(folder.join("seed"), format!("{}\n", args.again(seed)))
+        .map_err(|error| Failure::file(folder, &error))?;
+    let report = under_load(args, seed, load, cluster.as_mut(), &client, folder).await;
+    client.close().await;
+    let mut report = report?;
+    if let Some(cluster) = &mut cluster {
+        report.failures.extend(cluster.terminate().await.err().map(|error| error.to_string()));
+        report.failures.extend(cluster.nodes_mut().iter().filter_map(|node| panicked(&node.log())));
+    }
+    Ok(report)
+}
+
+async fn under_load(
+    args: &DrillArgs,
+    seed: u32,
+    load: Load,
+    mut cluster: Option<&mut Cluster>,
+    client: &Client,
+    folder: &Path,
+) -> Result<Report, Failure> {
+    let history = folder.join("history.txt");
+    let record = Record::begin(&history, load.partitions).map_err(|error| Failure::file(&history, &error))?;
+    let record = Arc::new(record);
+    let topic = load.topic.clone();
+    let mut workload = Workload::start(client.clone(), load, Arc::clone(&record)).await?;
+    let display = Display::start(Arc::clone(&record), f64::from(args.rate));
+    let mut faults = Vec::new();
+    let mut failures = Vec::new();
+    if let (Some(cluster), Some(scenario)) = (cluster.as_mut(), args.scenario()) {
+        for step in plan(scenario, args.duration, PARTITIONS, u64::from(seed)) {
+            let announce = |what: &str| display.fault_begins(what);
+            let done = chaos::carry_out(step, cluster, client, &topic, &record, announce).await;
+            match done {
+                Ok(done) => {
+                    display.fault(&done);
+                    faults.push(done);
+                }
+                Err(error) => {
+                    failures.push(error.to_string());
+                    break;
+                }
+            }
+        }
+    }
+    sleep(args.duration.saturating_sub(record.elapsed())).await;
+    let duration = record.elapsed();
+    failures.extend(workload.end_load().await.err().map(|error| format!("a producer gave up: {error}")));
+    display.note(&format!(" {}   load over; every partition is read once more", display::clock(duration)));
+    if let Err(error) = workload.read_everything().await {
+        failures.push(format!("the last reading failed: {error}"));
+    }
+    display.end();
+    let ended = record.end();
+    let (verdict, _) = ended.map_err(|error| Failure::file(&history, &error))?;
+    let brokers = cluster.map_or(0, |cluster| cluster.brokers());
+    let report =
+        Report { again: args.again(seed), seed, brokers, duration, verdict, faults, failures, kept: None };
+    if args.cluster && report.is_clean() {
+        // On a failure it stays: it is what there is to look at.
+        workload.remove_topic().await?;
+    }
+    Ok(report)
+}
+
+fn introduce(load: &Load, brokers: u32, seed: u32) {
+    let palette = Palette::stderr();
+    let replicas = match load.replicas {
+        1 => "RF 1".to_owned(),
+        replicas => format!("RF {replicas}, min ISR {}", load.in_sync_min),
+    };
+    let brokers = output::counted(u64::from(brokers), "broker");
+    output::note(&format!("{}{brokers}, {replicas}, TLS   seed {seed:#010x}", palette.bold("cluster  ")));
+    output::note(&format!(
+        "{}{} producers, {} records/s, {} partitions, {} consumers",
+        palette.bold("load     "),
+        load.producers,
+        thousands(load.rate as u64),
+        load.partitions,
+        load.consumers
+    ));
+}
+
+fn failed(error: ClusterError) -> Failure {
+    Failure::failed(error.to_string())
+}
+
+/// A panic in a broker's log is a defect, whatever clients saw.
+fn panicked(log: &Path) -> Option<String> {
+    let text = fs::read(log).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().find(|line| line.contains("panicked at"))?;
+    Some(format!("{}: {line}", log.display()))
+}
+
+/// Where a drill keeps its files: removed at the end unless they are wanted.
+enum Folder {
+    Temporary(TempDir),
+    Wanted(PathBuf),
+}
+
+impl Folder {
+    fn of(wanted: Option<&Path>) -> Result<Folder, Failure> {
+        let Some(wanted) = wanted else {
+            return crate::embedded::temporary_folder().map(Folder::Temporary);
+        };
+        fs::create_dir_all(wanted).map_err(|error| Failure::file(wanted, &error))?;
+        let mut files = fs::read_dir(wanted).map_err(|error| Failure::file(wanted, &error))?;
+        match files.next() {
+            None => Ok(Folder::Wanted(wanted.to_owned())),
+            Some(_) => Err(Failure::usage(format!("{} is not empty", wanted.display()))
+                .hint("name a new folder with --keep DIR")),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Folder::Temporary(folder) => folder.path(),
+            Folder::Wanted(path) => path,
+        }
+    }
+
+    /// Keeps it if the drill came as far as to leave anything there.
+    fn keep_if_used(self) -> Option<PathBuf> {
+        let is_used = fs::read_dir(self.path()).is_ok_and(|mut files| files.next().is_some());
+        is_used.then(|| self.keep())
+    }
+
+    fn keep(self) -> PathBuf {
+        match self {
+            Folder::Temporary(folder) => folder.keep(),
+            Folder::Wanted(path) => path,
+        }
+    }
+}
+
+/// A seed that was not asked for: any one will do.
+fn any_seed() -> u32 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    crate::bench::random::hash(u64::from(std::process::id()), now.as_nanos() as u64) as u32
+}
+
+/// `0x5eed1f2a`, or the same in decimal digits.
+fn seed(text: &str) -> Result<u32, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    number.map_err(|_| "write a number of 32 bits, such as 0x5eed1f2a".to_owned())
+}
+
+/// `90s`, `5m`, or a bare number of seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
+    let unit = units.iter().find_map(|(name, millis)| Some((text.strip_suffix(name)?, *millis)));
+    let (digits, millis) = unit.unwrap_or((text, 1000));
+    let count: u64 = digits.parse().map_err(|_| "write a time such as 45s or 5m".to_owned())?;
+    let duration = Duration::from_millis(count.saturating_mul(millis));
+    match (Duration::from_secs(4)..=Duration::from_secs(24 * 60 * 60)).contains(&duration) {
+        true => Ok(duration),
+        false => Err("a drill takes from 4s to 24h".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_are_read_as_they_are_shown() {
+        assert_eq!(seed("0x5eed1f2a"), Ok(0x5eed_1f2a));
+        assert_eq!(seed("1592598314"), Ok(0x5eed_1f2a));
+        assert!(seed("0x").is_err() && seed("-1").is_err() && seed("4294967296").is_err());
+    }
+
+    #[test]
+    fn durations_are_read_within_reason() {
+        assert_eq!(duration("45s"), Ok(Duration::from_secs(45)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("10"), Ok(Duration::from_secs(10)));
+        assert_eq!(duration("4500ms"), Ok(Duration::from_millis(4500)));
+        assert!(duration("1s").is_err() && duration("soon").is_err() && duration("25h").is_err());
+    }
+}

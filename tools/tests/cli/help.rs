@@ -21,6 +21,7 @@ Operations
   completions  print completions for a shell
 
 Proof
+  drill        kill leaders under load, then account for every record
   bench        measure throughput and latency
   log          inspect or verify a data directory, offline
 
@@ -39,7 +40,9 @@ fn the_help_is_one_page_in_groups() {
 
 #[test]
 fn every_command_has_help_and_says_what_it_takes() {
-    for command in ["demo", "dev", "produce", "consume", "topic", "broker", "bench", "log", "completions"] {
+    for command in
+        ["demo", "dev", "produce", "consume", "topic", "broker", "drill", "bench", "log", "completions"]
+    {
         let help = Home::new().stdout(&[command, "--help"]);
         assert!(help.contains("Usage: quire") && help.contains("--profile"), "{command}: {help}");
     }
