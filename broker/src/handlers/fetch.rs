@@ -25,7 +25,7 @@ use crate::context::Context;
 use crate::error::RequestError;
 use crate::net::connection::Session;
 use crate::net::message;
-use crate::shard::{PartitionHandle, Watermarks};
+use crate::shard::{PartitionHandle, Watermarks, not_leader};
 use crate::shutdown::Stopping;
 
 const CREDIT_LEN: usize = 8;
@@ -56,7 +56,9 @@ pub(crate) async fn serve(
 ) -> Result<(), RequestError> {
     let header = ConsumeHeader::decode(header).map_err(|error| message::malformed(&error))?;
     let context = &session.context;
-    let partition = context.partitions.find(header.partition)?;
+    // A replica in sync serves what it knows to be committed.
+    let partition = context.partitions.find_replica(header.partition)?;
+    is_readable(&partition)?;
     let next = resolve(context, &partition, header.start).await?;
     let mut consumption = Consumption {
         context,
@@ -86,13 +88,28 @@ async fn resolve(
     let reader = partition.reader();
     match start {
         Start::Beginning => Ok(reader.log_start()),
-        Start::End => Ok(reader.high_watermark()),
-        Start::Offset(offset) => offsets::in_range(reader, offset),
+        Start::End => {
+            offsets::end_is_known(partition)?;
+            Ok(reader.high_watermark())
+        }
+        Start::Offset(offset) => {
+            if offset > reader.high_watermark() {
+                offsets::end_is_known(partition)?;
+            }
+            offsets::in_range(reader, offset)
+        }
         Start::Timestamp(timestamp) => {
+            offsets::end_is_known(partition)?;
             let found = offsets::at_time(context, partition, timestamp).await?;
             Ok(found.offset)
         }
     }
+}
+
+/// Whether what is committed can be read here.
+fn is_readable(partition: &PartitionHandle) -> Result<(), RequestError> {
+    let standing = partition.standing();
+    if standing.is_readable { Ok(()) } else { Err(not_leader(standing.leader)) }
 }
 
 /// What a consumer still takes: granted by the client, overdrawn by at most one frame.
@@ -200,6 +217,7 @@ impl<'a> Consumption<'a> {
             if self.changes.borrow().is_closed {
                 return Err(self.why_closed().into());
             }
+            is_readable(&self.partition)?;
             let (log_start, high_watermark) = self.range();
             if self.next < log_start {
                 return Err(RequestError::out_of_range(self.next, log_start, high_watermark).into());

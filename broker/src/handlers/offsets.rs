@@ -10,7 +10,7 @@ use quire_storage::LogReader;
 
 use crate::context::Context;
 use crate::error::RequestError;
-use crate::shard::PartitionHandle;
+use crate::shard::{PartitionHandle, not_leader};
 
 /// A position, and the timestamp of the record there where one was looked for and found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +62,9 @@ async fn answer(context: &Context, topic: TopicId, wanted: PartitionPosition) ->
 async fn find(context: &Context, partition: &PartitionHandle, at: Option<At>) -> Result<Found, RequestError> {
     let reader = partition.reader();
     let (log_start, high_watermark) = (reader.log_start(), reader.high_watermark());
+    if !matches!(at, Some(At::Beginning(_))) {
+        end_is_known(partition)?;
+    }
     let offset = match at {
         Some(At::Beginning(_)) => log_start,
         Some(At::End(_)) => high_watermark,
@@ -71,6 +74,23 @@ async fn find(context: &Context, partition: &PartitionHandle, at: Option<At>) ->
         None => return Err(RequestError::new(ErrorCode::InvalidRequest, "a position is missing")),
     };
     Ok(Found { offset, timestamp: Timestamp::NONE })
+}
+
+/// Whether this broker knows where the log ends: a leader that just began may know of less than the one before it showed,
+/// and a follower always may.
+///
+/// # Errors
+/// If it does not: it is to be asked again, or the leader is.
+pub(super) fn end_is_known(partition: &PartitionHandle) -> Result<(), RequestError> {
+    let standing = partition.standing();
+    if !standing.is_leading {
+        return Err(not_leader(standing.leader));
+    }
+    if !standing.is_settled {
+        let message = "the leader has just begun, and does not know yet how far the log is committed";
+        return Err(RequestError::new(ErrorCode::Unavailable, message));
+    }
+    Ok(())
 }
 
 /// An offset that can be consumed from: of a record, or of the next one to come.

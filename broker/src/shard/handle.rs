@@ -88,6 +88,8 @@ pub struct Standing {
     pub is_leading: bool,
     /// Whether the leader knows everything that was committed before its time: where the log ends is told only then.
     pub is_settled: bool,
+    /// Whether what is committed can be read here: this broker leads, or follows and is in sync.
+    pub is_readable: bool,
     /// Whether enough replicas are in sync for anything to be committed.
     pub has_enough_replicas: bool,
 }
@@ -446,7 +448,7 @@ impl Partitions {
 }
 
 /// What is told of a partition that another broker leads, or none: nothing of what was asked was done.
-pub(super) fn not_leader(leader: Option<BrokerId>) -> RequestError {
+pub(crate) fn not_leader(leader: Option<BrokerId>) -> RequestError {
     let message = match leader {
         Some(leader) => format!("broker {leader} leads the partition"),
         None => "nobody leads the partition at the moment".to_owned(),

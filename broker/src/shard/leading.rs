@@ -322,6 +322,7 @@ impl Leading {
             leader_epoch: self.leader.leader_epoch(),
             is_leading: true,
             is_settled: self.leader.is_settled(),
+            is_readable: true,
             has_enough_replicas: self.leader.has_enough_replicas(),
         }
     }

@@ -49,6 +49,7 @@ pub use clock::{Clock, Now, SystemClock};
 pub use core::Limits;
 pub use event::{Closed, Event, Fetched, Outcome, Outgoing, ProduceReply, ProduceRequest, SlotProgress};
 pub use flush::{Task, TaskDone};
+pub(crate) use handle::not_leader;
 pub use handle::{PartitionHandle, PartitionState, Partitions, Shared, Standing, Watermarks};
 pub use link::{Downlink, ForFollower, Uplink};
 pub(crate) use pool::Router;

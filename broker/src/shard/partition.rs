@@ -417,6 +417,8 @@ impl Partition {
                 leader_epoch: self.assignment.leader_epoch,
                 is_leading: false,
                 is_settled: false,
+                is_readable: matches!(self.role, Role::Following(_))
+                    && self.assignment.membership.in_sync.contains(&self.core.broker),
                 has_enough_replicas: false,
             },
         };
