@@ -319,7 +319,9 @@ async fn send(handle: &PartitionHandle, text: &str, acks: Acks) -> mpsc::Receive
 
 async fn produce(handle: &PartitionHandle, text: &str) -> Result<(Offset, u32), ErrorCode> {
     let mut replies = send(handle, text, Acks::All).await;
-    let answer = timeout(PATIENCE, replies.recv()).await.expect("answered in time").expect("answered");
+    let answer = timeout(PATIENCE, replies.recv()).await;
+    let answer = answer.unwrap_or_else(|_| panic!("{text} is not answered in time: {:?}", handle.standing()));
+    let answer = answer.expect("answered");
     answer.map(|ack| (ack.base_offset, ack.replicas_on_disk)).map_err(|error| error.code)
 }
 
