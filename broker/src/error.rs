@@ -98,6 +98,7 @@ impl From<ProposeError> for RequestError {
             ProposeError::DiskFull => ErrorCode::DiskFull,
             ProposeError::Unavailable { .. } => ErrorCode::Unavailable,
             ProposeError::Failed { .. } => ErrorCode::StorageFailed,
+            ProposeError::Unknown { .. } => ErrorCode::TimedOut,
             ProposeError::Stopped => return RequestError::shutting_down(),
         };
         RequestError::new(code, error.to_string())

@@ -171,6 +171,8 @@ pub const JOIN_TIME_MAX: Duration = Duration::from_secs(20);
 pub const JOINS_AT_ONCE: u32 = 16;
 /// Then one may ask again after so long each.
 pub const JOIN_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a join token can be used, by default.
+pub const TOKEN_AGE_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 /// Host names and addresses in one broker's certificate.
 pub const CERTIFICATE_NAMES_MAX: usize = 64;
 
@@ -202,6 +204,31 @@ pub const PRODUCER_ID_BLOCK: u64 = 1000;
 pub const BROKER_SESSION_DEFAULT: Duration = Duration::from_secs(1);
 /// A broker says so often that it is there, by default.
 pub const BROKER_HEARTBEAT_INTERVAL: Duration = Duration::from_millis(200);
+/// A segment of a cluster's metadata log is sealed at this size (bytes): what a snapshot made needless goes by segments.
+pub const METADATA_SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
+/// How long a change of the metadata may take, until its outcome is unknown.
+pub const PROPOSE_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Voters of the metadata log; every other node of it only follows.
+pub const CONTROLLERS_MAX: usize = 3;
+/// The metadata log's leader is heard from this often.
+pub const RAFT_HEARTBEAT_INTERVAL: Duration = Duration::from_millis(100);
+/// A voter that did not hear from the leader for a time from here on asks for an election.
+pub const RAFT_ELECTION_TIME_MIN: Duration = Duration::from_millis(500);
+/// See [`RAFT_ELECTION_TIME_MIN`].
+pub const RAFT_ELECTION_TIME_MAX: Duration = Duration::from_millis(1000);
+/// A snapshot takes the place of the metadata log after so many entries.
+pub const RAFT_SNAPSHOT_ENTRIES: u64 = 4096;
+/// Entries sent to another node at once (bytes); one entry may exceed it.
+pub const RAFT_APPEND_BYTES: usize = 1024 * 1024;
+/// One piece of a snapshot on its way to another node (bytes).
+pub const RAFT_SNAPSHOT_PIECE_BYTES: usize = 1024 * 1024;
+/// How long a node may take to answer to one piece of a snapshot: the last one is answered when all is on its disk.
+pub const RAFT_SNAPSHOT_TIME_MAX: Duration = Duration::from_secs(10);
+/// How long a node that asks to join waits for each answer.
+pub const RAFT_JOIN_TIME_MAX: Duration = Duration::from_secs(3);
+/// Most fields of one message of the metadata log, down to the fields of its entries.
+pub const RAFT_MESSAGE_ITEMS_MAX: usize = 256 * 1024;
 /// Syncs and other file jobs under way at once.
 pub const FLUSHERS: usize = 16;
 /// Logs being opened, recovered or closed at once, beside the file jobs of those that are open.
@@ -262,6 +289,10 @@ const _: () = {
     assert!(BATCH_BYTES_MAX <= BATCH_DECOMPRESSED_BYTES_MAX);
     assert!(BATCH_BYTES_MAX as u64 <= CONSUME_CREDIT_BYTES_MAX);
     assert!(HELLO_BYTES_MAX <= RPC_BYTES_MAX);
+    assert!(RAFT_APPEND_BYTES < RPC_BYTES_MAX && RAFT_SNAPSHOT_PIECE_BYTES < RPC_BYTES_MAX);
+    assert!(RAFT_HEARTBEAT_INTERVAL.as_millis() * 3 < RAFT_ELECTION_TIME_MIN.as_millis());
+    assert!(RAFT_ELECTION_TIME_MIN.as_millis() < RAFT_ELECTION_TIME_MAX.as_millis());
+    assert!(SEGMENT_BYTES_MIN <= METADATA_SEGMENT_BYTES);
     assert!(BATCH_BYTES_MAX < INPUT_LINE_BYTES_MAX && INPUT_LINE_BYTES_MAX <= INPUT_BYTES_AHEAD);
     assert!(INPUT_BYTES_AHEAD <= u32::MAX as usize);
     assert!(TOPIC_PARTITIONS_MAX as usize <= RPC_REQUEST_ITEMS_MAX);

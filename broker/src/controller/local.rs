@@ -3,6 +3,7 @@
 //! One thread owns both. It takes every request that is ready, decides them one after another, appends what was
 //! decided with one write and one sync, applies it, shows the new image, and answers in order.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use quire_protocol::batch::{
     self, BatchBuilder, BatchHeader, Compression, Records, RecordsError, TimestampType,
 };
 use quire_protocol::frame::{self, FrameHeader};
-use quire_protocol::{LeaderEpoch, Offset, PartitionIndex, TopicId, TopicPartition, limits};
+use quire_protocol::{BrokerId, LeaderEpoch, Offset, PartitionIndex, TopicId, TopicPartition, limits};
 use quire_storage::disk::Disk;
 use quire_storage::{
     AppendContext, AppendErrorKind, CloseError, Log, LogOptions, NewBatch, OpenError, ReadError, Residency,
@@ -24,7 +25,7 @@ use quire_storage::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Metadata, ProposeError};
+use super::{Metadata, ProposeError, Quorum};
 use crate::error::describe_damage;
 use crate::shard::Clock;
 use crate::threads;
@@ -52,6 +53,7 @@ pub struct LocalMetadataOptions {
 /// The metadata of a single broker.
 #[derive(Debug)]
 pub struct LocalMetadata {
+    broker: BrokerId,
     commands: mpsc::Sender<Command>,
     image: watch::Receiver<Arc<Image>>,
 }
@@ -154,7 +156,7 @@ impl LocalMetadata {
         let (commands, inbox) = mpsc::channel(limits::METADATA_QUEUE_REQUESTS);
         threads::spawn("metadata".to_owned(), move || run(journal, inbox))
             .map_err(MetadataOpenError::Thread)?;
-        Ok(LocalMetadata { commands, image })
+        Ok(LocalMetadata { broker, commands, image })
     }
 
     /// Takes no more requests, and closes the log once those taken are answered.
@@ -187,6 +189,16 @@ impl Metadata for LocalMetadata {
 
     fn changes(&self) -> watch::Receiver<Arc<Image>> {
         self.image.clone()
+    }
+
+    /// A quorum of one, which is node 0.
+    fn quorum(&self) -> Quorum {
+        Quorum {
+            node: 0,
+            leader: Some((0, self.broker)),
+            voters: BTreeMap::from([(0, self.broker)]),
+            ..Quorum::default()
+        }
     }
 }
 

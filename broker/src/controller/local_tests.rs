@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use quire_engine::controller::{CreateTopic, Refusal};
-use quire_protocol::BrokerId;
 use quire_storage::disk::{CrashOptions, Fault, Operation, SimDisk, Survival};
 use quire_storage::remove_log;
 

@@ -22,7 +22,7 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::config::HostPort;
-use crate::controller::ProposeError;
+use crate::controller::{ProposeError, Quorum};
 use crate::handlers;
 use crate::metrics::ShardMetrics;
 use crate::net::authority::{Authority, new_key};
@@ -71,6 +71,10 @@ impl Metadata for SharedMetadata {
 
     fn image(&self) -> Arc<Image> {
         self.image.borrow().clone()
+    }
+
+    fn quorum(&self) -> Quorum {
+        Quorum::default()
     }
 
     fn changes(&self) -> watch::Receiver<Arc<Image>> {

@@ -30,9 +30,15 @@ pub mod join {
     include!(concat!(env!("OUT_DIR"), "/quire.join.v1.rs"));
 }
 
+/// The metadata log between its nodes and on their disks (`proto/raft.proto`).
+#[allow(missing_docs, clippy::all, reason = "generated; documented in the schema")]
+pub mod raft {
+    include!(concat!(env!("OUT_DIR"), "/quire.raft.v1.rs"));
+}
+
 mod request;
 
-pub use request::{InvalidRequest, decode_request};
+pub use request::{InvalidRequest, check_items, decode_request};
 
 use crate::error_code::ErrorCode;
 

@@ -15,8 +15,8 @@ pub enum InvalidRequest {
     /// Longer than any control message.
     #[error("request of {0} bytes exceeds the limit of {max}", max = limits::RPC_BYTES_MAX)]
     TooLong(usize),
-    /// More fields than [`limits::RPC_REQUEST_ITEMS_MAX`].
-    #[error("request asks for more than {max} items", max = limits::RPC_REQUEST_ITEMS_MAX)]
+    /// More fields than any honest one has.
+    #[error("request asks for too many items at once")]
     TooManyItems,
     /// Not protobuf, or not of the schema.
     #[error("request is malformed: {0}")]
@@ -31,21 +31,24 @@ pub fn decode_request(bytes: &[u8]) -> Result<Request, InvalidRequest> {
     if bytes.len() > limits::RPC_BYTES_MAX {
         return Err(InvalidRequest::TooLong(bytes.len()));
     }
-    check_items(bytes)?;
+    check_items(bytes, limits::RPC_REQUEST_ITEMS_MAX)?;
     Request::decode(bytes).map_err(|error| InvalidRequest::Malformed(error.to_string()))
 }
 
-/// Counts the fields of a request's bodies. One level down is enough: what is repeated stands there.
-fn check_items(mut request: &[u8]) -> Result<(), InvalidRequest> {
+/// Counts the fields of a message and of its bodies. One level down is enough: what is repeated stands there.
+///
+/// # Errors
+/// If there are more than `items_max`, or it is not protobuf.
+pub fn check_items(mut request: &[u8], items_max: usize) -> Result<(), InvalidRequest> {
     let mut items = 0;
     while !request.is_empty() {
         let mut body = take_field(&mut request)?;
         items += 1;
-        while !body.is_empty() && items <= limits::RPC_REQUEST_ITEMS_MAX {
+        while !body.is_empty() && items <= items_max {
             take_field(&mut body)?;
             items += 1;
         }
-        if items > limits::RPC_REQUEST_ITEMS_MAX {
+        if items > items_max {
             return Err(InvalidRequest::TooManyItems);
         }
     }

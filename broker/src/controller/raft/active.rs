@@ -1,0 +1,204 @@
+//! What the active controller does of its own accord: it listens to the brokers, and fences those it does not hear.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use quire_engine::Time;
+use quire_engine::controller::image::BrokerState;
+use quire_engine::controller::liveness::{self, Action, Input, Liveness};
+use quire_engine::controller::proposals::Leadership;
+use quire_engine::controller::{Image, Record, Request};
+use quire_engine::machine::Reactive;
+use quire_protocol::BrokerId;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::{Attempt, Node, RaftMetadata};
+
+/// A broker says that it is alive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// Which, as its certificate says.
+    pub broker: BrokerId,
+    /// The registration it lives in.
+    pub epoch: u64,
+    /// Entries of the metadata log that it has applied.
+    pub applied: u64,
+    /// It wants to stop, and its leaderships to move away first.
+    pub wants_drain: bool,
+}
+
+/// What it is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeartbeatAnswer {
+    /// The active controller heard it.
+    Heard {
+        /// It leads nothing, and is in no in-sync set that grows.
+        is_fenced: bool,
+        /// It leads nothing any more, and may stop.
+        may_stop: bool,
+    },
+    /// The registration is not the broker's any more: it has to register anew.
+    Stale,
+    /// Another node is the active controller; its broker, if it is known.
+    Elsewhere(Option<BrokerId>),
+}
+
+/// In which entry of the log each broker registered, so that one can be told that has not come that far yet.
+#[derive(Debug, Default)]
+pub(super) struct Registrations {
+    /// By broker: its epoch, and the entries that have to be applied to know of it.
+    seen: BTreeMap<BrokerId, (u64, u64)>,
+}
+
+impl Registrations {
+    /// Records were applied, as the log's entry before `applied`.
+    pub(super) fn note(&mut self, records: &[Record], applied: u64) {
+        for record in records {
+            if let Record::BrokerRegistered(broker) = record {
+                self.seen.insert(broker.id, (broker.epoch, applied));
+            }
+        }
+    }
+
+    /// Everything up to `applied` came at once.
+    pub(super) fn replace(&mut self, image: &Image, applied: u64) {
+        self.seen = image.brokers().map(|broker| (broker.id, (broker.epoch, applied))).collect();
+    }
+
+    pub(super) fn is_known_to(&self, heartbeat: &Heartbeat) -> bool {
+        let registered = self.seen.get(&heartbeat.broker);
+        registered.is_some_and(|(epoch, applied)| *epoch == heartbeat.epoch && *applied <= heartbeat.applied)
+    }
+}
+
+impl RaftMetadata {
+    /// Takes a broker's heartbeat. Only the active controller hears it.
+    pub async fn heartbeat(&self, heartbeat: Heartbeat) -> HeartbeatAnswer {
+        let node = &self.node;
+        if node.driver().deciding().is_none() {
+            let elsewhere = node.leader().filter(|(leader, _)| *leader != node.id);
+            return HeartbeatAnswer::Elsewhere(elsewhere.map(|(_, member)| member.broker));
+        }
+        let image = node.image.borrow().clone();
+        let Some(known) = image.broker(heartbeat.broker).filter(|known| known.epoch == heartbeat.epoch)
+        else {
+            return HeartbeatAnswer::Stale;
+        };
+        // If the queue is full there is no lack of heartbeats: the next one is as good.
+        let _ = node.heartbeats.try_send(heartbeat);
+        HeartbeatAnswer::Heard {
+            is_fenced: known.state == BrokerState::Fenced,
+            may_stop: heartbeat.wants_drain
+                && known.state != BrokerState::Unfenced
+                && !leads_anything(&image, heartbeat.broker),
+        }
+    }
+}
+
+fn leads_anything(image: &Image, broker: BrokerId) -> bool {
+    let mut partitions = image.topics().flat_map(|topic| &topic.partitions);
+    partitions.any(|partition| partition.leader == Some(broker))
+}
+
+/// Watches the brokers' sessions whenever this node is the active controller, each time anew.
+pub(super) async fn watch_sessions(
+    node: Arc<Node>,
+    mut heartbeats: mpsc::Receiver<Heartbeat>,
+    session: Duration,
+) {
+    let mut deciding = node.driver().watch_deciding();
+    loop {
+        let leadership = *deciding.borrow_and_update();
+        match leadership {
+            Some(leadership) => watch_as_active(&node, leadership, &mut heartbeats, session).await,
+            None => {
+                if deciding.changed().await.is_err() {
+                    return;
+                }
+                // What was said to an earlier controller.
+                while heartbeats.try_recv().is_ok() {}
+            }
+        }
+    }
+}
+
+/// Until the leadership ends.
+async fn watch_as_active(
+    node: &Arc<Node>,
+    leadership: Leadership,
+    heartbeats: &mut mpsc::Receiver<Heartbeat>,
+    session: Duration,
+) {
+    let mut deciding = node.driver().watch_deciding();
+    let mut image = node.image.clone();
+    let mut liveness = Liveness::new(node.now(), session, image.borrow_and_update().clone());
+    let mut asked = FuturesUnordered::new();
+    tracing::info!(term = leadership.0, "this broker is the active controller");
+    loop {
+        let deadline = liveness.deadline().map(|deadline| deadline.since(node.now()));
+        let input = tokio::select! {
+            heartbeat = heartbeats.recv() => match heartbeat {
+                Some(heartbeat) => Input::Heartbeat(node.judge(&heartbeat)),
+                None => return,
+            },
+            changed = image.changed() => match changed {
+                Ok(()) => Input::Image(image.borrow_and_update().clone()),
+                Err(_) => return,
+            },
+            Some(not_done) = asked.next(), if !asked.is_empty() => match not_done {
+                Some(broker) => Input::NotDone { broker },
+                None => continue,
+            },
+            changed = deciding.changed() => {
+                if changed.is_err() || *deciding.borrow() != Some(leadership) {
+                    return;
+                }
+                continue;
+            }
+            () = sleep(deadline) => Input::TimePassed,
+        };
+        let mut actions = Vec::new();
+        liveness.handle(node.now(), input, &mut actions);
+        for Action::Propose { broker, request } in actions {
+            asked.push(ask(node.clone(), broker, request));
+        }
+    }
+}
+
+/// The broker, if nothing came of it.
+async fn ask(node: Arc<Node>, broker: BrokerId, request: Request) -> Option<BrokerId> {
+    if matches!(request, Request::FenceBroker { .. }) {
+        tracing::warn!(broker = broker.0, "a broker is not heard of and is fenced");
+    }
+    let deadline = Instant::now() + node.propose_time;
+    match node.propose_here(request, deadline).await {
+        Attempt::Made(..) => None,
+        Attempt::NotMade(_) | Attempt::Failed(_) => Some(broker),
+    }
+}
+
+async fn sleep(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Node {
+    fn now(&self) -> Time {
+        self.clock.now().time
+    }
+
+    fn judge(&self, heartbeat: &Heartbeat) -> liveness::Heartbeat {
+        liveness::Heartbeat {
+            broker: heartbeat.broker,
+            epoch: heartbeat.epoch,
+            is_caught_up: self.driver().registrations().is_known_to(heartbeat),
+            wants_drain: heartbeat.wants_drain,
+        }
+    }
+}
