@@ -9,6 +9,8 @@ use crate::config::Config;
 use crate::controller::Metadata;
 use crate::identity::BrokerIdentity;
 use crate::metrics::Metrics;
+use crate::net::join::admit::Gate;
+use crate::net::peers::tls::Revoked;
 use crate::shard::Partitions;
 use crate::shutdown::{Stopping, Underway};
 
@@ -25,6 +27,10 @@ pub(crate) struct Context {
     /// Connections being served.
     pub(crate) connections: Underway,
     pub(crate) stopping: Stopping,
+    /// Where brokers join the cluster; `None` for a broker alone.
+    pub(crate) gate: Option<Arc<Gate>>,
+    /// The certificates that are void; none for a broker alone.
+    pub(crate) revoked: Arc<Revoked>,
 }
 
 /// The broker's memory budgets, counted in bytes.

@@ -19,9 +19,6 @@ const FORMAT: Format = Format { magic: *b"QBRK", version: 2, body_len_max: BODY_
 /// Before there were clusters: without the directory's id and what the broker belongs to.
 const FORMAT_1: Format = Format { version: 1, body_len_max: 4 + CLUSTER_ID_LEN, ..FORMAT };
 
-/// The number of a broker that founds its cluster.
-const FOUNDER: BrokerId = BrokerId(1);
-
 /// Who a broker is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BrokerIdentity {
@@ -150,10 +147,13 @@ fn create_durably(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
 }
 
 impl BrokerIdentity {
+    /// The number of a broker that founds its cluster.
+    pub(crate) const FOUNDER: BrokerId = BrokerId(1);
+
     /// The founder of a cluster of its own.
     pub(crate) fn draw(membership: Membership) -> BrokerIdentity {
         let cluster_id = hex(&random::<CLUSTER_ID_LEN>());
-        BrokerIdentity { broker: FOUNDER, cluster_id, directory: random(), membership }
+        BrokerIdentity { broker: BrokerIdentity::FOUNDER, cluster_id, directory: random(), membership }
     }
 
     fn store(&self, disk: &dyn Disk, dir: &Path) -> io::Result<()> {
@@ -263,7 +263,7 @@ mod tests {
         body.extend_from_slice(&[0xab; CLUSTER_ID_LEN]);
         small_file::replace(&OsDisk, dir.path(), IDENTITY, FORMAT_1, &body).expect("written");
         let first = open(&OsDisk, dir.path()).expect("it is read").identity;
-        assert_eq!((first.broker, first.membership), (FOUNDER, Membership::Alone));
+        assert_eq!((first.broker, first.membership), (BrokerIdentity::FOUNDER, Membership::Alone));
         assert_eq!(first.cluster_id, "ab".repeat(CLUSTER_ID_LEN));
         assert_eq!(open(&OsDisk, dir.path()).expect("again").identity, first, "the directory's id stays");
     }

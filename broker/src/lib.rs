@@ -32,6 +32,7 @@
 pub mod catalog;
 pub mod config;
 
+mod cluster;
 mod context;
 mod controller;
 mod descriptors;
@@ -42,7 +43,6 @@ mod metadata;
 mod metrics;
 mod net;
 mod process;
-#[allow(dead_code, reason = "clusters are wired up next")]
 mod replicas;
 mod running;
 mod shard;
@@ -68,15 +68,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use quire_protocol::BrokerId;
 use quire_storage::disk::{Disk, OsDisk};
 
+use config::FirstStart;
 use running::Running;
 
+pub use cluster::ClusterError;
 pub use config::Config;
 pub use identity::DataDirectoryError;
 pub use net::certificates::CertificatesError;
+pub use net::join::ask::JoinError;
+pub use net::join::token::{Fingerprint, InvalidToken, JoinToken};
+pub use net::peers::PeersOpenError;
 pub use net::tls::TlsError;
-pub use running::StartError;
+pub use running::{StartError, TokenError};
 pub use shutdown::ShutdownReport;
 
 /// A broker that serves.
@@ -111,6 +117,8 @@ pub struct Builder {
     names: Vec<String>,
     anonymous: bool,
     disk: Option<Arc<dyn Disk>>,
+    peer_listen: Option<SocketAddr>,
+    first_start: FirstStart,
 }
 
 impl Broker {
@@ -149,6 +157,24 @@ impl Broker {
     /// The cluster's id, 32 hexadecimal digits.
     pub fn cluster_id(&self) -> &str {
         self.running.cluster_id()
+    }
+
+    /// This broker's number in its cluster.
+    pub fn id(&self) -> BrokerId {
+        self.running.id()
+    }
+
+    /// The UDP address that other brokers of the cluster connect to, if it is in one.
+    pub fn peer_address(&self) -> Option<SocketAddr> {
+        self.running.peer_address()
+    }
+
+    /// Makes a token with which one broker can join the cluster in the time given.
+    ///
+    /// # Errors
+    /// If this broker is in no cluster, or the cluster can not keep the token now.
+    pub async fn join_token(&self, age: Duration) -> Result<JoinToken, TokenError> {
+        self.running.join_token(age).await
     }
 
     /// From the start until it served.
@@ -206,6 +232,19 @@ impl Builder {
         self
     }
 
+    /// The UDP address that other brokers of a cluster connect to; port 0 takes a free one. Default: a free port of
+    /// loopback.
+    pub fn peer_listen(mut self, address: SocketAddr) -> Builder {
+        self.peer_listen = Some(address);
+        self
+    }
+
+    /// What the broker becomes if its data directory is new. Default: a broker of its own.
+    pub fn first_start(mut self, first_start: FirstStart) -> Builder {
+        self.first_start = first_start;
+        self
+    }
+
     /// Starts the broker; returns when it serves.
     ///
     /// # Errors
@@ -217,6 +256,9 @@ impl Builder {
         config.shards = self.shards.unwrap_or(config.shards).max(1);
         config.tls.names = self.names;
         config.tls.anonymous = self.anonymous;
+        let loopback = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+        config.cluster.peer_listen = self.peer_listen.unwrap_or(loopback);
+        config.first_start = self.first_start;
         Broker::start(config, self.disk.unwrap_or_else(|| Arc::new(OsDisk))).await
     }
 }

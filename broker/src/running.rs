@@ -6,35 +6,37 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use quinn::Endpoint;
 use quire_engine::controller::RegisterBroker;
-use quire_protocol::{ErrorCode, limits};
+use quire_protocol::{BrokerId, ErrorCode, limits};
 use quire_storage::disk::Disk;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::ClientCredentials;
+use crate::cluster::{self, Cluster, ClusterError, ClusterOptions, tls_dir};
 use crate::config::{Config, HostPort};
 use crate::context::{Context, Memory};
 use crate::controller::{LocalMetadata, LocalMetadataOptions, Metadata, MetadataOpenError};
 use crate::descriptors;
-use crate::identity::{
-    BrokerIdentity, DataDirectory, DataDirectoryError, LockedDirectory, Membership, random,
-};
+use crate::identity::{DataDirectory, DataDirectoryError, Membership, random};
 use crate::metrics::Metrics;
 use crate::net::admin::{self, AdminListener};
 use crate::net::certificates::{self, Certificates, CertificatesError};
 use crate::net::connection::{self, close_code};
 use crate::net::endpoint::{self, HeldSocket};
+use crate::net::join::token::JoinToken;
+use crate::net::membership::{self, Member};
+use crate::net::peers::tls::Revoked;
 use crate::net::renewal;
+use crate::net::reset::ResetKey;
 use crate::net::tls::{self, Admits, BrokerCertificate, TlsError};
-use crate::shard::{Clock, Shards, ShardsOptions, SystemClock};
+use crate::shard::{Clock, Outgoing, Shards, ShardsOptions, SystemClock};
 use crate::shutdown::{ShutdownReport, StopSignal, Stopping, Underway};
 use crate::threads;
 
@@ -67,9 +69,25 @@ pub enum StartError {
     /// The cluster's metadata cannot be read.
     #[error(transparent)]
     Metadata(#[from] MetadataOpenError),
+    /// The broker could not become, or be, one of a cluster's.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     /// The operating system gives no more threads.
     #[error("cannot start the broker's threads: {0}")]
     Threads(io::Error),
+}
+
+/// Why there is no join token.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// The broker is in no cluster.
+    #[error(
+        "this broker is in no cluster: one is founded with 'quire broker --init' in a new data directory"
+    )]
+    Alone,
+    /// The cluster does not keep it.
+    #[error("the cluster can not keep a token now: {0}")]
+    NotKept(String),
 }
 
 /// A broker that serves.
@@ -100,15 +118,61 @@ struct Admin {
 /// Everything that has files open.
 struct Logs {
     shards: Shards,
-    metadata: Arc<LocalMetadata>,
+    metadata: MetadataLog,
     directory: DataDirectory,
+}
+
+/// Who keeps the metadata.
+enum MetadataLog {
+    /// This broker alone.
+    Local(Arc<LocalMetadata>),
+    /// This broker with others.
+    Cluster(Box<Cluster>),
+}
+
+impl MetadataLog {
+    fn shared(&self) -> Arc<dyn Metadata> {
+        match self {
+            MetadataLog::Local(metadata) => Arc::clone(metadata) as _,
+            MetadataLog::Cluster(cluster) => Arc::new(cluster.metadata.clone()),
+        }
+    }
+
+    fn cluster(&self) -> Option<&Cluster> {
+        match self {
+            MetadataLog::Local(_) => None,
+            MetadataLog::Cluster(cluster) => Some(cluster),
+        }
+    }
+
+    /// Closes it; whether cleanly.
+    async fn close(self) -> bool {
+        match self {
+            MetadataLog::Local(metadata) => {
+                let closed = metadata.close().await;
+                if let Err(error) = &closed {
+                    tracing::warn!(%error, "the metadata log was not closed cleanly and is recovered at the next start");
+                }
+                closed.is_ok()
+            }
+            MetadataLog::Cluster(cluster) => {
+                let (is_clean, socket) = cluster.close().await;
+                if let Some(socket) = socket
+                    && timeout(CLOSE_TIME_MAX, socket.released()).await.is_err()
+                {
+                    tracing::warn!("the address that the broker listened on for others is still taken");
+                }
+                is_clean
+            }
+        }
+    }
 }
 
 impl Running {
     pub(crate) async fn start(config: Config, disk: Arc<dyn Disk>) -> Result<Running, StartError> {
         let began = Instant::now();
         descriptors::raise_limit();
-        let (directory, certificates) = prepare(&config, Arc::clone(&disk)).await?;
+        let (directory, credentials) = prepare(&config, Arc::clone(&disk)).await?;
         if config.tls.anonymous {
             tracing::warn!(
                 "clients without a certificate are let in: whoever reaches the port may read and delete"
@@ -121,22 +185,37 @@ impl Running {
                  the host and port that clients use, or list the host in tls.names"
             );
         }
-        let admits = if config.tls.anonymous { Admits::Anyone } else { Admits::Certified };
-        let certificate = Arc::new(BrokerCertificate::new(&certificates.broker)?);
-        let tls = tls::server_config(&certificates.authority_pem, Arc::clone(&certificate), admits)?;
+        let certificate = Arc::new(credentials.certificate()?);
+        let admits = match (&credentials, config.tls.anonymous) {
+            (Credentials::Member(_), _) => Admits::Joining,
+            (Credentials::Alone(_), true) => Admits::Anyone,
+            (Credentials::Alone(_), false) => Admits::Certified,
+        };
+        let tls = tls::server_config(credentials.authority_pem(), Arc::clone(&certificate), admits)?;
         let listen = config.network.listen;
         let listening = |source| StartError::Listen { address: listen, source };
         let (endpoint, socket) =
-            endpoint::open(listen, tls, certificates.reset_key.clone()).map_err(listening)?;
+            endpoint::open(listen, tls, credentials.reset_key().clone()).map_err(listening)?;
         let address = endpoint.local_addr().map_err(listening)?;
         let admin = bind_admin(config.admin_listen).await?;
         let admin_address = admin.as_ref().map(|(_, address)| *address);
 
         let metrics = Metrics::new();
         let advertised = config.network.advertise.clone().unwrap_or_else(|| reachable(address));
-        let logs = open_logs(&config, disk, directory, &advertised, &metrics).await?;
+        let revoked = Arc::<Revoked>::default();
+        let opening = Opening {
+            config: &config,
+            disk,
+            directory,
+            credentials: &credentials,
+            certificate: Arc::clone(&certificate),
+            revoked: Arc::clone(&revoked),
+            advertised: &advertised,
+            metrics: &metrics,
+        };
+        let logs = opening.open().await?;
         let (stop, stopping) = StopSignal::new();
-        let context = Arc::new(context(config, &logs, metrics, stopping));
+        let context = Arc::new(context(config, &logs, revoked, metrics, stopping));
         let ready = Arc::new(AtomicBool::new(false));
         let admin = admin.map(|(listener, _)| {
             let (end, ending) = StopSignal::new();
@@ -144,8 +223,10 @@ impl Running {
             Admin { end, served }
         });
         tokio::spawn(admin::upkeep(Arc::clone(&context)));
-        let (tls_dir, names) = (tls_dir(&context.config), certificate_names(&context.config));
-        tokio::spawn(renewal::keep(tls_dir, names, certificate, context.stopping.clone()));
+        if matches!(credentials, Credentials::Alone(_)) {
+            let (tls_dir, names) = (tls_dir(&context.config.data_dir), certificate_names(&context.config));
+            tokio::spawn(renewal::keep(tls_dir, names, certificate, context.stopping.clone()));
+        }
         threads::spawn_task("accept", connection::accept_all(endpoint.clone(), Arc::clone(&context)));
 
         // From here on dropping it closes the logs, also if the caller stops waiting.
@@ -153,7 +234,7 @@ impl Running {
             parts: Some(Parts { context: Arc::clone(&context), endpoint, socket, stop, logs, admin }),
             address,
             admin_address,
-            credentials: credentials(certificates),
+            credentials: credentials.of_client(),
             ready_in: Duration::ZERO,
         };
         context.partitions.all_opened().await;
@@ -186,6 +267,20 @@ impl Running {
         self.ready_in
     }
 
+    pub(crate) fn id(&self) -> BrokerId {
+        self.parts().context.identity.broker
+    }
+
+    pub(crate) fn peer_address(&self) -> Option<SocketAddr> {
+        self.parts().logs.metadata.cluster().map(|cluster| cluster.peers.address())
+    }
+
+    pub(crate) async fn join_token(&self, age: Duration) -> Result<JoinToken, TokenError> {
+        let cluster = self.parts().logs.metadata.cluster().ok_or(TokenError::Alone)?;
+        let issued = cluster::issue_token(&cluster.metadata, cluster.gate.fingerprint(), age).await;
+        issued.map_err(|error| TokenError::NotKept(error.to_string()))
+    }
+
     fn parts(&self) -> &Parts {
         self.parts.as_ref().expect("taken only by what consumes or drops the broker")
     }
@@ -197,6 +292,10 @@ impl Running {
             self.parts.take().expect("a broker is shut down once");
         let connections = context.connections.count();
         tracing::info!(connections, "shutting down");
+        // Leaders move away while everything still works: clients follow them.
+        if let Some(cluster) = logs.metadata.cluster() {
+            cluster.drain(&context.identity, context.config.drain).await;
+        }
         stop.request();
         if timeout(context.config.drain, context.streams.idle()).await.is_err() {
             tracing::warn!(streams = context.streams.count(), "clients did not take everything in time");
@@ -228,7 +327,7 @@ impl Drop for Running {
         stop.request();
         endpoint.close(close_code(ErrorCode::ShuttingDown), SHUTTING_DOWN);
         let close = move || {
-            if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().build() {
+            if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() {
                 runtime.block_on(logs.close());
             }
         };
@@ -253,13 +352,10 @@ impl Logs {
     /// Closes everything; gives the number of partitions, and whether all is clean.
     async fn close(self) -> (usize, bool) {
         let closed = self.shards.close().await;
-        let metadata = self.metadata.close().await;
-        if let Err(error) = &metadata {
-            tracing::warn!(%error, "the metadata log was not closed cleanly and is recovered at the next start");
-        }
+        let is_clean = self.metadata.close().await;
         // Only now may another broker have the directory.
         drop(self.directory);
-        (closed.partitions, metadata.is_ok() && closed.clean == closed.partitions)
+        (closed.partitions, is_clean && closed.clean == closed.partitions)
     }
 }
 
@@ -269,21 +365,56 @@ impl fmt::Debug for Running {
     }
 }
 
-/// Takes the data directory, and reads or makes the certificates in it.
-async fn prepare(config: &Config, disk: Arc<dyn Disk>) -> Result<(DataDirectory, Certificates), StartError> {
-    let (dir, tls_dir, names) = (config.data_dir.clone(), tls_dir(config), certificate_names(config));
-    blocking(move || {
-        let locked = LockedDirectory::open(&*disk, &dir)?;
-        let identity = locked.identity.clone().unwrap_or_else(|| BrokerIdentity::draw(Membership::Alone));
-        let directory = locked.claim(&*disk, &dir, identity)?;
-        let certificates = certificates::ensure(&tls_dir, &names)?;
-        Ok((directory, certificates))
-    })
-    .await
+/// The certificates that a broker has.
+enum Credentials {
+    Alone(Certificates),
+    Member(Member),
 }
 
-fn tls_dir(config: &Config) -> PathBuf {
-    config.data_dir.join("tls")
+impl Credentials {
+    fn certificate(&self) -> Result<BrokerCertificate, TlsError> {
+        match self {
+            Credentials::Alone(certificates) => BrokerCertificate::new(&certificates.broker),
+            Credentials::Member(member) => {
+                BrokerCertificate::with_authority(&member.broker, &member.authority_pem)
+            }
+        }
+    }
+
+    fn authority_pem(&self) -> &str {
+        match self {
+            Credentials::Alone(certificates) => &certificates.authority_pem,
+            Credentials::Member(member) => &member.authority_pem,
+        }
+    }
+
+    fn reset_key(&self) -> &ResetKey {
+        match self {
+            Credentials::Alone(certificates) => &certificates.reset_key,
+            Credentials::Member(member) => &member.reset_key,
+        }
+    }
+
+    fn of_client(self) -> ClientCredentials {
+        let (authority_pem, client) = match self {
+            Credentials::Alone(certificates) => (certificates.authority_pem, certificates.client),
+            Credentials::Member(member) => (member.authority_pem, member.client),
+        };
+        ClientCredentials { authority_pem, certificate_pem: client.certificate_pem, key_pem: client.key_pem }
+    }
+}
+
+/// Takes the data directory, and reads or makes the certificates in it.
+async fn prepare(config: &Config, disk: Arc<dyn Disk>) -> Result<(DataDirectory, Credentials), StartError> {
+    let (tls_dir, names) = (tls_dir(&config.data_dir), certificate_names(config));
+    let directory = cluster::enter(config, disk, names.clone()).await?;
+    let (membership, passphrase) = (directory.identity.membership, config.cluster.passphrase.clone());
+    let credentials = blocking(move || match membership {
+        Membership::Alone => certificates::ensure(&tls_dir, &names).map(Credentials::Alone),
+        Membership::Cluster => membership::open(&tls_dir, passphrase.as_ref().map(|text| text.0.as_str()))
+            .map(Credentials::Member),
+    });
+    Ok((directory, credentials.await?))
 }
 
 fn certificate_names(config: &Config) -> Vec<String> {
@@ -298,7 +429,7 @@ fn certificate_names(config: &Config) -> Vec<String> {
 }
 
 /// What a client on this machine connects to, given an address that was bound.
-fn reachable(address: SocketAddr) -> HostPort {
+pub(crate) fn reachable(address: SocketAddr) -> HostPort {
     let host = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => "127.0.0.1".to_owned(),
         IpAddr::V6(ip) if ip.is_unspecified() => "::1".to_owned(),
@@ -318,80 +449,143 @@ async fn bind_admin(listen: Option<SocketAddr>) -> Result<Option<(AdminListener,
     Ok(Some((listener, bound)))
 }
 
-fn context(config: Config, logs: &Logs, metrics: Metrics, stopping: Stopping) -> Context {
+fn context(
+    config: Config,
+    logs: &Logs,
+    revoked: Arc<Revoked>,
+    metrics: Metrics,
+    stopping: Stopping,
+) -> Context {
     Context {
         memory: Memory::new(&config),
         config,
         identity: logs.directory.identity.clone(),
-        metadata: Arc::clone(&logs.metadata) as _,
+        metadata: logs.metadata.shared(),
         partitions: logs.shards.partitions(),
         metrics,
         streams: Underway::new(),
         connections: Underway::new(),
         stopping,
+        gate: logs.metadata.cluster().map(|cluster| Arc::clone(&cluster.gate)),
+        revoked,
     }
 }
 
-fn credentials(certificates: Certificates) -> ClientCredentials {
-    ClientCredentials {
-        authority_pem: certificates.authority_pem,
-        certificate_pem: certificates.client.certificate_pem,
-        key_pem: certificates.client.key_pem,
-    }
-}
-
-/// Opens the metadata, registers the broker in it, and starts the shards that follow it.
-async fn open_logs(
-    config: &Config,
+/// What the logs are opened with.
+struct Opening<'a> {
+    config: &'a Config,
     disk: Arc<dyn Disk>,
     directory: DataDirectory,
-    advertised: &HostPort,
-    metrics: &Metrics,
-) -> Result<Logs, StartError> {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let identity = &directory.identity;
-    let options = LocalMetadataOptions {
-        disk: Arc::clone(&disk),
-        dir: config.data_dir.join("metadata"),
-        topics_dir: config.data_dir.join("topics"),
-        clock: Arc::clone(&clock),
-        seed: u64::from_le_bytes(random()),
-        registration: RegisterBroker {
+    credentials: &'a Credentials,
+    certificate: Arc<BrokerCertificate>,
+    revoked: Arc<Revoked>,
+    advertised: &'a HostPort,
+    metrics: &'a Metrics,
+}
+
+impl Opening<'_> {
+    /// Opens the metadata, starts the shards that follow it, and registers the broker in it.
+    async fn open(self) -> Result<Logs, StartError> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        match self.credentials {
+            Credentials::Alone(_) => self.open_alone(clock).await,
+            Credentials::Member(member) => self.open_member(clock, member).await,
+        }
+    }
+
+    fn registration(&self) -> RegisterBroker {
+        let identity = &self.directory.identity;
+        RegisterBroker {
             cluster_id: identity.cluster_id.clone(),
             broker: identity.broker,
-            host: advertised.host.clone(),
-            port: advertised.port,
-            rack: config.rack.clone(),
             incarnation: random(),
-            is_alone: true,
+            directory: identity.directory,
+            host: self.advertised.host.clone(),
+            port: self.advertised.port,
+            rack: self.config.rack.clone(),
             ..RegisterBroker::default()
-        },
-    };
-    let metadata = Arc::new(blocking(move || LocalMetadata::open(options)).await?);
-    // This broker is the whole cluster: it is registered by now, follows nobody, and its controller is itself.
-    let registered = Metadata::image(&*metadata).broker(identity.broker).map(|broker| broker.epoch);
-    let (_, registration) = watch::channel(registered);
-    let (outgoing, _) = mpsc::unbounded_channel();
-    let options = ShardsOptions {
-        broker: identity.broker,
-        disk,
-        dir: config.data_dir.join("topics"),
-        shards: config.shards,
-        clock,
-        retention_interval: ShardsOptions::RETENTION_INTERVAL,
-        deletion_grace: config.deletion_grace,
-        replica_lag: limits::REPLICA_LAG_DEFAULT,
-        fetch_bytes: limits::REPLICA_MEMORY_BYTES,
-        registration,
-        outgoing,
-        metrics: Arc::clone(&metrics.shards),
-    };
-    let shards = Shards::start(options, Arc::clone(&metadata) as _).map_err(StartError::Threads)?;
-    Ok(Logs { shards, metadata, directory })
+        }
+    }
+
+    async fn open_alone(self, clock: Arc<dyn Clock>) -> Result<Logs, StartError> {
+        let options = LocalMetadataOptions {
+            disk: Arc::clone(&self.disk),
+            dir: self.config.data_dir.join("metadata"),
+            topics_dir: self.config.data_dir.join("topics"),
+            clock: Arc::clone(&clock),
+            seed: u64::from_le_bytes(random()),
+            registration: RegisterBroker { is_alone: true, ..self.registration() },
+        };
+        let metadata = Arc::new(blocking(move || LocalMetadata::open(options)).await?);
+        // This broker is the whole cluster: it is registered by now, follows nobody, and its controller is itself.
+        let broker = self.directory.identity.broker;
+        let registered = Metadata::image(&*metadata).broker(broker).map(|broker| broker.epoch);
+        let (_, registration) = watch::channel(registered);
+        let (outgoing, _) = mpsc::unbounded_channel();
+        let shards = self.start_shards(clock, Arc::clone(&metadata) as _, registration, outgoing)?;
+        Ok(Logs { shards, metadata: MetadataLog::Local(metadata), directory: self.directory })
+    }
+
+    async fn open_member(self, clock: Arc<dyn Clock>, member: &Member) -> Result<Logs, StartError> {
+        let cluster = Cluster::start(ClusterOptions {
+            config: self.config,
+            disk: Arc::clone(&self.disk),
+            clock: Arc::clone(&clock),
+            identity: &self.directory.identity,
+            member,
+            certificate: Arc::clone(&self.certificate),
+            revoked: Arc::clone(&self.revoked),
+            names: certificate_names(self.config),
+        })
+        .await?;
+        let metadata: Arc<dyn Metadata> = Arc::new(cluster.metadata.clone());
+        let (outgoing, wanted) = mpsc::unbounded_channel();
+        let shards = self.start_shards(clock, metadata, cluster.registration(), outgoing)?;
+        // What may lack records is told with the registration: so its logs are opened first.
+        let partitions = shards.partitions();
+        cluster.replicate(self.directory.identity.broker, &partitions, wanted);
+        partitions.all_opened().await;
+        let peer = cluster.peer_address(self.config);
+        let registration = RegisterBroker {
+            peer_host: peer.host,
+            peer_port: peer.port,
+            node: cluster.metadata.node_id(),
+            suspects: partitions.suspects(),
+            ..self.registration()
+        };
+        cluster.register(registration).await?;
+        cluster.hand_over_authority(self.config, &self.directory.identity, member).await?;
+        cluster.unfenced().await;
+        Ok(Logs { shards, metadata: MetadataLog::Cluster(Box::new(cluster)), directory: self.directory })
+    }
+
+    fn start_shards(
+        &self,
+        clock: Arc<dyn Clock>,
+        metadata: Arc<dyn Metadata>,
+        registration: watch::Receiver<Option<u64>>,
+        outgoing: mpsc::UnboundedSender<(usize, Outgoing)>,
+    ) -> Result<Shards, StartError> {
+        let options = ShardsOptions {
+            broker: self.directory.identity.broker,
+            disk: Arc::clone(&self.disk),
+            dir: self.config.data_dir.join("topics"),
+            shards: self.config.shards,
+            clock,
+            retention_interval: ShardsOptions::RETENTION_INTERVAL,
+            deletion_grace: self.config.deletion_grace,
+            replica_lag: limits::REPLICA_LAG_DEFAULT,
+            fetch_bytes: limits::REPLICA_MEMORY_BYTES,
+            registration,
+            outgoing,
+            metrics: Arc::clone(&self.metrics.shards),
+        };
+        Shards::start(options, metadata).map_err(StartError::Threads)
+    }
 }
 
 /// Runs what waits for the disk on a thread that may.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))

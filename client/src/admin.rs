@@ -1,6 +1,7 @@
 //! Topics and the cluster: create, look at, change, delete.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use quire_protocol::rpc::control::{self, request, response};
 use quire_protocol::{BrokerId, LeaderEpoch, Offset, PartitionIndex, Timestamp, TopicId};
@@ -263,6 +264,20 @@ impl Admin {
         let topic = self.client.metadata().describe(name, true).await?;
         let connection = self.client.brokers().any().await?;
         describe(&connection, Some(topic))
+    }
+
+    /// Makes a token with which one broker can join the cluster in the time given. Only administrators may.
+    ///
+    /// # Errors
+    /// If the broker is in no cluster, the client is no administrator, or as every request.
+    pub async fn create_join_token(&self, age: Duration) -> Result<String, Error> {
+        let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let body = request::Body::CreateJoinToken(control::CreateJoinTokenRequest { age_ms });
+        let connection = self.client.brokers().any().await?;
+        match connection.rpc("create join token", body).await? {
+            response::Body::CreateJoinToken(answer) => Ok(answer.token),
+            _ => Err(other_answer(&connection, "create join token")),
+        }
     }
 
     /// Changes a topic, and returns it as it is then.

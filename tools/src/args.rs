@@ -4,7 +4,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::{bench, broker, completions, consume, demo, dev, drill, log, produce, topic};
+use crate::{bench, broker, cluster, completions, consume, demo, dev, drill, log, produce, topic};
 
 /// Quire: an event log whose acknowledgements are on disk.
 #[derive(Debug, Parser)]
@@ -60,6 +60,9 @@ pub enum Command {
     /// measure throughput and latency
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// let brokers into the cluster, write a profile for it
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
     /// inspect or verify a data directory, offline
     #[command(subcommand)]
     Log(log::LogCommand),
@@ -71,7 +74,7 @@ pub enum Command {
 const GROUPS: &[(&str, &[&str])] = &[
     ("Start here", &["demo", "dev"]),
     ("Events", &["produce", "consume", "topic"]),
-    ("Operations", &["broker", "completions"]),
+    ("Operations", &["broker", "cluster", "completions"]),
     ("Proof", &["drill", "bench", "log"]),
 ];
 

@@ -1,28 +1,41 @@
 //! `quire broker`: a broker from a configuration file, for real.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use quire_broker::{Broker, Config};
+use quire_broker::config::{FirstStart, HostPort};
+use quire_broker::{Broker, Config, JoinToken};
+use quire_protocol::limits;
 use sd_notify::NotifyState;
 
 use crate::dev;
 use crate::embedded;
 use crate::failure::{Exit, Failure};
 use crate::output;
+use crate::secret_file;
 use crate::signals::{self, StopSignals};
 
-/// Run a broker from a config file.
+/// The file in a data directory with the token for the second broker of a cluster.
+const JOIN_TOKEN: &str = "join-token";
+/// The file in a data directory with what clients need.
+pub(crate) const CLIENT_PROFILE: &str = "client-profile.toml";
+
+/// Run a broker, of its own or of a cluster.
 #[derive(Debug, Args)]
 #[command(after_help = "\
+A cluster in three commands: 'quire broker --init --data DIR' founds it and prints a join token, then 'quire broker
+--join HOST:PORT --token TOKEN --data DIR' twice, each on its own machine. HOST:PORT is where clients connect to a broker of
+the cluster. A token lets one broker in; 'quire cluster token' makes more. Both flags act at the first start only: later
+starts know from the data directory.
+
 The file overrides the defaults, environment variables QUIRE_<SECTION>_<KEY> override the file, flags override both.
 config/quire.toml in the sources lists every option. SIGTERM and Ctrl-C stop the broker cleanly; systemd is told when
 it is ready and when it stops (Type=notify).")]
 pub struct BrokerArgs {
-    /// The configuration file
-    #[arg(short, long, value_name = "FILE")]
-    config: PathBuf,
+    /// The configuration file [default: the defaults, with --data]
+    #[arg(short, long, value_name = "FILE", required_unless_present = "data")]
+    config: Option<PathBuf>,
     /// Keep data here, whatever the file says
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
@@ -32,6 +45,21 @@ pub struct BrokerArgs {
     /// Serve metrics and health here, whatever the file says
     #[arg(long, value_name = "ADDRESS:PORT")]
     admin: Option<SocketAddr>,
+    /// Listen for the other brokers of a cluster here, whatever the file says
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    peer_listen: Option<SocketAddr>,
+    /// Serve no metrics and health
+    #[arg(long, conflicts_with = "admin")]
+    no_admin: bool,
+    /// Found a cluster; prints a join token and writes it to the file join-token in the data directory
+    #[arg(long, conflicts_with = "join")]
+    init: bool,
+    /// Join the cluster of the broker that clients reach here
+    #[arg(long, value_name = "HOST:PORT", requires = "token")]
+    join: Option<HostPort>,
+    /// The token to join with
+    #[arg(long, env = "QUIRE_JOIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    token: Option<JoinToken>,
     /// Only check the configuration
     #[arg(long)]
     check: bool,
@@ -45,7 +73,11 @@ pub struct BrokerArgs {
 
 impl BrokerArgs {
     fn config(&self) -> Result<Config, Failure> {
-        let mut config = Config::load(&self.config).map_err(|error| {
+        let loaded = match &self.config {
+            Some(file) => Config::load(file),
+            None => Config::from_env(),
+        };
+        let mut config = loaded.map_err(|error| {
             Failure::usage(error.to_string())
                 .hint("config/quire.toml in the sources lists every option with its default")
         })?;
@@ -55,7 +87,15 @@ impl BrokerArgs {
         if let Some(listen) = self.listen {
             config.network.listen = listen;
         }
-        config.admin_listen = self.admin.or(config.admin_listen);
+        if let Some(listen) = self.peer_listen {
+            config.cluster.peer_listen = listen;
+        }
+        config.admin_listen = self.admin.or(config.admin_listen).filter(|_| !self.no_admin);
+        config.first_start = match (self.init, &self.join, &self.token) {
+            (true, ..) => FirstStart::Found,
+            (false, Some(at), Some(token)) => FirstStart::Join { at: at.clone(), token: token.clone() },
+            _ => FirstStart::Alone,
+        };
         Ok(config)
     }
 }
@@ -67,13 +107,20 @@ impl BrokerArgs {
 pub async fn run(args: &BrokerArgs) -> Result<Exit, Failure> {
     let config = args.config()?;
     if args.check {
-        output::note(&format!("{}: fine", args.config.display()));
+        let checked = args.config.as_ref().map_or("the environment".into(), |file| file.to_string_lossy());
+        output::note(&format!("{checked}: fine"));
         return Ok(Exit::Done);
     }
     let mut stop = StopSignals::listen()?;
     signals::ignore_hangup()?;
+    let (data, listens_as_told) = (config.data_dir.clone(), config.network.advertise.clone());
     let starting = Broker::from_config(config);
     let Some(broker) = embedded::start(starting, &mut stop).await? else { return Ok(Exit::Done) };
+    if broker.peer_address().is_some() {
+        let address = listens_as_told
+            .map_or_else(|| embedded::from_here(broker.address()).to_string(), |at| at.to_string());
+        announce(args, &broker, &data, &address).await?;
+    }
     tell_service_manager(NotifyState::Ready);
     tokio::select! {
         () = stop.stop() => {}
@@ -89,6 +136,32 @@ pub async fn run(args: &BrokerArgs) -> Result<Exit, Failure> {
 /// What comes is nothing to anybody, and a failure to read is an end as well.
 async fn end_of_input() {
     let _ = tokio::io::copy(&mut tokio::io::stdin(), &mut tokio::io::sink()).await;
+}
+
+/// Says what the broker of a cluster is and how to go on, and keeps what tools on this machine need.
+async fn announce(args: &BrokerArgs, broker: &Broker, data: &Path, address: &str) -> Result<(), Failure> {
+    let profile = data.join(CLIENT_PROFILE);
+    embedded::profile(broker).at(format!("quire://{address}")).save(&profile)?;
+    let (id, cluster) = (broker.id(), broker.cluster_id());
+    output::note(&format!("broker {id} of cluster {cluster} serves clients on {address}"));
+    if !args.init {
+        return Ok(());
+    }
+    let file = data.join(JOIN_TOKEN);
+    if file.exists() {
+        output::note("--init did its work at the first start; 'quire cluster token' makes a join token");
+        return Ok(());
+    }
+    let token = broker.join_token(limits::TOKEN_AGE_DEFAULT).await.map_err(|error| {
+        Failure::failed(error.to_string()).hint("'quire cluster token' makes one once the cluster is well")
+    })?;
+    secret_file::write(&file, &format!("{token}\n"))?;
+    output::note(&format!(
+        "the next broker joins within {} hours with: quire broker --join {address} --token {token} --data DIR",
+        limits::TOKEN_AGE_DEFAULT.as_secs() / 3600
+    ));
+    output::note(&format!("clients: quire cluster profile --data {}", data.display()));
+    Ok(())
 }
 
 /// Nobody may be listening, which is no failure.

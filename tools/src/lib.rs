@@ -13,11 +13,13 @@ pub mod position;
 pub mod progress;
 pub mod record_format;
 pub mod record_input;
+pub mod secret_file;
 pub mod signals;
 pub mod time;
 
 pub mod bench;
 pub mod broker;
+pub mod cluster;
 pub mod completions;
 pub mod consume;
 pub mod demo;
@@ -53,6 +55,7 @@ async fn dispatch(profile: Option<&str>, command: Command) -> Result<Exit, Failu
         Command::Demo(args) => demo::run(&args).await,
         Command::Dev(args) => dev::run(profile, &args).await,
         Command::Broker(args) => broker::run(&args).await,
+        Command::Cluster(command) => cluster::run(profile, &command).await,
         Command::Topic(command) => topic::run(profile, &command).await,
         Command::Produce(args) => produce::run(profile, &args).await,
         Command::Consume(args) => consume::run(profile, &args).await,

@@ -24,11 +24,11 @@ pub fn start(cli: &Cli) {
 fn default_level(cli: &Cli) -> &'static str {
     let is_broker = matches!(cli.command, Command::Broker(_));
     match cli.common.verbose {
-        0 if is_broker => "info",
+        0 if is_broker => "info,openraft=warn",
         0 => "warn",
-        1 if is_broker => "debug,quinn=info,rustls=info",
+        1 if is_broker => "debug,quinn=info,rustls=info,openraft=warn",
         1 => "info",
-        2 => "debug,quinn=info,rustls=info",
+        2 => "debug,quinn=info,rustls=info,openraft=info",
         _ => "trace",
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use quire_protocol::limits;
 
+use crate::net::join::token::JoinToken;
 pub use load::ConfigError;
 
 /// A broker's checked configuration. `config/quire.toml` has every option with its default and its cost.
@@ -34,6 +35,53 @@ pub struct Config {
     pub admin_listen: Option<SocketAddr>,
     /// How much memory the broker's buffers may take.
     pub memory: MemoryConfig,
+    /// How brokers of a cluster are with each other; nothing to a broker alone.
+    pub cluster: ClusterConfig,
+    /// What a broker becomes whose data directory is new.
+    pub first_start: FirstStart,
+}
+
+/// How brokers of a cluster are with each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterConfig {
+    /// UDP address where other brokers connect; port 0 takes a free one.
+    pub peer_listen: SocketAddr,
+    /// Where other brokers are told to connect; `None` tells them the address listened on.
+    pub peer_advertise: Option<HostPort>,
+    /// A broker that is not heard of for so long is fenced.
+    pub session: Duration,
+    /// A broker says so often that it is there.
+    pub heartbeat: Duration,
+    /// What the authority's key is sealed under in the metadata, in place of a key that each controller holds.
+    pub passphrase: Option<Passphrase>,
+}
+
+/// A secret that an operator knows.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Passphrase(pub String);
+
+impl fmt::Debug for Passphrase {
+    /// Without it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Passphrase")
+    }
+}
+
+/// What a broker becomes whose data directory is new. Later starts know from the directory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum FirstStart {
+    /// A broker of its own.
+    #[default]
+    Alone,
+    /// The first broker of a cluster.
+    Found,
+    /// One of a cluster's brokers.
+    Join {
+        /// Where clients connect to a broker of the cluster.
+        at: HostPort,
+        /// What the cluster gave to join with.
+        token: JoinToken,
+    },
 }
 
 /// Where clients connect.
@@ -91,7 +139,9 @@ impl Config {
     pub fn load(file: &Path) -> Result<Config, ConfigError> {
         let text = std::fs::read_to_string(file)
             .map_err(|source| ConfigError::Read { file: file.to_owned(), source })?;
-        Config::parse(&text, &file.display().to_string(), load::candidates(std::env::vars_os())?)
+        let config =
+            Config::parse(&text, &file.display().to_string(), load::candidates(std::env::vars_os())?)?;
+        Ok(config.with_passphrase())
     }
 
     /// Reads the environment variables alone, over the defaults.
@@ -99,7 +149,15 @@ impl Config {
     /// # Errors
     /// If a variable of one of our sections is not an option or out of its range.
     pub fn from_env() -> Result<Config, ConfigError> {
-        Config::parse("", "the environment", load::candidates(std::env::vars_os())?)
+        let config = Config::parse("", "the environment", load::candidates(std::env::vars_os())?)?;
+        Ok(config.with_passphrase())
+    }
+
+    /// A secret belongs into no file: it comes from `QUIRE_CA_PASSPHRASE` alone.
+    fn with_passphrase(mut self) -> Config {
+        let given = std::env::var("QUIRE_CA_PASSPHRASE").ok().filter(|text| !text.is_empty());
+        self.cluster.passphrase = given.map(Passphrase);
+        self
     }
 
     /// Reads `text`, which errors say came from `origin`, and lets variables override it.

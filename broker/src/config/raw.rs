@@ -9,7 +9,7 @@ use rustls_pki_types::ServerName;
 use serde::{Deserialize, Serialize};
 
 use super::load::ConfigError;
-use super::{HostPort, MemoryConfig, NetworkConfig, TlsConfig};
+use super::{ClusterConfig, FirstStart, HostPort, MemoryConfig, NetworkConfig, TlsConfig};
 
 /// All options.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -20,6 +20,7 @@ pub(super) struct Config {
     pub(super) tls: Tls,
     pub(super) admin: Admin,
     pub(super) memory: Memory,
+    pub(super) cluster: Cluster,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -37,6 +38,8 @@ pub(super) struct Broker {
 pub(super) struct Network {
     pub(super) listen: String,
     pub(super) advertise: String,
+    pub(super) peer_listen: String,
+    pub(super) peer_advertise: String,
     pub(super) connections_max: usize,
 }
 
@@ -61,6 +64,22 @@ pub(super) struct Memory {
     pub(super) cold_read_bytes: usize,
 }
 
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Cluster {
+    pub(super) session_ms: u64,
+    pub(super) heartbeat_ms: u64,
+}
+
+impl Default for Cluster {
+    fn default() -> Cluster {
+        Cluster {
+            session_ms: limits::BROKER_SESSION_DEFAULT.as_millis() as u64,
+            heartbeat_ms: limits::BROKER_HEARTBEAT_INTERVAL.as_millis() as u64,
+        }
+    }
+}
+
 impl Default for Broker {
     fn default() -> Broker {
         Broker {
@@ -78,6 +97,8 @@ impl Default for Network {
         Network {
             listen: "0.0.0.0:9440".into(),
             advertise: String::new(),
+            peer_listen: "0.0.0.0:9441".into(),
+            peer_advertise: String::new(),
             connections_max: limits::CONNECTIONS_MAX_DEFAULT,
         }
     }
@@ -99,16 +120,23 @@ impl Default for Memory {
 const SHARDS_MAX: usize = 256;
 const CONNECTIONS_MAX: usize = 1_000_000;
 const MEMORY_BYTES_MAX: usize = 1 << 40;
+const SESSION_MS_MIN: u64 = 300;
+const SESSION_MS_MAX: u64 = 600_000;
+const HEARTBEAT_MS_MIN: u64 = 10;
 const DRAIN_MS_MAX: u64 = 3_600_000;
 const DELETION_GRACE_MS_MAX: u64 = 30 * 24 * 3_600_000;
 
 impl Config {
     /// Checks every value against its range.
     pub(super) fn check(self) -> Result<super::Config, ConfigError> {
-        let Config { broker, network, tls, admin, memory } = self;
+        let Config { broker, network, tls, admin, memory, cluster } = self;
         if broker.data_dir.as_os_str().is_empty() {
             return Err(refused("broker.data_dir", "", "a directory"));
         }
+        let session_ms = in_range("cluster.session_ms", cluster.session_ms, SESSION_MS_MIN, SESSION_MS_MAX)?;
+        // Two may be lost before a broker counts as gone.
+        let heartbeat_ms =
+            in_range("cluster.heartbeat_ms", cluster.heartbeat_ms, HEARTBEAT_MS_MIN, session_ms / 3)?;
         let admin_listen = address("admin.listen", &admin.listen)?;
         Ok(super::Config {
             data_dir: broker.data_dir,
@@ -126,7 +154,7 @@ impl Config {
             )?),
             network: NetworkConfig {
                 listen: address("network.listen", &network.listen)?,
-                advertise: advertised(&network.advertise)?,
+                advertise: advertised("network.advertise", &network.advertise)?,
                 connections_max: in_range(
                     "network.connections_max",
                     network.connections_max,
@@ -140,6 +168,14 @@ impl Config {
                 produce_bytes: memory_bytes("memory.produce_bytes", memory.produce_bytes)?,
                 cold_read_bytes: memory_bytes("memory.cold_read_bytes", memory.cold_read_bytes)?,
             },
+            cluster: ClusterConfig {
+                peer_listen: address("network.peer_listen", &network.peer_listen)?,
+                peer_advertise: advertised("network.peer_advertise", &network.peer_advertise)?,
+                session: Duration::from_millis(session_ms),
+                heartbeat: Duration::from_millis(heartbeat_ms),
+                passphrase: None,
+            },
+            first_start: FirstStart::Alone,
         })
     }
 }
@@ -148,11 +184,11 @@ fn address(option: &'static str, value: &str) -> Result<SocketAddr, ConfigError>
     value.parse().map_err(|_| refused(option, value, "ADDRESS:PORT, an IPv6 address in brackets"))
 }
 
-fn advertised(value: &str) -> Result<Option<HostPort>, ConfigError> {
+fn advertised(option: &'static str, value: &str) -> Result<Option<HostPort>, ConfigError> {
     if value.is_empty() {
         return Ok(None);
     }
-    let refuse = |expected: String| refused("network.advertise", value, expected);
+    let refuse = |expected: String| refused(option, value, expected);
     let parsed: HostPort =
         value.parse().map_err(|error: super::InvalidHostPort| refuse(error.to_string()))?;
     match ServerName::try_from(parsed.host.as_str()) {

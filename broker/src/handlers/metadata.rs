@@ -56,7 +56,8 @@ pub(super) fn describe_cluster(context: &Context) -> DescribeClusterResponse {
     });
     DescribeClusterResponse {
         cluster_id: context.identity.cluster_id.clone(),
-        controller_id: context.identity.broker.0,
+        // 0 while nobody leads the metadata.
+        controller_id: context.metadata.quorum().leader.map_or(0, |(_, broker)| broker.0),
         brokers: brokers.collect(),
     }
 }

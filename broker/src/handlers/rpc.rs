@@ -13,7 +13,7 @@ use quire_protocol::{ErrorCode, limits};
 use tokio::sync::{AcquireError, SemaphorePermit};
 use tokio::time::timeout;
 
-use super::{metadata, offsets, topics};
+use super::{join, metadata, offsets, topics};
 use crate::error::RequestError;
 use crate::net::connection::{Session, close_code};
 use crate::net::message;
@@ -87,6 +87,7 @@ async fn answer(session: &Arc<Session>, request: Request) -> Result<response::Bo
         Asked::CreateTopic(asked) => Answered::CreateTopic(topics::create(session, asked).await?),
         Asked::AlterTopic(asked) => Answered::AlterTopic(topics::alter(session, asked).await?),
         Asked::DeleteTopic(asked) => Answered::DeleteTopic(topics::delete(session, asked).await?),
+        Asked::CreateJoinToken(asked) => Answered::CreateJoinToken(join::create_token(session, asked).await?),
         Asked::ListOffsets(asked) => Answered::ListOffsets(offsets::list(context, asked).await?),
     })
 }

@@ -171,6 +171,11 @@ pub(crate) fn principal(certificate: &CertificateDer<'_>) -> Option<String> {
     common_name(&parsed)
 }
 
+/// The name that an authority's certificate has.
+pub(crate) fn name_of(authority_pem: &str) -> Option<String> {
+    principal(&CertificateDer::from_pem_slice(authority_pem.as_bytes()).ok()?)
+}
+
 /// The number of a certificate, which no other of its authority has.
 pub(crate) fn serial(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;

@@ -91,10 +91,21 @@ async fn serve(incoming: Incoming, context: Arc<Context>, slots: Slots) {
     let Some(connection) = shake_hands(incoming, &context).await else { return };
     let Slots { _connection, handshake } = slots;
     drop(handshake);
-    let Some(principal) = tls::principal(&connection) else {
-        tracing::warn!(%address, "refused a client whose certificate names nobody");
-        connection.close(close_code(ErrorCode::NotAuthorized), b"the certificate has no common name");
+    if tls::is_joining(&connection) {
+        match &context.gate {
+            Some(gate) => gate.serve(connection).await,
+            None => connection.close(close_code(ErrorCode::InvalidRequest), b"this broker is in no cluster"),
+        }
         return;
+    }
+    let principal = match admit(&connection, &context) {
+        Ok(principal) => principal,
+        Err(why) => {
+            tracing::warn!(%address, why, "refused a client");
+            context.metrics.handshakes_failed.increment(1);
+            connection.close(close_code(ErrorCode::NotAuthorized), why.as_bytes());
+            return;
+        }
     };
     tracing::debug!(%address, principal, "client connected");
     connection.set_send_window(window::send_window_bytes(connection.rtt()));
@@ -113,6 +124,20 @@ async fn serve(incoming: Incoming, context: Arc<Context>, slots: Slots) {
     });
     serve_streams(&session, &connection).await;
     tracing::debug!(%address, "client disconnected");
+}
+
+/// Who a client is, if it may be here.
+fn admit(connection: &Connection, context: &Context) -> Result<String, &'static str> {
+    if tls::serial(connection).is_some_and(|serial| context.revoked.contains(&serial)) {
+        return Err("the certificate is revoked");
+    }
+    let principal = tls::principal(connection).ok_or("the certificate has no common name")?;
+    // Where brokers can join, the handshake demands nothing.
+    let is_anonymous = connection.peer_identity().is_none();
+    match is_anonymous && !context.config.tls.anonymous {
+        true => Err("a client certificate of the cluster's authority is needed"),
+        false => Ok(principal),
+    }
 }
 
 async fn shake_hands(incoming: Incoming, context: &Context) -> Option<Connection> {

@@ -78,7 +78,7 @@ pub(crate) struct PeersOptions {
 
 /// Peers could not be opened.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum PeersOpenError {
+pub enum PeersOpenError {
     /// A socket could not be had.
     #[error("cannot listen for other brokers on {address}: {source}")]
     Listen {
@@ -220,11 +220,6 @@ impl Peers {
     /// The UDP address that other brokers connect to.
     pub(crate) fn address(&self) -> SocketAddr {
         self.shared.address
-    }
-
-    /// The runtime that control connections are driven by, for what must not wait behind bulk either.
-    pub(crate) fn control(&self) -> &Handle {
-        &self.shared.control
     }
 
     /// Says where a broker is. A connection that works is kept.

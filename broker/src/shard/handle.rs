@@ -1,6 +1,7 @@
 //! What others hold of a partition: cheap, shared, and never in the way of the shard that owns it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
@@ -112,6 +113,8 @@ pub struct Shared {
     standing: ArcSwap<Standing>,
     config: ArcSwap<TopicConfig>,
     state: ArcSwap<PartitionState>,
+    /// Records that were acknowledged may be missing since the last stop.
+    is_suspect: AtomicBool,
     /// Set once, when the log is open.
     reader: OnceLock<LogReader>,
     watermarks: watch::Sender<Watermarks>,
@@ -205,6 +208,7 @@ impl Shared {
             standing: ArcSwap::default(),
             config: ArcSwap::new(config),
             state: ArcSwap::from_pointee(PartitionState::Opening),
+            is_suspect: AtomicBool::new(false),
             reader: OnceLock::new(),
             watermarks: watch::Sender::new(Watermarks::default()),
         }
@@ -247,6 +251,11 @@ impl Shared {
             self.standing.store(Arc::new(standing));
             self.watermarks.send_modify(|_| {});
         }
+    }
+
+    /// Remembers that the log may lack what was acknowledged, before its state is shown.
+    pub(super) fn mark_suspect(&self) {
+        self.is_suspect.store(true, Ordering::Release);
     }
 
     /// Shows a new state, and wakes whoever waits for the partition to be opened or closed.
@@ -352,6 +361,18 @@ impl Partitions {
     /// The state of every partition that this broker replicates, open or not.
     pub(crate) fn states(&self) -> Vec<Arc<PartitionState>> {
         self.held.load().values().map(|shared| shared.state()).collect()
+    }
+
+    /// The partitions whose log can not be trusted to have all that was acknowledged, as far as they were opened.
+    pub(crate) fn suspects(&self) -> Vec<TopicPartition> {
+        let is_suspect = |shared: &&Arc<Shared>| {
+            let is_impaired = matches!(
+                *shared.state(),
+                PartitionState::Corrupt { .. } | PartitionState::Lost { .. } | PartitionState::Failed { .. }
+            );
+            is_impaired || shared.is_suspect.load(Ordering::Acquire)
+        };
+        self.held.load().values().filter(is_suspect).map(|shared| shared.id).collect()
     }
 
     /// Every partition whose log is open.

@@ -301,6 +301,9 @@ impl Shard {
         let slot = match opened {
             Ok((log, report)) => {
                 report_recovery(id, &report);
+                if report.is_suspect || report.corruption.is_some() {
+                    shared.mark_suspect();
+                }
                 let (broker, limits, metrics) = (self.broker, self.limits, self.metrics.clone());
                 let mut partition = Box::new(Partition::open(now, broker, limits, shared, log, metrics));
                 if let Some(end) = &end {

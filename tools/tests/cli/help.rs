@@ -18,6 +18,7 @@ Events
 
 Operations
   broker       run a broker from a config file
+  cluster      let brokers into the cluster, write a profile for it
   completions  print completions for a shell
 
 Proof

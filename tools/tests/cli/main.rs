@@ -4,6 +4,7 @@
 mod bench;
 mod bench_compare;
 mod broker;
+mod cluster;
 mod demo;
 mod errors;
 mod help;

@@ -18,7 +18,7 @@ use super::super::certificates::administrator;
 use super::super::connection::close_code;
 use super::super::peers::tls::broker_subject;
 use super::super::seal::{self, SealKey, UnsealError};
-use super::token;
+use super::token::{self, Fingerprint};
 
 /// What a join needs of the cluster's metadata.
 pub(crate) trait JoinBook: fmt::Debug + Send + Sync + 'static {
@@ -52,6 +52,7 @@ pub(crate) enum NotRedeemed {
 #[derive(Debug)]
 pub(crate) struct Gate {
     cluster_id: String,
+    fingerprint: Fingerprint,
     seal_key: Option<SealKey>,
     book: Arc<dyn JoinBook>,
     budget: Mutex<Budget>,
@@ -85,8 +86,18 @@ impl Budget {
 }
 
 impl Gate {
-    pub(crate) fn new(cluster_id: String, seal_key: Option<SealKey>, book: Arc<dyn JoinBook>) -> Gate {
-        Gate { cluster_id, seal_key, book, budget: Mutex::new(Budget::new(Instant::now())) }
+    pub(crate) fn new(
+        cluster_id: String,
+        fingerprint: Fingerprint,
+        seal_key: Option<SealKey>,
+        book: Arc<dyn JoinBook>,
+    ) -> Gate {
+        Gate { cluster_id, fingerprint, seal_key, book, budget: Mutex::new(Budget::new(Instant::now())) }
+    }
+
+    /// The cluster's authority, as tokens name it.
+    pub(crate) fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
     }
 
     /// Serves a connection of a broker that wants to join.

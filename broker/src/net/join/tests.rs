@@ -81,7 +81,9 @@ impl Cluster {
         let tls = tls::server_config(&authority.pem, Arc::new(shown), Admits::Joining).expect("usable");
         let listen = "127.0.0.1:0".parse().expect("an address");
         let (endpoint, _) = endpoint::open(listen, tls, ResetKey([7; ResetKey::LEN])).expect("a port");
-        let gate = Arc::new(Gate::new(CLUSTER.to_owned(), Some(held), Arc::clone(&book) as _));
+        let fingerprint = Fingerprint::of_pem(&authority.pem).expect("a certificate");
+        let gate = Gate::new(CLUSTER.to_owned(), fingerprint, Some(held), Arc::clone(&book) as _);
+        let gate = Arc::new(gate);
         tokio::spawn({
             let endpoint = endpoint.clone();
             async move {
@@ -97,7 +99,6 @@ impl Cluster {
         });
         let address = endpoint.local_addr().expect("bound");
         let at = HostPort { host: address.ip().to_string(), port: address.port() };
-        let fingerprint = Fingerprint::of_pem(&authority.pem).expect("a certificate");
         Cluster { book, fingerprint, at, _endpoint: endpoint }
     }
 

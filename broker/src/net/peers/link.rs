@@ -32,7 +32,7 @@ enum Phase {
     /// Not used yet, or to be tried at once.
     Idle { failures: u32 },
     /// One attempt is under way.
-    Connecting { failures: u32 },
+    Connecting,
     /// Usable, unless it was closed since.
     Connected(Connection),
     /// Tried again not before `until`.
@@ -59,7 +59,7 @@ impl Link {
                 Phase::Pausing { why, .. } => {
                     return Err(PeerError::Unreachable { broker: self.broker, why: why.to_string() });
                 }
-                Phase::Idle { .. } | Phase::Connecting { .. } => {}
+                Phase::Idle { .. } | Phase::Connecting => {}
             }
             let _ = phases.changed().await;
         }
@@ -73,10 +73,10 @@ impl Link {
                 Phase::Connected(connection) => connection.close_reason().map(|_| 0),
                 Phase::Idle { failures } => Some(*failures),
                 Phase::Pausing { failures, until, .. } => (now >= *until).then_some(*failures),
-                Phase::Connecting { .. } => None,
+                Phase::Connecting => None,
             };
-            if let Some(failures) = begun {
-                *phase = Phase::Connecting { failures };
+            if begun.is_some() {
+                *phase = Phase::Connecting;
             }
             begun.is_some()
         });

@@ -215,7 +215,7 @@ async fn a_revoked_certificate_ends_what_it_had_and_gets_nothing_new() {
     introduce(&caller, &called, 1);
     assert_eq!(called_as(&caller).await, Ok(2));
 
-    cluster.revoked.replace(BTreeSet::from([serial]));
+    assert!(cluster.revoked.replace(BTreeSet::from([serial])));
     called.close_revoked(&cluster.revoked);
     // What was under way may be lost; what comes after is refused.
     let mut error = called_as(&caller).await.expect_err("revoked");

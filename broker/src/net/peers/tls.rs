@@ -86,8 +86,13 @@ impl PeerIdentity {
 pub(crate) struct Revoked(ArcSwap<BTreeSet<Serial>>);
 
 impl Revoked {
-    pub(crate) fn replace(&self, serials: BTreeSet<Serial>) {
-        self.0.store(Arc::new(serials));
+    /// Whether that is another list than before.
+    pub(crate) fn replace(&self, serials: BTreeSet<Serial>) -> bool {
+        let is_news = **self.0.load() != serials;
+        if is_news {
+            self.0.store(Arc::new(serials));
+        }
+        is_news
     }
 
     pub(crate) fn contains(&self, serial: &[u8]) -> bool {

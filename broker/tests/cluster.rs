@@ -1,0 +1,156 @@
+//! Brokers that found a cluster, join it, leave it and come back, in one process.
+
+mod support;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use quire_broker::config::{FirstStart, HostPort};
+use quire_broker::{Broker, JoinToken, StartError};
+use quire_protocol::rpc::control::{DescribeClusterRequest, request, response};
+
+use support::{PATIENCE, RawClient};
+
+const TOKEN_AGE: Duration = Duration::from_secs(3600);
+
+async fn start(dir: &Path, first_start: FirstStart) -> Result<Broker, StartError> {
+    Broker::builder().data_dir(dir).shards(1).first_start(first_start).start().await
+}
+
+fn join(at: &Broker, token: &JoinToken) -> FirstStart {
+    let at = HostPort { host: at.address().ip().to_string(), port: at.address().port() };
+    FirstStart::Join { at, token: token.clone() }
+}
+
+/// The brokers' numbers, as a client of one of them sees them.
+async fn brokers(broker: &Broker) -> Result<Vec<u32>> {
+    let client = RawClient::connect(broker).await?;
+    match client.rpc(request::Body::DescribeCluster(DescribeClusterRequest {})).await? {
+        response::Body::DescribeCluster(cluster) => Ok(cluster.brokers.iter().map(|b| b.id).collect()),
+        other => bail!("answered {other:?}"),
+    }
+}
+
+/// Waits until a client of the broker sees these.
+async fn sees(broker: &Broker, expected: &[u32]) -> Result<()> {
+    let seen = async {
+        while brokers(broker).await? != expected {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(PATIENCE, seen).await.context("not seen in time")?
+}
+
+struct Three {
+    dirs: Vec<tempfile::TempDir>,
+    brokers: Vec<Broker>,
+}
+
+impl Three {
+    async fn start() -> Result<Three> {
+        let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir()).collect::<Result<_, _>>()?;
+        let founder = start(dirs[0].path(), FirstStart::Found).await?;
+        let mut brokers = vec![founder];
+        for dir in &dirs[1..] {
+            let token = brokers[0].join_token(TOKEN_AGE).await?;
+            // Whoever is in the cluster can let others in.
+            let at = brokers.last().context("there is one")?;
+            let joined = start(dir.path(), join(at, &token)).await?;
+            brokers.push(joined);
+        }
+        Ok(Three { dirs, brokers })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_brokers_become_one_cluster_and_each_knows_it() -> Result<()> {
+    let Three { dirs, brokers } = Three::start().await?;
+    ensure!(brokers.iter().map(Broker::id).map(|id| id.0).eq([1, 2, 3]));
+    ensure!(brokers.iter().all(|broker| broker.cluster_id() == brokers[0].cluster_id()));
+    for broker in &brokers {
+        sees(broker, &[1, 2, 3]).await?;
+    }
+    // The authority's key is in the metadata by now, sealed, and in no file.
+    for dir in &dirs {
+        ensure!(!dir.path().join("tls/authority.key").exists());
+    }
+    for broker in brokers.into_iter().rev() {
+        ensure!(broker.shutdown().await.clean, "a clean shutdown");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_comes_back_by_itself_after_all_of_it_stopped() -> Result<()> {
+    let Three { dirs, brokers } = Three::start().await?;
+    let cluster = brokers[0].cluster_id().to_owned();
+    let mut places = Vec::new();
+    for broker in brokers {
+        places.push((broker.address(), broker.peer_address().context("it is in a cluster")?));
+        broker.shutdown().await;
+    }
+    let start = |at: usize| {
+        let (listen, peer_listen) = places[at];
+        let builder = Broker::builder().data_dir(dirs[at].path()).shards(1);
+        builder.listen(listen).peer_listen(peer_listen).start()
+    };
+    // None of them is ready before most of them are there.
+    let (first, second, third) = tokio::try_join!(start(0), start(1), start(2))?;
+    for broker in [&first, &second, &third] {
+        ensure!(broker.cluster_id() == cluster);
+        sees(broker, &[1, 2, 3]).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_lets_one_broker_in_and_says_so_to_the_next() -> Result<()> {
+    let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir()).collect::<Result<_, _>>()?;
+    let founder = start(dirs[0].path(), FirstStart::Found).await?;
+    let token = founder.join_token(TOKEN_AGE).await?;
+    let _second = start(dirs[1].path(), join(&founder, &token)).await?;
+    let error = start(dirs[2].path(), join(&founder, &token)).await.expect_err("it was used");
+    ensure!(error.to_string().contains("used by another broker"), "{error}");
+    // The directory is nobody's still: a new token is all that is missing.
+    let token = founder.join_token(TOKEN_AGE).await?;
+    let third = start(dirs[2].path(), join(&founder, &token)).await?;
+    sees(&third, &[1, 2, 3]).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_expired_token_is_told_from_a_used_one() -> Result<()> {
+    let dirs: Vec<_> = (0..2).map(|_| tempfile::tempdir()).collect::<Result<_, _>>()?;
+    let founder = start(dirs[0].path(), FirstStart::Found).await?;
+    let token = founder.join_token(Duration::from_millis(100)).await?;
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    let error = start(dirs[1].path(), join(&founder, &token)).await.expect_err("it expired");
+    ensure!(error.to_string().contains("has expired; make a new one with 'quire cluster token'"), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_broker_of_its_own_does_not_become_one_of_a_cluster() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let alone = start(dir.path(), FirstStart::Alone).await?;
+    let refused = alone.join_token(TOKEN_AGE).await.expect_err("it is in no cluster");
+    ensure!(refused.to_string().contains("quire broker --init"), "{refused}");
+    alone.shutdown().await;
+    let error = start(dir.path(), FirstStart::Found).await.expect_err("it holds a broker");
+    ensure!(error.to_string().contains("choose a new directory"), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_without_a_certificate_is_turned_away_where_brokers_can_join() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let founder = start(dir.path(), FirstStart::Found).await?;
+    let authority = founder.credentials().authority_pem;
+    let refused = match RawClient::connect_as(founder.address(), &authority, None).await {
+        Ok(client) => client.connection.closed().await.to_string(),
+        Err(error) => error.to_string(),
+    };
+    ensure!(refused.contains("a client certificate of the cluster's authority is needed"), "{refused}");
+    sees(&founder, &[1]).await
+}
