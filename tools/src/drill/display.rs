@@ -24,7 +24,7 @@ const DRAW_EVERY: Duration = Duration::from_millis(250);
 const BARS: usize = 32;
 const HEIGHTS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 /// Width of the words for a fault, so that what follows stands in a column.
-const FAULT_WIDTH: usize = 34;
+const FAULT_WIDTH: usize = 49;
 
 /// Shows a drill on standard error.
 #[derive(Debug)]

@@ -6,6 +6,7 @@ mod bench_compare;
 mod broker;
 mod cluster;
 mod demo;
+mod drill;
 mod errors;
 mod help;
 mod logs;

@@ -103,6 +103,11 @@ pub struct Running {
 }
 
 impl Running {
+    /// The id of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The next line of its standard output, without its end.
     pub fn line(&mut self) -> String {
         let mut line = String::new();
