@@ -1,6 +1,8 @@
 //! What the tests over the whole product share: brokers as processes, and the repository as something to check.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+pub mod load;
+pub mod power_loss;
 pub mod process;
 pub mod repository;
 pub mod sim;
