@@ -219,7 +219,8 @@ impl Builder {
         self
     }
 
-    /// Lets clients in that have no certificate: whoever reaches the address may read, write and delete.
+    /// Lets clients in that have no certificate, with the rights that were given to the principal `anonymous`
+    /// or to everybody.
     pub fn anonymous(mut self, anonymous: bool) -> Builder {
         self.anonymous = anonymous;
         self

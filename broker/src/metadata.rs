@@ -62,7 +62,13 @@ pub(crate) fn unknown(name: &str, suggestion: Option<&str>) -> control::Topic {
     }
 }
 
-fn assignment(partition: &image::Partition) -> control::Partition {
+/// The answer about a topic that is not to be known.
+pub(crate) fn refused(name: &str, error: RequestError) -> control::Topic {
+    control::Topic { name: name.to_owned(), error: Some(error.into()), ..control::Topic::default() }
+}
+
+/// A partition, without the state of its log.
+pub(crate) fn assignment(partition: &image::Partition) -> control::Partition {
     let ids = |brokers: &[BrokerId]| brokers.iter().map(|broker| broker.0).collect();
     control::Partition {
         index: partition.index.0,
@@ -71,6 +77,10 @@ fn assignment(partition: &image::Partition) -> control::Partition {
         replicas: ids(&partition.replicas),
         in_sync_replicas: ids(&partition.in_sync),
         eligible_leader_replicas: ids(&partition.eligible),
+        partition_epoch: partition.partition_epoch,
+        adding_replicas: ids(&partition.adding),
+        removing_replicas: ids(&partition.removing),
+        is_recovering: partition.is_recovering,
         ..control::Partition::default()
     }
 }

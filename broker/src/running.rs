@@ -175,7 +175,7 @@ impl Running {
         let (directory, credentials) = prepare(&config, Arc::clone(&disk)).await?;
         if config.tls.anonymous {
             tracing::warn!(
-                "clients without a certificate are let in: whoever reaches the port may read and delete"
+                "clients without a certificate are let in: whoever reaches the port has the rights of \"anonymous\""
             );
         }
         if config.is_nameless() {

@@ -1,10 +1,14 @@
 //! Topics and the cluster: create, look at, change, delete.
 
+mod cluster;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use quire_protocol::rpc::control::{self, request, response};
 use quire_protocol::{BrokerId, LeaderEpoch, Offset, PartitionIndex, Timestamp, TopicId};
+
+pub use cluster::{Acl, AclOperation, BrokerState, BrokerStatus, ClusterStatus, PartitionMove};
 
 use crate::Client;
 use crate::connection::{Connection, broker_error};
@@ -145,6 +149,14 @@ pub struct PartitionDescription {
     pub in_sync_replicas: Vec<BrokerId>,
     /// Those that may lead although they are not in sync.
     pub eligible_leader_replicas: Vec<BrokerId>,
+    /// Counts every change of its leader and replicas.
+    pub partition_epoch: u32,
+    /// Those that a reassignment adds.
+    pub adding_replicas: Vec<BrokerId>,
+    /// Those that a reassignment removes once the others are in sync.
+    pub removing_replicas: Vec<BrokerId>,
+    /// Whether its leader was elected without every acknowledged record, and nobody has followed it yet.
+    pub is_recovering: bool,
     /// The oldest offset still there.
     pub log_start: Offset,
     /// The first offset not yet committed.
@@ -338,13 +350,7 @@ impl Admin {
     /// As every request: the broker is not reachable, or refuses.
     pub async fn describe_cluster(&self) -> Result<ClusterDescription, Error> {
         let cluster = self.client.metadata().describe_cluster().await?;
-        let brokers = cluster.brokers.into_iter().map(|broker| Broker {
-            id: BrokerId(broker.id),
-            host: broker.host,
-            // A port that is none is shown as 0 and not taken for another.
-            port: u16::try_from(broker.port).unwrap_or(0),
-            rack: (!broker.rack.is_empty()).then_some(broker.rack),
-        });
+        let brokers = cluster.brokers.into_iter().map(describe_broker);
         Ok(ClusterDescription {
             cluster_id: cluster.cluster_id,
             controller: BrokerId(cluster.controller_id),
@@ -365,6 +371,16 @@ fn describe(connection: &Connection, topic: Option<control::Topic>) -> Result<To
     })
 }
 
+fn describe_broker(broker: control::Broker) -> Broker {
+    Broker {
+        id: BrokerId(broker.id),
+        host: broker.host,
+        // A port that is none is shown as 0 and not taken for another.
+        port: u16::try_from(broker.port).unwrap_or(0),
+        rack: (!broker.rack.is_empty()).then_some(broker.rack),
+    }
+}
+
 fn describe_partition(partition: control::Partition) -> PartitionDescription {
     let brokers = |ids: Vec<u32>| ids.into_iter().map(BrokerId).collect();
     PartitionDescription {
@@ -374,6 +390,10 @@ fn describe_partition(partition: control::Partition) -> PartitionDescription {
         replicas: brokers(partition.replicas),
         in_sync_replicas: brokers(partition.in_sync_replicas),
         eligible_leader_replicas: brokers(partition.eligible_leader_replicas),
+        partition_epoch: partition.partition_epoch,
+        adding_replicas: brokers(partition.adding_replicas),
+        removing_replicas: brokers(partition.removing_replicas),
+        is_recovering: partition.is_recovering,
         log_start: Offset(partition.log_start_offset),
         high_watermark: Offset(partition.high_watermark),
         log_end: Offset(partition.log_end_offset),

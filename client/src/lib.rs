@@ -79,8 +79,8 @@ mod streams;
 mod transport;
 
 pub use admin::{
-    Admin, Broker, ClusterDescription, NewTopic, PartitionDescription, PartitionOffset, TopicAlteration,
-    TopicDescription, TopicSummary,
+    Acl, AclOperation, Admin, Broker, BrokerState, BrokerStatus, ClusterDescription, ClusterStatus, NewTopic,
+    PartitionDescription, PartitionMove, PartitionOffset, TopicAlteration, TopicDescription, TopicSummary,
 };
 pub use config::{Address, Cipher, ClientConfig, DEFAULT_PORT};
 pub use consumer::{ConsumeError, ConsumedRecord, Consumer, ConsumerBuilder, PartitionChain, PartitionLag};

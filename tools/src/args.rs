@@ -4,7 +4,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::{bench, broker, cluster, completions, consume, demo, dev, drill, log, produce, topic};
+use crate::{acl, bench, broker, cluster, completions, consume, demo, dev, drill, log, produce, topic};
 
 /// Quire: an event log whose acknowledgements are on disk.
 #[derive(Debug, Parser)]
@@ -50,19 +50,22 @@ pub enum Command {
     Produce(produce::ProduceArgs),
     /// read from any offset or time
     Consume(Box<consume::ConsumeArgs>),
-    /// create, list, describe, alter, delete
+    /// create, list, describe, alter, delete, reassign
     #[command(subcommand)]
     Topic(topic::TopicCommand),
     /// run a broker from a config file
     Broker(broker::BrokerArgs),
     /// kill leaders under load, then account for every record
     Drill(drill::DrillArgs),
+    /// status, token, profile, drain, remove, rebalance
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
+    /// who may do what
+    #[command(subcommand)]
+    Acl(acl::AclCommand),
     /// measure throughput and latency
     #[command(subcommand)]
     Bench(bench::BenchCommand),
-    /// let brokers into the cluster, write a profile for it
-    #[command(subcommand)]
-    Cluster(cluster::ClusterCommand),
     /// inspect or verify a data directory, offline
     #[command(subcommand)]
     Log(log::LogCommand),
@@ -74,7 +77,7 @@ pub enum Command {
 const GROUPS: &[(&str, &[&str])] = &[
     ("Start here", &["demo", "dev"]),
     ("Events", &["produce", "consume", "topic"]),
-    ("Operations", &["broker", "cluster", "completions"]),
+    ("Operations", &["broker", "cluster", "acl", "completions"]),
     ("Proof", &["drill", "bench", "log"]),
 ];
 

@@ -1,5 +1,7 @@
 //! `quire cluster`: what concerns the brokers rather than the records.
 
+pub mod operations;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,10 +22,18 @@ const NAME: &str = "cluster";
 /// What to do with the cluster.
 #[derive(Debug, Subcommand)]
 pub enum ClusterCommand {
+    /// Show brokers, and how partitions stand
+    Status(JsonArg),
     /// Make a token with which one broker can join
     Token(TokenArgs),
     /// Write a profile that reaches the cluster, from the data directory of one of its brokers
     Profile(ProfileArgs),
+    /// Move leaderships away from a broker
+    Drain(operations::DrainArgs),
+    /// Remove a broker that holds nothing, for good
+    Remove(operations::RemoveArgs),
+    /// Even out who holds and leads what; shows the plan unless told to carry it out
+    Rebalance(operations::RebalanceArgs),
 }
 
 /// A new token.
@@ -55,10 +65,18 @@ pub struct ProfileArgs {
 /// # Errors
 /// If the cluster can not be reached or refuses, or a file not be read or written.
 pub async fn run(profile: Option<&str>, command: &ClusterCommand) -> Result<Exit, Failure> {
-    match command {
-        ClusterCommand::Token(args) => token(profile, args).await,
-        ClusterCommand::Profile(args) => write_profile(profile, args),
+    let work = async |client: &Client| match command {
+        ClusterCommand::Token(args) => token(client, args).await,
+        ClusterCommand::Profile(_) => Ok(()),
+        ClusterCommand::Status(args) => operations::status(client, args.json).await,
+        ClusterCommand::Drain(args) => operations::drain(client, args).await,
+        ClusterCommand::Remove(args) => operations::remove(client, args).await,
+        ClusterCommand::Rebalance(args) => operations::rebalance(client, args).await,
+    };
+    if let ClusterCommand::Profile(args) = command {
+        return write_profile(profile, args).map(|()| Exit::Done);
     }
+    connect::with_client(profile, work).await.map(|()| Exit::Done)
 }
 
 #[derive(Serialize)]
@@ -67,18 +85,16 @@ struct TokenJson {
     expires_in_seconds: u64,
 }
 
-async fn token(profile: Option<&str>, args: &TokenArgs) -> Result<Exit, Failure> {
+async fn token(client: &Client, args: &TokenArgs) -> Result<(), Failure> {
     let age = args.hours.map_or(limits::TOKEN_AGE_DEFAULT, |hours| Duration::from_secs(hours * 3600));
-    let ask = async |client: &Client| Ok(client.admin().create_join_token(age).await?);
-    let token = connect::with_client(profile, ask).await?;
+    let token = client.admin().create_join_token(age).await?;
     match args.output.json {
-        true => output::print_json(&TokenJson { token, expires_in_seconds: age.as_secs() })?,
-        false => output::print(&format!("{token}\n"))?,
+        true => output::print_json(&TokenJson { token, expires_in_seconds: age.as_secs() }),
+        false => output::print(&format!("{token}\n")),
     }
-    Ok(Exit::Done)
 }
 
-fn write_profile(name: Option<&str>, args: &ProfileArgs) -> Result<Exit, Failure> {
+fn write_profile(name: Option<&str>, args: &ProfileArgs) -> Result<(), Failure> {
     let profile = read_profile(&args.data)?;
     let profile = match &args.address {
         Some(address) => profile.at(format!("quire://{}", address.trim_start_matches("quire://"))),
@@ -88,7 +104,7 @@ fn write_profile(name: Option<&str>, args: &ProfileArgs) -> Result<Exit, Failure
     let path = profile.save_as(name)?;
     Profile::make_default(name)?;
     output::note(&format!("profile {} reaches {} and is used by default", path.display(), profile.address()));
-    Ok(Exit::Done)
+    Ok(())
 }
 
 fn read_profile(data: &Path) -> Result<Profile, Failure> {

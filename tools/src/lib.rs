@@ -17,6 +17,7 @@ pub mod secret_file;
 pub mod signals;
 pub mod time;
 
+pub mod acl;
 pub mod bench;
 pub mod broker;
 pub mod cluster;
@@ -56,6 +57,7 @@ async fn dispatch(profile: Option<&str>, command: Command) -> Result<Exit, Failu
         Command::Dev(args) => dev::run(profile, &args).await,
         Command::Broker(args) => broker::run(&args).await,
         Command::Cluster(command) => cluster::run(profile, &command).await,
+        Command::Acl(command) => acl::run(profile, &command).await,
         Command::Topic(command) => topic::run(profile, &command).await,
         Command::Produce(args) => produce::run(profile, &args).await,
         Command::Consume(args) => consume::run(profile, &args).await,

@@ -1,4 +1,4 @@
-//! `quire topic`: create, list, describe, alter, delete.
+//! `quire topic`: create, list, describe, alter, delete, reassign.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, IsTerminal};
@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use quire_client::{Client, NewTopic, PartitionDescription, TopicAlteration, TopicDescription, TopicSummary};
+use quire_protocol::{BrokerId, PartitionIndex};
 use serde::Serialize;
 
 use crate::args::JsonArg;
@@ -27,6 +28,10 @@ pub enum TopicCommand {
     Alter(AlterArgs),
     /// Delete a topic and all its records
     Delete(DeleteArgs),
+    /// Give a partition other replicas
+    Reassign(ReassignArgs),
+    /// Have preferred leaders lead; or, where nobody can without loss, whoever is there
+    Elect(ElectArgs),
 }
 
 /// A new topic.
@@ -94,6 +99,39 @@ pub struct DeleteArgs {
     output: JsonArg,
 }
 
+/// Other replicas for a partition.
+#[derive(Debug, Args)]
+#[group(id = "target", required = true, multiple = false, args = ["replicas", "cancel"])]
+pub struct ReassignArgs {
+    /// The topic's name
+    topic: String,
+    /// The partition's number
+    partition: u32,
+    /// The brokers that are to hold it, the preferred leader first, e.g. 1,2,3
+    #[arg(long, value_name = "BROKERS", value_delimiter = ',')]
+    replicas: Vec<u32>,
+    /// Give up the reassignment under way
+    #[arg(long)]
+    cancel: bool,
+    #[command(flatten)]
+    output: JsonArg,
+}
+
+/// Leaders to be elected.
+#[derive(Debug, Args)]
+pub struct ElectArgs {
+    /// The topic's name
+    topic: String,
+    /// Acknowledged records are lost: have any broker lead this partition, which has no leader
+    #[arg(long, value_name = "PARTITION")]
+    unclean: Option<u32>,
+    /// Do not ask (nobody is asked where standard input is no terminal)
+    #[arg(short, long)]
+    yes: bool,
+    #[command(flatten)]
+    output: JsonArg,
+}
+
 /// Reads `key=value`.
 fn setting(text: &str) -> Result<(String, String), String> {
     let parted = text.split_once('=').filter(|(key, _)| !key.is_empty());
@@ -112,6 +150,8 @@ pub async fn run(profile: Option<&str>, command: &TopicCommand) -> Result<Exit, 
         TopicCommand::Describe(args) => describe(client, args).await,
         TopicCommand::Alter(args) => alter(client, args).await,
         TopicCommand::Delete(args) => delete(client, args).await,
+        TopicCommand::Reassign(args) => reassign(client, args).await,
+        TopicCommand::Elect(args) => elect(client, args).await,
     };
     connect::with_client(profile, work).await.map(|()| Exit::Done)
 }
@@ -203,6 +243,47 @@ async fn delete(client: &Client, args: &DeleteArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+async fn reassign(client: &Client, args: &ReassignArgs) -> Result<(), Failure> {
+    let replicas: Vec<_> = args.replicas.iter().map(|id| BrokerId(*id)).collect();
+    let replicas = (!args.cancel).then_some(replicas.as_slice());
+    let reassigned = client.admin().reassign(&args.topic, PartitionIndex(args.partition), replicas).await;
+    let partition = reassigned.map_err(|error| connect::about_topic(&args.topic, error))?;
+    if args.output.json {
+        return output::print_json(&PartitionJson::from(&partition));
+    }
+    let (topic, index) = (&args.topic, args.partition);
+    if partition.adding_replicas.is_empty() && partition.removing_replicas.is_empty() {
+        let held = output::list(&partition.replicas);
+        return output::print(&format!("{topic} partition {index} is held by {held}\n"));
+    }
+    output::print(&format!(
+        "{topic} partition {index} moves: adding {}, then removing {}\n",
+        output::list(&partition.adding_replicas),
+        output::list(&partition.removing_replicas)
+    ))?;
+    output::note(&format!("to follow it: quire topic describe {topic}"));
+    Ok(())
+}
+
+async fn elect(client: &Client, args: &ElectArgs) -> Result<(), Failure> {
+    let elected = match args.unclean {
+        Some(partition) => {
+            let question = format!("lose acknowledged records of {} partition {partition}?", args.topic);
+            if !args.yes && io::stdin().is_terminal() && io::stderr().is_terminal() && !confirmed(&question) {
+                return Err(Failure::failed("nobody elected: not confirmed"));
+            }
+            let elected = client.admin().elect_unclean_leader(&args.topic, PartitionIndex(partition)).await;
+            elected.map(|()| 1)
+        }
+        None => client.admin().elect_preferred_leaders(Some(&args.topic)).await,
+    };
+    let elected = elected.map_err(|error| connect::about_topic(&args.topic, error))?;
+    if args.output.json {
+        return output::print_json(&ElectedJson { name: &args.topic, elected });
+    }
+    output::print(&format!("{}: {} with another leader\n", args.topic, counted(elected.into(), "partition")))
+}
+
 fn confirmed(question: &str) -> bool {
     eprint!("{question} [y/N] ");
     let mut answer = String::new();
@@ -279,8 +360,8 @@ fn row(partition: &PartitionDescription, palette: Palette) -> Vec<String> {
     let mut cells = vec![
         partition.partition.to_string(),
         partition.leader.map_or_else(|| "-".to_owned(), |leader| leader.to_string()),
-        list_of(&partition.in_sync_replicas),
-        list_of(&partition.eligible_leader_replicas),
+        output::list(&partition.in_sync_replicas),
+        output::list(&partition.eligible_leader_replicas),
         partition.leader_epoch.to_string(),
         thousands(partition.log_start.0),
         thousands(partition.high_watermark.0),
@@ -289,16 +370,18 @@ fn row(partition: &PartitionDescription, palette: Palette) -> Vec<String> {
     match &partition.error {
         Some(error) => cells.push(palette.warning(&format!("! {error}")).into_owned()),
         None if partition.leader.is_none() => cells.push(palette.warning("! no leader").into_owned()),
+        None if partition.is_recovering => {
+            cells.push(
+                palette.warning("! records may be lost: nobody has followed its leader yet").into_owned(),
+            );
+        }
+        None if !partition.adding_replicas.is_empty() || !partition.removing_replicas.is_empty() => {
+            let (adding, removing) = (&partition.adding_replicas, &partition.removing_replicas);
+            cells.push(format!("adding {}, removing {}", output::list(adding), output::list(removing)));
+        }
         None => {}
     }
     cells
-}
-
-fn list_of<T: ToString>(items: &[T]) -> String {
-    if items.is_empty() {
-        return "-".to_owned();
-    }
-    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
 fn records(topic: &TopicDescription) -> u64 {
@@ -331,6 +414,12 @@ struct DeletedJson<'a> {
 }
 
 #[derive(Serialize)]
+struct ElectedJson<'a> {
+    name: &'a str,
+    elected: u32,
+}
+
+#[derive(Serialize)]
 struct TopicJson<'a> {
     name: &'a str,
     id: String,
@@ -348,6 +437,10 @@ struct PartitionJson {
     replicas: Vec<u32>,
     in_sync_replicas: Vec<u32>,
     eligible_leader_replicas: Vec<u32>,
+    partition_epoch: u32,
+    adding_replicas: Vec<u32>,
+    removing_replicas: Vec<u32>,
+    recovering: bool,
     log_start: u64,
     high_watermark: u64,
     log_end: u64,
@@ -378,6 +471,10 @@ impl From<&PartitionDescription> for PartitionJson {
             replicas: numbers(&partition.replicas),
             in_sync_replicas: numbers(&partition.in_sync_replicas),
             eligible_leader_replicas: numbers(&partition.eligible_leader_replicas),
+            partition_epoch: partition.partition_epoch,
+            adding_replicas: numbers(&partition.adding_replicas),
+            removing_replicas: numbers(&partition.removing_replicas),
+            recovering: partition.is_recovering,
             log_start: partition.log_start.0,
             high_watermark: partition.high_watermark.0,
             log_end: partition.log_end.0,
@@ -391,7 +488,7 @@ impl From<&PartitionDescription> for PartitionJson {
 mod tests {
     use super::*;
     use quire_protocol::topic_config::TopicConfig;
-    use quire_protocol::{BrokerId, LeaderEpoch, Offset, PartitionIndex, TopicId};
+    use quire_protocol::{LeaderEpoch, Offset, TopicId};
 
     fn partition(index: u32, leader: Option<u32>) -> PartitionDescription {
         PartitionDescription {
@@ -401,6 +498,10 @@ mod tests {
             replicas: vec![BrokerId(1), BrokerId(2), BrokerId(3)],
             in_sync_replicas: leader.map_or_else(Vec::new, |_| vec![BrokerId(1), BrokerId(2), BrokerId(3)]),
             eligible_leader_replicas: Vec::new(),
+            partition_epoch: 5,
+            adding_replicas: Vec::new(),
+            removing_replicas: Vec::new(),
+            is_recovering: false,
             log_start: Offset(10),
             high_watermark: Offset(39_262),
             log_end: Offset(39_262),
@@ -435,8 +536,11 @@ mod tests {
     #[test]
     fn settings_tell_what_was_set_from_defaults() {
         let shown = settings(&topic(), Palette::PLAIN);
-        assert!(shown.contains(" segment.ms              604800000\n"), "{shown}");
-        assert!(shown.contains(" segment.bytes           134217728   set for this topic\n"), "{shown}");
+        assert!(shown.contains(" segment.ms                      604800000\n"), "{shown}");
+        assert!(
+            shown.contains(" segment.bytes                   134217728   set for this topic\n"),
+            "{shown}"
+        );
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{RecvStream, SendStream};
+use quire_engine::controller::image::Operation;
 use quire_protocol::frame;
 use quire_protocol::stream::{Answer, ConsumeHeader, Frames, Opened, Start};
 use quire_protocol::{ErrorCode, Offset, limits};
@@ -20,7 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 use tokio::time::timeout;
 
 use self::ahead::Ahead;
-use super::offsets;
+use super::{access, offsets};
 use crate::context::Context;
 use crate::error::RequestError;
 use crate::net::connection::Session;
@@ -56,6 +57,7 @@ pub(crate) async fn serve(
 ) -> Result<(), RequestError> {
     let header = ConsumeHeader::decode(header).map_err(|error| message::malformed(&error))?;
     let context = &session.context;
+    access::check_partition(session, Operation::Consume, header.partition)?;
     // A replica in sync serves what it knows to be committed.
     let partition = context.partitions.find_replica(header.partition)?;
     is_readable(&partition)?;

@@ -1,7 +1,5 @@
 //! Hello, and what the cluster and its topics look like. Answered from the image, without asking anybody.
 
-use std::sync::Arc;
-
 use quire_protocol::rpc::PROTOCOL_VERSION;
 use quire_protocol::rpc::control::{
     Broker, DescribeClusterResponse, DescribeTopicsRequest, DescribeTopicsResponse, HelloRequest,
@@ -9,6 +7,7 @@ use quire_protocol::rpc::control::{
 };
 use quire_protocol::{ErrorCode, limits};
 
+use super::access;
 use crate::context::Context;
 use crate::error::RequestError;
 use crate::metadata::{self, LogState};
@@ -62,9 +61,11 @@ pub(super) fn describe_cluster(context: &Context) -> DescribeClusterResponse {
     }
 }
 
-pub(super) fn list_topics(context: &Context) -> ListTopicsResponse {
-    let image = context.metadata.image();
-    let mut topics: Vec<_> = image.topics().map(|topic| metadata::summary(topic)).collect();
+/// Those that the principal has any right on.
+pub(super) fn list_topics(session: &Session) -> ListTopicsResponse {
+    let image = session.context.metadata.image();
+    let visible = image.topics().filter(|topic| access::may_look(&image, &session.principal, &topic.name));
+    let mut topics: Vec<_> = visible.map(|topic| metadata::summary(topic)).collect();
     topics.sort_by(|a, b| a.name.cmp(&b.name));
     ListTopicsResponse { topics }
 }
@@ -74,9 +75,11 @@ pub(super) fn list_topics(context: &Context) -> ListTopicsResponse {
 /// # Errors
 /// If the same answer could not be sent: more partitions are asked for than one response holds.
 pub(super) fn describe_topics(
-    context: &Arc<Context>,
+    session: &Session,
     request: &DescribeTopicsRequest,
 ) -> Result<DescribeTopicsResponse, RequestError> {
+    let context = &session.context;
+    let may_look = |image: &_, name: &str| access::may_look(image, &session.principal, name);
     let image = context.metadata.image();
     let log_state = if request.with_log_state { LogState::Included } else { LogState::Omitted };
     let asked = request.names.iter().filter_map(|name| image.topic_named(name));
@@ -88,8 +91,14 @@ pub(super) fn describe_topics(
     }
     // A name is held against all there are: worth it for one that was typed, not for thousands from a list.
     let is_typed = request.names.len() <= SUGGESTED_NAMES_MAX;
-    let suggestion = |name: &str| is_typed.then(|| image.nearest_name(name)).flatten();
+    let suggestion = |name: &str| {
+        let nearest = is_typed.then(|| image.nearest_name(name)).flatten();
+        nearest.filter(|nearest| may_look(&image, nearest))
+    };
     let topics = request.names.iter().map(|name| match image.topic_named(name) {
+        _ if !may_look(&image, name) => {
+            metadata::refused(name, access::may_not_look(&session.principal, name))
+        }
         Some(topic) => metadata::describe(topic, &context.partitions, log_state),
         None => metadata::unknown(name, suggestion(name).as_deref()),
     });

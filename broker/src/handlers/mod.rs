@@ -1,5 +1,8 @@
 //! What clients ask for: each handler checks, routes and answers. Handlers keep no state beyond their stream.
 
+pub(crate) mod access;
+pub(crate) mod acl;
+pub(crate) mod cluster;
 pub(crate) mod fetch;
 pub(crate) mod join;
 pub(crate) mod metadata;

@@ -8,8 +8,10 @@ use quire_protocol::rpc::control::{
 use quire_protocol::{ErrorCode, Offset, PartitionIndex, Timestamp, TopicId, TopicPartition};
 use quire_storage::LogReader;
 
+use super::access;
 use crate::context::Context;
 use crate::error::RequestError;
+use crate::net::connection::Session;
 use crate::shard::{PartitionHandle, not_leader};
 
 /// A position, and the timestamp of the record there where one was looked for and found.
@@ -24,16 +26,28 @@ pub(super) struct Found {
 /// # Errors
 /// If the request names no topic.
 pub(super) async fn list(
-    context: &Arc<Context>,
+    session: &Session,
     request: ListOffsetsRequest,
 ) -> Result<ListOffsetsResponse, RequestError> {
     let topic = TopicId::from_slice(&request.topic_id)
         .ok_or_else(|| RequestError::new(ErrorCode::InvalidRequest, "a topic id has 16 bytes"))?;
+    let context = &session.context;
+    check_known(session, topic)?;
     let mut partitions = Vec::with_capacity(request.partitions.len());
     for wanted in request.partitions {
         partitions.push(answer(context, topic, wanted).await);
     }
     Ok(ListOffsetsResponse { partitions })
+}
+
+fn check_known(session: &Session, topic: TopicId) -> Result<(), RequestError> {
+    let image = session.context.metadata.image();
+    match image.topic(topic) {
+        Some(known) if !access::may_look(&image, &session.principal, &known.name) => {
+            Err(access::may_not_look(&session.principal, &known.name))
+        }
+        _ => Ok(()),
+    }
 }
 
 async fn answer(context: &Context, topic: TopicId, wanted: PartitionPosition) -> PartitionOffset {

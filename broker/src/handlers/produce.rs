@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use bytes::BufMut;
 use quinn::{RecvStream, SendStream};
+use quire_engine::controller::image::Operation;
 use quire_protocol::batch::{BatchError, BatchHeader, HEADER_LEN, TimestampType};
 use quire_protocol::stream::{Acks, Answer, Opened, ProduceHeader};
 use quire_protocol::{ErrorCode, limits};
@@ -20,6 +21,7 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc};
 use tokio::time::timeout;
 
+use super::access;
 use crate::context::Context;
 use crate::error::RequestError;
 use crate::net::connection::Session;
@@ -56,6 +58,7 @@ pub(crate) async fn serve(
 ) -> Result<(), RequestError> {
     let context = &session.context;
     let header = ProduceHeader::decode(header).map_err(|error| message::malformed(&error))?;
+    access::check_partition(session, Operation::Produce, header.partition)?;
     let partition = context.partitions.find(header.partition)?;
     check_leadership(&partition, &header)?;
     let served = match open(&partition, send).await {

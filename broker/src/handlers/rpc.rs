@@ -13,7 +13,7 @@ use quire_protocol::{ErrorCode, limits};
 use tokio::sync::{AcquireError, SemaphorePermit};
 use tokio::time::timeout;
 
-use super::{join, metadata, offsets, topics};
+use super::{acl, cluster, join, metadata, offsets, topics};
 use crate::error::RequestError;
 use crate::net::connection::{Session, close_code};
 use crate::net::message;
@@ -82,13 +82,21 @@ async fn answer(session: &Arc<Session>, request: Request) -> Result<response::Bo
     Ok(match asked {
         Asked::Hello(_) => return Err(invalid("hello was said before")),
         Asked::DescribeCluster(_) => Answered::DescribeCluster(metadata::describe_cluster(context)),
-        Asked::ListTopics(_) => Answered::ListTopics(metadata::list_topics(context)),
-        Asked::DescribeTopics(asked) => Answered::DescribeTopics(metadata::describe_topics(context, &asked)?),
+        Asked::ListTopics(_) => Answered::ListTopics(metadata::list_topics(session)),
+        Asked::DescribeTopics(asked) => Answered::DescribeTopics(metadata::describe_topics(session, &asked)?),
         Asked::CreateTopic(asked) => Answered::CreateTopic(topics::create(session, asked).await?),
         Asked::AlterTopic(asked) => Answered::AlterTopic(topics::alter(session, asked).await?),
         Asked::DeleteTopic(asked) => Answered::DeleteTopic(topics::delete(session, asked).await?),
         Asked::CreateJoinToken(asked) => Answered::CreateJoinToken(join::create_token(session, asked).await?),
-        Asked::ListOffsets(asked) => Answered::ListOffsets(offsets::list(context, asked).await?),
+        Asked::ListOffsets(asked) => Answered::ListOffsets(offsets::list(session, asked).await?),
+        Asked::ClusterStatus(_) => Answered::ClusterStatus(cluster::status(session)?),
+        Asked::DrainBroker(asked) => Answered::DrainBroker(cluster::drain(session, asked).await?),
+        Asked::RemoveBroker(asked) => Answered::RemoveBroker(cluster::remove(session, asked).await?),
+        Asked::PlanRebalance(asked) => Answered::PlanRebalance(cluster::plan(session, &asked)?),
+        Asked::Reassign(asked) => Answered::Reassign(cluster::reassign(session, asked).await?),
+        Asked::ElectLeaders(asked) => Answered::ElectLeaders(cluster::elect(session, asked).await?),
+        Asked::ChangeAcl(asked) => Answered::ChangeAcl(acl::change(session, asked).await?),
+        Asked::ListAcls(_) => Answered::ListAcls(acl::list(session)?),
     })
 }
 

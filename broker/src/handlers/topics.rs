@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use quire_engine::controller::image::Topic;
+use quire_engine::controller::image::{Operation, Topic};
 use quire_engine::controller::{AlterTopic, CreateTopic, Request, Response};
 use quire_protocol::rpc::control::{
     AlterTopicRequest, AlterTopicResponse, CreateTopicRequest, CreateTopicResponse, DeleteTopicRequest,
@@ -11,6 +11,7 @@ use quire_protocol::rpc::control::{
 use quire_protocol::{ErrorCode, limits};
 use tokio::time::timeout;
 
+use super::access;
 use crate::context::Context;
 use crate::error::RequestError;
 use crate::metadata::{self, LogState};
@@ -25,6 +26,7 @@ pub(super) async fn create(
     request: CreateTopicRequest,
 ) -> Result<CreateTopicResponse, RequestError> {
     let context = &session.context;
+    access::check(session, Operation::Manage, &request.name)?;
     let validate_only = request.validate_only;
     let create = CreateTopic {
         name: request.name,
@@ -54,6 +56,7 @@ pub(super) async fn alter(
     session: &Session,
     request: AlterTopicRequest,
 ) -> Result<AlterTopicResponse, RequestError> {
+    access::check(session, Operation::Manage, &request.name)?;
     let context = &session.context;
     let alter = AlterTopic {
         name: request.name,
@@ -74,6 +77,7 @@ pub(super) async fn delete(
     session: &Session,
     request: DeleteTopicRequest,
 ) -> Result<DeleteTopicResponse, RequestError> {
+    access::check(session, Operation::Manage, &request.name)?;
     let name = request.name.clone();
     let response = session.context.metadata.propose(Request::DeleteTopic { name: request.name }).await?;
     match response {
@@ -101,6 +105,6 @@ async fn opened(context: &Context, topic: &Topic) -> quire_protocol::rpc::contro
     metadata::describe(topic, &context.partitions, LogState::Included)
 }
 
-fn unexpected(response: &Response) -> RequestError {
+pub(super) fn unexpected(response: &Response) -> RequestError {
     RequestError::new(ErrorCode::Internal, format!("the controller answered something else: {response:?}"))
 }

@@ -14,11 +14,12 @@ Start here
 Events
   produce      write records from standard input or a file
   consume      read from any offset or time
-  topic        create, list, describe, alter, delete
+  topic        create, list, describe, alter, delete, reassign
 
 Operations
   broker       run a broker from a config file
-  cluster      let brokers into the cluster, write a profile for it
+  cluster      status, token, profile, drain, remove, rebalance
+  acl          who may do what
   completions  print completions for a shell
 
 Proof
@@ -118,6 +119,8 @@ fn every_field_of_every_answer_is_documented() {
         &["consume", "t", "--json"],
         &["topic", "list", "--json"],
         &["topic", "describe", "t", "--json"],
+        &["cluster", "status", "--json"],
+        &["acl", "add", "billing", "consume", "--json"],
         &["log", "inspect", crate::support::path(data.path()), "--json"],
         &["log", "verify", crate::support::path(data.path()), "--json"],
         &["topic", "delete", "t", "--json"],

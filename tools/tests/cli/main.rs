@@ -10,6 +10,7 @@ mod drill;
 mod errors;
 mod help;
 mod logs;
+mod operations;
 mod records;
 mod signals;
 mod support;

@@ -1,0 +1,305 @@
+//! What operators ask: how the cluster is, who is to leave, what is to move, who may do what.
+
+use quire_protocol::rpc::control::{self, request, response};
+use quire_protocol::{BrokerId, PartitionIndex};
+
+use super::{Admin, Broker, PartitionDescription, describe_broker, describe_partition, other_answer};
+use crate::connection::Connection;
+use crate::error::Error;
+
+/// How a cluster is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterStatus {
+    /// Its id.
+    pub cluster_id: String,
+    /// Its brokers, by number.
+    pub brokers: Vec<BrokerStatus>,
+    /// How many partitions there are.
+    pub partitions: u32,
+    /// Of these, how many lack an in-sync replica.
+    pub under_replicated: u32,
+    /// How many have no leader.
+    pub offline: u32,
+    /// How many have a leader that may lack acknowledged records, and that nobody has followed yet.
+    pub recovering: u32,
+    /// How many are getting other replicas.
+    pub reassigning: u32,
+    /// How many are not led by their preferred leader, although it is in sync.
+    pub unbalanced: u32,
+}
+
+/// How a broker is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokerStatus {
+    /// Which one.
+    pub broker: Broker,
+    /// Counts its starts.
+    pub epoch: u64,
+    /// Whether it is heard of.
+    pub state: BrokerState,
+    /// How many partitions it leads.
+    pub leads: u32,
+    /// How many replicas it holds.
+    pub replicas: u32,
+    /// How many of them are in sync.
+    pub in_sync: u32,
+}
+
+/// Whether a broker is heard of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BrokerState {
+    /// It is, and may lead.
+    Unfenced,
+    /// It is, and leads only what nobody else can.
+    Draining,
+    /// It is not, or knows too little yet.
+    Fenced,
+}
+
+/// A partition's move, planned and not begun.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionMove {
+    /// The topic's name.
+    pub topic: String,
+    /// The partition.
+    pub partition: PartitionIndex,
+    /// The replicas it has, the preferred leader first.
+    pub from: Vec<BrokerId>,
+    /// The replicas it is to have.
+    pub to: Vec<BrokerId>,
+}
+
+impl PartitionMove {
+    /// Whether records have to be copied; if not, only the preferred leader changes.
+    pub fn copies(&self) -> bool {
+        self.to.iter().any(|id| !self.from.contains(id))
+    }
+}
+
+/// A right: who may do what with which topics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acl {
+    /// A certificate's name, or `*` for everybody who is authenticated.
+    pub principal: String,
+    /// What it allows.
+    pub operation: AclOperation,
+    /// The topics' names begin with this; empty is all of them.
+    pub topic_prefix: String,
+}
+
+/// What a right allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AclOperation {
+    /// Append records.
+    Produce,
+    /// Read records.
+    Consume,
+    /// Create, alter and delete topics.
+    Manage,
+    /// Everything, also with the cluster itself.
+    Administer,
+}
+
+/// Asks, and takes the answer of its kind.
+macro_rules! ask {
+    ($admin:expr, $what:literal, $kind:ident, $request:expr) => {{
+        let connection = $admin.client.brokers().any().await?;
+        match connection.rpc($what, request::Body::$kind($request)).await? {
+            response::Body::$kind(answer) => (answer, connection),
+            _ => return Err(other_answer(&connection, $what)),
+        }
+    }};
+}
+
+impl Admin {
+    /// How the cluster is.
+    ///
+    /// # Errors
+    /// If the principal is no administrator, or as every request.
+    pub async fn cluster_status(&self) -> Result<ClusterStatus, Error> {
+        let (answer, connection) =
+            ask!(self, "cluster status", ClusterStatus, control::ClusterStatusRequest {});
+        let brokers = answer.brokers.into_iter().map(|broker| status_of(&connection, broker));
+        Ok(ClusterStatus {
+            brokers: brokers.collect::<Result<_, _>>()?,
+            cluster_id: answer.cluster_id,
+            partitions: answer.partitions,
+            under_replicated: answer.under_replicated,
+            offline: answer.offline,
+            recovering: answer.recovering,
+            reassigning: answer.reassigning,
+            unbalanced: answer.unbalanced,
+        })
+    }
+
+    /// Moves leaderships away from a broker; answers how many nobody else can take yet.
+    ///
+    /// # Errors
+    /// If the principal is no administrator, there is no such broker, or as every request.
+    pub async fn drain_broker(&self, broker: BrokerId) -> Result<u32, Error> {
+        let request = control::DrainBrokerRequest { broker_id: broker.0, undo: false };
+        let (answer, _) = ask!(self, "drain broker", DrainBroker, request);
+        Ok(answer.leaderships)
+    }
+
+    /// Lets a broker that was drained lead again.
+    ///
+    /// # Errors
+    /// As [`Admin::drain_broker`].
+    pub async fn undrain_broker(&self, broker: BrokerId) -> Result<(), Error> {
+        let request = control::DrainBrokerRequest { broker_id: broker.0, undo: true };
+        ask!(self, "drain broker", DrainBroker, request);
+        Ok(())
+    }
+
+    /// Removes a broker that holds no replica from the cluster, for good.
+    ///
+    /// # Errors
+    /// If the principal is no administrator, the broker holds replicas, there is no such broker, or as every request.
+    pub async fn remove_broker(&self, broker: BrokerId) -> Result<(), Error> {
+        ask!(self, "remove broker", RemoveBroker, control::RemoveBrokerRequest { broker_id: broker.0 });
+        Ok(())
+    }
+
+    /// What would have to move for brokers to hold and lead equally much, those in `without` nothing. Changes nothing.
+    ///
+    /// # Errors
+    /// If the principal is no administrator, a broker does not exist, or as every request.
+    pub async fn plan_rebalance(&self, without: &[BrokerId]) -> Result<Vec<PartitionMove>, Error> {
+        let request = control::PlanRebalanceRequest { without: without.iter().map(|id| id.0).collect() };
+        let (answer, _) = ask!(self, "plan rebalance", PlanRebalance, request);
+        let ids = |ids: Vec<u32>| ids.into_iter().map(BrokerId).collect();
+        let planned = |planned: control::PartitionMove| PartitionMove {
+            topic: planned.topic,
+            partition: PartitionIndex(planned.partition),
+            from: ids(planned.from),
+            to: ids(planned.to),
+        };
+        Ok(answer.moves.into_iter().map(planned).collect())
+    }
+
+    /// Gives a partition other replicas, the preferred leader first; `None` gives up a reassignment under way. Answers
+    /// the partition as it is then, without the state of its log.
+    ///
+    /// # Errors
+    /// If the principal is no administrator, the replicas can not be those, or as every request.
+    pub async fn reassign(
+        &self,
+        topic: &str,
+        partition: PartitionIndex,
+        replicas: Option<&[BrokerId]>,
+    ) -> Result<PartitionDescription, Error> {
+        let request = control::ReassignRequest {
+            topic: topic.to_owned(),
+            partition: partition.0,
+            replicas: replicas.into_iter().flatten().map(|id| id.0).collect(),
+            give_up: replicas.is_none(),
+        };
+        let (answer, connection) = ask!(self, "reassign", Reassign, request);
+        let partition =
+            answer.partition.ok_or_else(|| connection.protocol("its answer lacks the partition"))?;
+        Ok(describe_partition(partition))
+    }
+
+    /// Has preferred leaders lead where they are in sync: of one topic, or of all. Answers how many leaders changed.
+    ///
+    /// # Errors
+    /// If the principal is no administrator, there is no such topic, or as every request.
+    pub async fn elect_preferred_leaders(&self, topic: Option<&str>) -> Result<u32, Error> {
+        let topic = topic.unwrap_or_default().to_owned();
+        let request = control::ElectLeadersRequest { topic, unclean_partition: None };
+        let (answer, _) = ask!(self, "elect leaders", ElectLeaders, request);
+        Ok(answer.elected)
+    }
+
+    /// Has somebody lead a partition that nobody can lead without loss. **Acknowledged records are lost.**
+    ///
+    /// # Errors
+    /// If the principal is no administrator, the partition has a leader, no broker that holds it is there, or as every
+    /// request.
+    pub async fn elect_unclean_leader(&self, topic: &str, partition: PartitionIndex) -> Result<(), Error> {
+        let request =
+            control::ElectLeadersRequest { topic: topic.to_owned(), unclean_partition: Some(partition.0) };
+        ask!(self, "elect leaders", ElectLeaders, request);
+        Ok(())
+    }
+
+    /// Gives a right.
+    ///
+    /// # Errors
+    /// If the principal is no administrator, the right makes no sense, or as every request.
+    pub async fn add_acl(&self, acl: Acl) -> Result<(), Error> {
+        ask!(
+            self,
+            "add right",
+            ChangeAcl,
+            control::ChangeAclRequest { acl: Some(acl.into()), remove: false }
+        );
+        Ok(())
+    }
+
+    /// Takes a right away.
+    ///
+    /// # Errors
+    /// If the principal is no administrator, there is no such right, or as every request.
+    pub async fn remove_acl(&self, acl: Acl) -> Result<(), Error> {
+        ask!(
+            self,
+            "remove right",
+            ChangeAcl,
+            control::ChangeAclRequest { acl: Some(acl.into()), remove: true }
+        );
+        Ok(())
+    }
+
+    /// Every right that was given.
+    ///
+    /// # Errors
+    /// If the principal is no administrator, or as every request.
+    pub async fn list_acls(&self) -> Result<Vec<Acl>, Error> {
+        let (answer, _) = ask!(self, "list rights", ListAcls, control::ListAclsRequest {});
+        // A right that this version does not know is none that it can show.
+        Ok(answer.acls.into_iter().filter_map(known_acl).collect())
+    }
+}
+
+fn status_of(connection: &Connection, status: control::BrokerStatus) -> Result<BrokerStatus, Error> {
+    let state = match status.state() {
+        control::BrokerState::Unfenced => BrokerState::Unfenced,
+        control::BrokerState::Draining => BrokerState::Draining,
+        control::BrokerState::Fenced => BrokerState::Fenced,
+    };
+    let broker = status.broker.ok_or_else(|| connection.protocol("its answer lacks a broker"))?;
+    Ok(BrokerStatus {
+        broker: describe_broker(broker),
+        epoch: status.epoch,
+        state,
+        leads: status.leads,
+        replicas: status.replicas,
+        in_sync: status.in_sync,
+    })
+}
+
+impl From<Acl> for control::Acl {
+    fn from(acl: Acl) -> control::Acl {
+        let operation = match acl.operation {
+            AclOperation::Produce => control::AclOperation::Produce,
+            AclOperation::Consume => control::AclOperation::Consume,
+            AclOperation::Manage => control::AclOperation::Manage,
+            AclOperation::Administer => control::AclOperation::Administer,
+        };
+        let (principal, topic_prefix) = (acl.principal, acl.topic_prefix);
+        control::Acl { principal, operation: operation.into(), topic_prefix }
+    }
+}
+
+fn known_acl(acl: control::Acl) -> Option<Acl> {
+    let operation = match acl.operation() {
+        control::AclOperation::Produce => AclOperation::Produce,
+        control::AclOperation::Consume => AclOperation::Consume,
+        control::AclOperation::Manage => AclOperation::Manage,
+        control::AclOperation::Administer => AclOperation::Administer,
+        control::AclOperation::None => return None,
+    };
+    Some(Acl { principal: acl.principal, operation, topic_prefix: acl.topic_prefix })
+}
