@@ -11,6 +11,7 @@ use crate::identity::BrokerIdentity;
 use crate::metrics::Metrics;
 use crate::net::join::admit::Gate;
 use crate::net::peers::tls::Revoked;
+use crate::producer_ids::ProducerIds;
 use crate::shard::Partitions;
 use crate::shutdown::{Stopping, Underway};
 
@@ -20,6 +21,7 @@ pub(crate) struct Context {
     pub(crate) identity: BrokerIdentity,
     pub(crate) metadata: Arc<dyn Metadata>,
     pub(crate) partitions: Partitions,
+    pub(crate) producer_ids: ProducerIds,
     pub(crate) metrics: Metrics,
     pub(crate) memory: Memory,
     /// Streams being served.

@@ -1,6 +1,7 @@
 //! What a client is told when its request fails: the one place where internal errors become codes of the protocol.
 
 use quire_engine::controller::Refusal;
+use quire_engine::producer::SequenceRefusal;
 use quire_protocol::rpc::control;
 use quire_protocol::stream::Failure;
 use quire_protocol::{ErrorCode, Offset, limits};
@@ -131,6 +132,19 @@ impl From<&AppendErrorKind> for RequestError {
             AppendErrorKind::OffsetsExhausted => ErrorCode::LimitExceeded,
         };
         RequestError::new(code, kind.to_string())
+    }
+}
+
+impl From<SequenceRefusal> for RequestError {
+    fn from(refusal: SequenceRefusal) -> RequestError {
+        let code = match refusal {
+            SequenceRefusal::Fenced { .. } => ErrorCode::FencedProducerEpoch,
+            SequenceRefusal::UnknownProducer { .. } => ErrorCode::UnknownProducerId,
+            SequenceRefusal::OutOfOrder { .. } => ErrorCode::OutOfOrderSequence,
+            SequenceRefusal::Forgotten { .. } => ErrorCode::DuplicateSequence,
+            SequenceRefusal::TooManyProducers { .. } => ErrorCode::LimitExceeded,
+        };
+        RequestError::new(code, refusal.to_string())
     }
 }
 

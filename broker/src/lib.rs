@@ -43,6 +43,7 @@ mod metadata;
 mod metrics;
 mod net;
 mod process;
+mod producer_ids;
 mod replicas;
 mod running;
 mod shard;

@@ -106,6 +106,11 @@ const LOG_APPENDED_BYTES: Description = Description {
     unit: Unit::Bytes,
     help: "Bytes of frames appended to partitions.",
 };
+const PRODUCE_DUPLICATES: Description = Description {
+    name: "quire_produce_duplicates_total",
+    unit: Unit::Count,
+    help: "Batches that were in the log already and were answered as they were then.",
+};
 const LOG_SYNCS: Description =
     Description { name: "quire_log_syncs_total", unit: Unit::Count, help: "Syncs of partitions." };
 const LOG_SYNC_SECONDS: Description = Description {
@@ -177,6 +182,7 @@ pub(crate) struct Metrics {
 pub struct ShardMetrics {
     pub(crate) appended_records: Counter,
     pub(crate) appended_bytes: Counter,
+    pub(crate) duplicate_batches: Counter,
     pub(crate) fetched_bytes: Counter,
     pub(crate) committed_truncated: Counter,
     pub(crate) syncs: Counter,
@@ -220,6 +226,7 @@ impl Metrics {
             shards: Arc::new(ShardMetrics {
                 appended_records: registry.counter(&LOG_APPENDED_RECORDS),
                 appended_bytes: registry.counter(&LOG_APPENDED_BYTES),
+                duplicate_batches: registry.counter(&PRODUCE_DUPLICATES),
                 fetched_bytes: registry.counter(&REPLICA_FETCHED_BYTES),
                 committed_truncated: registry.counter(&COMMITTED_TRUNCATED),
                 syncs: registry.counter(&LOG_SYNCS),
@@ -246,6 +253,7 @@ impl ShardMetrics {
         Arc::new(ShardMetrics {
             appended_records: Counter::noop(),
             appended_bytes: Counter::noop(),
+            duplicate_batches: Counter::noop(),
             fetched_bytes: Counter::noop(),
             committed_truncated: Counter::noop(),
             syncs: Counter::noop(),

@@ -37,6 +37,7 @@ use crate::net::renewal;
 use crate::net::reset::ResetKey;
 use crate::net::tls::{self, Admits, BrokerCertificate, TlsError};
 use crate::shard::{Clock, Outgoing, Shards, ShardsOptions, SystemClock};
+use crate::producer_ids::ProducerIds;
 use crate::shutdown::{ShutdownReport, StopSignal, Stopping, Underway};
 use crate::threads;
 
@@ -462,6 +463,7 @@ fn context(
         identity: logs.directory.identity.clone(),
         metadata: logs.metadata.shared(),
         partitions: logs.shards.partitions(),
+        producer_ids: ProducerIds::default(),
         metrics,
         streams: Underway::new(),
         connections: Underway::new(),

@@ -172,7 +172,12 @@ async fn unknown_partitions_and_old_leaderships_are_told_apart() -> Result<()> {
     assert_eq!(failure(answer)?.code, ErrorCode::UnknownPartition);
 
     let mut bytes = StreamKind::Produce.prefix().to_vec();
-    let header = ProduceHeader { partition, leader_epoch: LeaderEpoch(i32::MAX as u32), acks: Acks::All };
+    let header = ProduceHeader {
+        partition,
+        leader_epoch: LeaderEpoch(i32::MAX as u32),
+        acks: Acks::All,
+        producer: None,
+    };
     header.encode(&mut bytes);
     let (_, answer) = client.open(&bytes).await?;
     assert_eq!(failure(answer)?.code, ErrorCode::NotLeader, "the broker has not heard of that leadership");

@@ -76,6 +76,10 @@ error_codes! {
     30 IneligibleReplica    "INELIGIBLE_REPLICA"     true  "The broker can not hold or lead the partition as it is; retry when it is back."
     31 UnknownBroker        "UNKNOWN_BROKER"         false "Use the number of a broker that 'quire cluster status' shows."
     32 NotPossible          "NOT_POSSIBLE"           false "First change what the message names."
+    33 OutOfOrderSequence   "OUT_OF_ORDER_SEQUENCE"  false "Batches before this one are missing in the log; it was not appended. Send it again as a new record if it is still wanted."
+    34 DuplicateSequence    "DUPLICATE_SEQUENCE"     false "The batch was appended before, so long ago that its offset is not remembered; do not send it again."
+    35 UnknownProducerId    "UNKNOWN_PRODUCER_ID"    false "The partition does not remember the producer; whether what was sent before is in the log can be seen by reading it. Use a new producer."
+    36 FencedProducerEpoch  "FENCED_PRODUCER_EPOCH"  false "Another producer has taken over this one's id; use a new producer."
 }
 
 impl ErrorCode {

@@ -4,9 +4,12 @@
 //! Encoders append to a buffer; decoders take a complete fixed-size message, whose length is a constant here, so that
 //! a reader never buffers on a stranger's word.
 
+use crate::batch::ProducerIdentity;
 use crate::error_code::ErrorCode;
 use crate::frame::{self, Chain};
-use crate::ids::{LeaderEpoch, Offset, PartitionIndex, Timestamp, TopicId, TopicPartition};
+use crate::ids::{
+    LeaderEpoch, Offset, PartitionIndex, ProducerEpoch, ProducerId, Timestamp, TopicId, TopicPartition,
+};
 use crate::limits;
 
 /// ALPN of client connections.
@@ -16,8 +19,10 @@ pub const ALPN_PEER: &[u8] = b"quire-peer/1";
 /// ALPN of connections on which a broker asks to join the cluster, to the port that clients use.
 pub const ALPN_JOIN: &[u8] = b"quire-join/1";
 
-/// Stream version that this code speaks.
+/// Stream version that this code speaks, for every kind but produce.
 pub const VERSION: u8 = 1;
+/// Version of a produce stream whose header names a producer. Version 1, without one, is spoken too.
+pub const PRODUCE_VERSION_NUMBERED: u8 = 2;
 /// Length of what every stream starts with: kind, version (bytes).
 pub const PREFIX_LEN: usize = 2;
 
@@ -73,6 +78,14 @@ impl StreamKind {
     /// # Errors
     /// If kind or version is unknown.
     pub fn from_prefix(prefix: [u8; PREFIX_LEN]) -> Result<StreamKind, StreamError> {
+        StreamKind::with_version(prefix).map(|(kind, _)| kind)
+    }
+
+    /// Reads a stream's first bytes, with the version, which tells the length of a produce stream's header.
+    ///
+    /// # Errors
+    /// If kind or version is unknown.
+    pub fn with_version(prefix: [u8; PREFIX_LEN]) -> Result<(StreamKind, u8), StreamError> {
         let kind = match prefix[0] {
             1 => StreamKind::Rpc,
             2 => StreamKind::Produce,
@@ -80,10 +93,11 @@ impl StreamKind {
             4 => StreamKind::Replicate,
             other => return Err(StreamError::Kind(other)),
         };
-        if prefix[1] != VERSION {
+        let is_numbered = kind == StreamKind::Produce && prefix[1] == PRODUCE_VERSION_NUMBERED;
+        if prefix[1] != VERSION && !is_numbered {
             return Err(StreamError::Version(prefix[1]));
         }
-        Ok(kind)
+        Ok((kind, prefix[1]))
     }
 }
 
@@ -110,25 +124,56 @@ pub struct ProduceHeader {
     pub leader_epoch: LeaderEpoch,
     /// When to answer.
     pub acks: Acks,
+    /// Who numbers the stream's batches: each must name the same. `None` if nobody does.
+    pub producer: Option<ProducerIdentity>,
 }
 
 impl ProduceHeader {
-    /// Encoded length (bytes).
+    /// Encoded length without a producer: version 1 (bytes).
     pub const LEN: usize = 25;
+    /// Encoded length with one: version 2 (bytes).
+    pub const NUMBERED_LEN: usize = 35;
+
+    /// The first bytes of a stream with this header.
+    pub fn prefix(&self) -> [u8; PREFIX_LEN] {
+        let version = if self.producer.is_some() { PRODUCE_VERSION_NUMBERED } else { VERSION };
+        [StreamKind::Produce as u8, version]
+    }
 
     /// Appends the encoding.
     pub fn encode(&self, out: &mut Vec<u8>) {
         encode_partition(self.partition, out);
         out.extend_from_slice(&self.leader_epoch.0.to_le_bytes());
         out.push(self.acks as u8);
+        if let Some(producer) = self.producer {
+            out.extend_from_slice(&producer.id.0.to_le_bytes());
+            out.extend_from_slice(&producer.epoch.0.to_le_bytes());
+        }
     }
 
-    /// Decodes one message.
+    /// Decodes one message of version 1.
     ///
     /// # Errors
     /// If a field has no meaning.
     pub fn decode(bytes: &[u8; Self::LEN]) -> Result<ProduceHeader, StreamError> {
+        ProduceHeader::decode_fields(&mut Fields(bytes))
+    }
+
+    /// Decodes one message of version 2.
+    ///
+    /// # Errors
+    /// If a field has no meaning.
+    pub fn decode_numbered(bytes: &[u8; Self::NUMBERED_LEN]) -> Result<ProduceHeader, StreamError> {
         let mut fields = Fields(bytes);
+        let header = ProduceHeader::decode_fields(&mut fields)?;
+        let (id, epoch) = (ProducerId(fields.u64()?), ProducerEpoch(fields.u16()?));
+        if id.0 > i64::MAX as u64 || epoch > ProducerEpoch::MAX {
+            return Err(StreamError::Field("producer"));
+        }
+        Ok(ProduceHeader { producer: Some(ProducerIdentity { id, epoch }), ..header })
+    }
+
+    fn decode_fields(fields: &mut Fields<'_>) -> Result<ProduceHeader, StreamError> {
         Ok(ProduceHeader {
             partition: fields.partition()?,
             leader_epoch: LeaderEpoch(fields.u32()?),
@@ -138,6 +183,7 @@ impl ProduceHeader {
                 2 => Acks::All,
                 _ => return Err(StreamError::Field("acks")),
             },
+            producer: None,
         })
     }
 }

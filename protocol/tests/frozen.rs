@@ -7,14 +7,20 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use prost::Message;
-use quire_protocol::batch::{self, BatchBuilder, BatchHeader, Compression, Header, Record, Records};
+use quire_protocol::batch::{
+    self, BatchBuilder, BatchHeader, Compression, Header, Numbering, ProducerIdentity, Record, Records,
+};
 use quire_protocol::frame::{self, Chain, Digest, FrameHeader, FrameSeed, Placement};
 use quire_protocol::replicate::{Follow, FollowerMessage, LeaderMessage, Progress};
 use quire_protocol::rpc::{control, decode_request, metadata};
 use quire_protocol::stream::{
-    Ack, Acks, Answer, ConsumeHeader, Failure, Frames, Opened, ProduceHeader, Start, StreamKind,
+    Ack, Acks, Answer, ConsumeHeader, Failure, Frames, Opened, PRODUCE_VERSION_NUMBERED, ProduceHeader,
+    Start, StreamKind,
 };
-use quire_protocol::{ErrorCode, LeaderEpoch, Offset, PartitionIndex, Timestamp, TopicId, TopicPartition};
+use quire_protocol::{
+    ErrorCode, LeaderEpoch, Offset, PartitionIndex, ProducerEpoch, ProducerId, Sequence, Timestamp, TopicId,
+    TopicPartition,
+};
 
 const PARTITION: TopicPartition = TopicPartition {
     topic: TopicId([0x10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]),
@@ -133,6 +139,18 @@ fn frames() {
 }
 
 #[test]
+fn numbered_batch() {
+    let producer = ProducerIdentity { id: ProducerId(4000), epoch: ProducerEpoch(2) };
+    let mut encoded = encode_batch(Compression::None);
+    batch::number(&mut encoded, producer, Sequence(1_000_000));
+    let bytes = frozen("batch-numbered", &encoded);
+    assert_eq!(to_hex(&encoded), to_hex(&bytes));
+    let numbering = BatchHeader::check(&bytes).expect("intact").numbering();
+    assert_eq!(numbering, Ok(Some(Numbering { producer, base_sequence: Sequence(1_000_000), count: 3 })));
+    assert_eq!(decode_batch(&bytes), records());
+}
+
+#[test]
 fn append_time_batch() {
     let mut encoded = encode_batch(Compression::None);
     batch::set_append_time(&mut encoded, Timestamp(1_357_034_500_000));
@@ -144,14 +162,26 @@ fn append_time_batch() {
 
 #[test]
 fn stream_headers() {
-    let produce = ProduceHeader { partition: PARTITION, leader_epoch: LeaderEpoch(7), acks: Acks::All };
-    let mut encoded = StreamKind::Produce.prefix().to_vec();
+    let produce =
+        ProduceHeader { partition: PARTITION, leader_epoch: LeaderEpoch(7), acks: Acks::All, producer: None };
+    let mut encoded = produce.prefix().to_vec();
     produce.encode(&mut encoded);
     let bytes = frozen("stream-produce", &encoded);
     assert_eq!(to_hex(&encoded), to_hex(&bytes));
     let (prefix, header) = bytes.split_first_chunk().expect("a prefix");
     assert_eq!(StreamKind::from_prefix(*prefix), Ok(StreamKind::Produce));
     assert_eq!(ProduceHeader::decode(header.try_into().expect("its LEN")), Ok(produce));
+
+    let producer = ProducerIdentity { id: ProducerId(4000), epoch: ProducerEpoch(2) };
+    let numbered = ProduceHeader { producer: Some(producer), ..produce };
+    let mut encoded = numbered.prefix().to_vec();
+    numbered.encode(&mut encoded);
+    let bytes = frozen("stream-produce-numbered", &encoded);
+    assert_eq!(to_hex(&encoded), to_hex(&bytes));
+    let (prefix, header) = bytes.split_first_chunk().expect("a prefix");
+    assert_eq!(StreamKind::with_version(*prefix), Ok((StreamKind::Produce, PRODUCE_VERSION_NUMBERED)));
+    let header = header.try_into().expect("its NUMBERED_LEN");
+    assert_eq!(ProduceHeader::decode_numbered(header), Ok(numbered));
 
     let starts = [
         ("stream-consume-beginning", Start::Beginning),

@@ -96,6 +96,7 @@ fn stream_messages(input: &[u8]) {
     }
     let _ = input.first_chunk().map(|prefix| StreamKind::from_prefix(*prefix));
     let _ = input.first_chunk().map(ProduceHeader::decode);
+    let _ = input.first_chunk().map(ProduceHeader::decode_numbered);
     let _ = input.first_chunk().map(ConsumeHeader::decode);
 }
 

@@ -1,13 +1,15 @@
 //! Stream messages: what is encoded is decoded, and any bytes are a message or an error.
 
 use proptest::prelude::*;
+use quire_protocol::batch::ProducerIdentity;
 use quire_protocol::frame::Chain;
 use quire_protocol::stream::{
-    Ack, Acks, Answer, ConsumeHeader, Failure, Frames, Opened, ProduceHeader, Start, StreamError, StreamKind,
-    VERSION,
+    Ack, Acks, Answer, ConsumeHeader, Failure, Frames, Opened, PRODUCE_VERSION_NUMBERED, ProduceHeader,
+    Start, StreamError, StreamKind, VERSION,
 };
 use quire_protocol::{
-    ErrorCode, LeaderEpoch, Offset, PartitionIndex, Timestamp, TopicId, TopicPartition, limits,
+    ErrorCode, LeaderEpoch, Offset, PartitionIndex, ProducerEpoch, ProducerId, Timestamp, TopicId,
+    TopicPartition, limits,
 };
 
 fn any_partition() -> impl Strategy<Value = TopicPartition> {
@@ -96,10 +98,17 @@ proptest! {
         credit: u64,
     ) {
         let mut bytes = Vec::new();
-        let produce = ProduceHeader { partition, leader_epoch: epoch, acks };
+        let produce = ProduceHeader { partition, leader_epoch: epoch, acks, producer: None };
         produce.encode(&mut bytes);
         let fixed = bytes.as_slice().try_into().expect("encodes to its LEN");
         prop_assert_eq!(ProduceHeader::decode(fixed), Ok(produce));
+
+        bytes.clear();
+        let producer = ProducerIdentity { id: ProducerId(credit >> 1), epoch: ProducerEpoch(acks as u16) };
+        let numbered = ProduceHeader { producer: Some(producer), ..produce };
+        numbered.encode(&mut bytes);
+        let fixed = bytes.as_slice().try_into().expect("encodes to its NUMBERED_LEN");
+        prop_assert_eq!(ProduceHeader::decode_numbered(fixed), Ok(numbered));
 
         bytes.clear();
         let consume = ConsumeHeader { partition, start, credit };
@@ -120,6 +129,9 @@ proptest! {
         }
         if let Some(header) = bytes.first_chunk() {
             let _ = ProduceHeader::decode(header);
+        }
+        if let Some(header) = bytes.first_chunk() {
+            let _ = ProduceHeader::decode_numbered(header);
         }
         if let Some(header) = bytes.first_chunk() {
             let _ = ConsumeHeader::decode(header);
@@ -147,6 +159,8 @@ fn a_stream_opens_with_its_kind_and_version() {
     }
     assert_eq!(StreamKind::from_prefix([0, VERSION]), Err(StreamError::Kind(0)));
     assert_eq!(StreamKind::from_prefix([1, VERSION + 1]), Err(StreamError::Version(VERSION + 1)));
+    assert_eq!(StreamKind::with_version([2, 2]), Ok((StreamKind::Produce, PRODUCE_VERSION_NUMBERED)));
+    assert_eq!(StreamKind::from_prefix([2, 3]), Err(StreamError::Version(3)));
 }
 
 #[test]

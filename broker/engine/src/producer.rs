@@ -26,7 +26,7 @@ use quire_protocol::{LeaderEpoch, Offset, ProducerEpoch, ProducerId, Sequence, T
 
 use crate::mutant::{self, Mutant};
 
-pub use snapshot::{SNAPSHOT_BYTES_MAX, SnapshotError};
+pub use snapshot::SnapshotError;
 
 /// How much is remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,8 +144,7 @@ pub enum SequenceRefusal {
 pub enum Truncated {
     /// What the log that is left tells.
     Exact,
-    /// More than was remembered of a producer was cut off. Until the state is built again from the log, that producer's
-    /// next batches may be refused as out of order; none is appended twice.
+    /// More than was remembered of a producer was cut off: the state is to be built again from the log.
     Rebuild,
 }
 
@@ -296,7 +295,13 @@ impl ProducerStates {
             while let Some(cut) = producer.batches.pop_back_if(|batch| batch.base_offset >= to) {
                 lowest = Some(cut);
             }
-            let Some(lowest) = lowest else { return true };
+            let Some(lowest) = lowest else {
+                // Nothing of it is remembered since an earlier cut: whether this one took more, the log alone tells.
+                if producer.batches.is_empty() && producer.next != Sequence::ZERO {
+                    truncated = Truncated::Rebuild;
+                }
+                return true;
+            };
             producer.next = lowest.base_sequence;
             if !producer.batches.is_empty() {
                 return true;

@@ -209,6 +209,16 @@ fn what_is_cut_off_beyond_the_window_asks_for_the_log() {
     assert_eq!(partition.produce(batch(1, 0, 1, 1)), forgotten(1, 2, 1), "refused rather than guessed");
 }
 
+/// A window was cut off, and then the batch before it, of which nothing was remembered any more: the number that came next
+/// was taken for the one after a batch that was not there, and appended with a gap.
+#[test]
+fn a_second_cut_below_the_window_asks_for_the_log() {
+    let mut partition = Partition::new();
+    (0..4).for_each(|base| drop(partition.produce(batch(1, 0, base, 1))));
+    assert_eq!(partition.states.truncate(Offset(1)), Truncated::Exact);
+    assert_eq!(partition.states.truncate(Offset(0)), Truncated::Rebuild);
+}
+
 /// A zombie's batches of an epoch that was left stay out, also if the first batch of the later one was cut off.
 #[test]
 fn an_epoch_outlives_the_batch_that_began_it() {

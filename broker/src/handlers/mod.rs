@@ -8,6 +8,7 @@ pub(crate) mod join;
 pub(crate) mod metadata;
 pub(crate) mod offsets;
 pub(crate) mod produce;
+pub(crate) mod producers;
 pub(crate) mod replicate;
 pub(crate) mod rpc;
 pub(crate) mod topics;

@@ -14,7 +14,7 @@ use std::time::Instant;
 use bytes::BufMut;
 use quinn::{RecvStream, SendStream};
 use quire_engine::controller::image::Operation;
-use quire_protocol::batch::{BatchError, BatchHeader, HEADER_LEN, TimestampType};
+use quire_protocol::batch::{BatchError, BatchHeader, HEADER_LEN, ProducerIdentity, TimestampType};
 use quire_protocol::stream::{Acks, Answer, Opened, ProduceHeader};
 use quire_protocol::{ErrorCode, limits};
 use tokio::io::AsyncReadExt;
@@ -52,12 +52,11 @@ impl From<RequestError> for End {
 /// What the client is to be told in place of further acknowledgements.
 pub(crate) async fn serve(
     session: &Session,
-    header: &[u8; ProduceHeader::LEN],
+    header: ProduceHeader,
     send: &mut SendStream,
     recv: &mut RecvStream,
 ) -> Result<(), RequestError> {
     let context = &session.context;
-    let header = ProduceHeader::decode(header).map_err(|error| message::malformed(&error))?;
     access::check_partition(session, Operation::Produce, header.partition)?;
     let partition = context.partitions.find(header.partition)?;
     check_leadership(&partition, &header)?;
@@ -227,7 +226,7 @@ impl Batches<'_> {
         let mut batch = Vec::with_capacity(len);
         batch.extend_from_slice(&prefix.bytes);
         read_rest(recv, &mut batch, len).await?;
-        let header = check(&batch)?;
+        let header = check(&batch, self.header.producer)?;
         Ok((header, batch, permit))
     }
 
@@ -282,8 +281,10 @@ async fn read_rest(recv: &mut RecvStream, batch: &mut Vec<u8>, len: usize) -> Re
     Ok(())
 }
 
-fn check(batch: &[u8]) -> Result<BatchHeader, RequestError> {
-    let header = BatchHeader::check(batch).map_err(|error| {
+/// `producer` is who numbers the stream's batches.
+fn check(batch: &[u8], producer: Option<ProducerIdentity>) -> Result<BatchHeader, RequestError> {
+    let checked = BatchHeader::check(batch).and_then(|header| Ok((header, header.numbering()?)));
+    let (header, numbering) = checked.map_err(|error| {
         let code = match error {
             BatchError::Crc { .. } => ErrorCode::CorruptBatch,
             _ => ErrorCode::InvalidBatch,
@@ -294,9 +295,8 @@ fn check(batch: &[u8]) -> Result<BatchHeader, RequestError> {
         Some("only brokers write control batches")
     } else if header.is_transactional {
         Some("transactions are not supported")
-    } else if header.producer_id >= 0 {
-        // Accepting the sequence without checking it would promise what is not kept.
-        Some("idempotent producers are not supported")
+    } else if numbering.map(|numbering| numbering.producer) != producer {
+        Some("the batch names another producer than its stream")
     } else if header.timestamp_type == TimestampType::LogAppendTime {
         Some("only brokers stamp append times")
     } else {
@@ -339,8 +339,8 @@ async fn answer_all(
 
 #[cfg(test)]
 mod tests {
-    use quire_protocol::Timestamp;
     use quire_protocol::batch::{BatchBuilder, Compression, Record};
+    use quire_protocol::{ProducerEpoch, ProducerId, Sequence, Timestamp};
 
     use super::*;
 
@@ -370,12 +370,27 @@ mod tests {
     #[test]
     fn a_damaged_batch_may_be_sent_again_and_a_wrong_one_may_not() {
         let intact = batch();
-        assert!(check(&intact).is_ok());
+        assert!(check(&intact, None).is_ok());
         let mut damaged = intact.clone();
         *damaged.last_mut().expect("not empty") ^= 1;
-        assert_eq!(check(&damaged).map_err(|error| error.code), Err(ErrorCode::CorruptBatch));
+        assert_eq!(check(&damaged, None).map_err(|error| error.code), Err(ErrorCode::CorruptBatch));
         let mut other_format = intact;
         other_format[16] = 1;
-        assert_eq!(check(&other_format).map_err(|error| error.code), Err(ErrorCode::InvalidBatch));
+        assert_eq!(check(&other_format, None).map_err(|error| error.code), Err(ErrorCode::InvalidBatch));
+    }
+
+    #[test]
+    fn a_batch_is_its_streams_producers_or_nobodys() {
+        let producer = ProducerIdentity { id: ProducerId(7), epoch: ProducerEpoch(1) };
+        let mut numbered = batch();
+        quire_protocol::batch::number(&mut numbered, producer, Sequence(5));
+        let code = |batch: &[u8], producer| check(batch, producer).map(|_| ()).map_err(|error| error.code);
+        assert_eq!(code(&numbered, Some(producer)), Ok(()));
+        assert_eq!(code(&batch(), None), Ok(()));
+        let refused = Err(ErrorCode::InvalidBatch);
+        assert_eq!(code(&numbered, None), refused, "nobody said who numbers it");
+        assert_eq!(code(&batch(), Some(producer)), refused);
+        let later = ProducerIdentity { epoch: ProducerEpoch(2), ..producer };
+        assert_eq!(code(&numbered, Some(later)), refused);
     }
 }

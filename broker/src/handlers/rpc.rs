@@ -13,7 +13,7 @@ use quire_protocol::{ErrorCode, limits};
 use tokio::sync::{AcquireError, SemaphorePermit};
 use tokio::time::timeout;
 
-use super::{acl, cluster, join, metadata, offsets, topics};
+use super::{acl, cluster, join, metadata, offsets, producers, topics};
 use crate::error::RequestError;
 use crate::net::connection::{Session, close_code};
 use crate::net::message;
@@ -97,6 +97,7 @@ async fn answer(session: &Arc<Session>, request: Request) -> Result<response::Bo
         Asked::ElectLeaders(asked) => Answered::ElectLeaders(cluster::elect(session, asked).await?),
         Asked::ChangeAcl(asked) => Answered::ChangeAcl(acl::change(session, asked).await?),
         Asked::ListAcls(_) => Answered::ListAcls(acl::list(session)?),
+        Asked::InitProducer(_) => Answered::InitProducer(producers::init(context).await?),
     })
 }
 

@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
-use quire_protocol::stream::{ConsumeHeader, PREFIX_LEN, ProduceHeader, StreamKind};
+use quire_protocol::stream::{
+    ConsumeHeader, PREFIX_LEN, PRODUCE_VERSION_NUMBERED, ProduceHeader, StreamKind,
+};
 use quire_protocol::{ErrorCode, limits, window};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -206,8 +208,8 @@ async fn dispatch(
     send: &mut SendStream,
     recv: &mut RecvStream,
 ) -> Result<(), RequestError> {
-    let kind = match timeout(limits::MESSAGE_TIME_MAX, read_kind(recv)).await {
-        Ok(Ok(Some(kind))) => kind,
+    let (kind, version) = match timeout(limits::MESSAGE_TIME_MAX, read_kind(recv)).await {
+        Ok(Ok(Some(prefix))) => prefix,
         Ok(Ok(None)) => return Ok(()),
         Ok(Err(error)) => return Err(error),
         Err(_) => return Err(message::too_slow("the stream's first bytes")),
@@ -224,8 +226,8 @@ async fn dispatch(
         return Err(RequestError::shutting_down());
     }
     match kind {
-        StreamKind::Produce => match message::read_header::<{ ProduceHeader::LEN }>(recv).await? {
-            Some(header) => Box::pin(handlers::produce::serve(session, &header, send, recv)).await,
+        StreamKind::Produce => match read_produce_header(recv, version).await? {
+            Some(header) => Box::pin(handlers::produce::serve(session, header, send, recv)).await,
             None => Ok(()),
         },
         StreamKind::Replicate => Err(RequestError::new(
@@ -242,15 +244,28 @@ async fn dispatch(
 }
 
 /// `None` if the stream or its connection is gone.
-async fn read_kind(recv: &mut RecvStream) -> Result<Option<StreamKind>, RequestError> {
+async fn read_kind(recv: &mut RecvStream) -> Result<Option<(StreamKind, u8)>, RequestError> {
     let mut prefix = [0; PREFIX_LEN];
     if recv.read_exact(&mut prefix).await.is_err() {
         return Ok(None);
     }
-    match StreamKind::from_prefix(prefix) {
-        Ok(kind) => Ok(Some(kind)),
+    match StreamKind::with_version(prefix) {
+        Ok(prefix) => Ok(Some(prefix)),
         Err(error) => Err(message::malformed(&error)),
     }
+}
+
+/// `None` if the stream or its connection is gone.
+async fn read_produce_header(
+    recv: &mut RecvStream,
+    version: u8,
+) -> Result<Option<ProduceHeader>, RequestError> {
+    let decoded = if version == PRODUCE_VERSION_NUMBERED {
+        message::read_header(recv).await?.map(|header| ProduceHeader::decode_numbered(&header))
+    } else {
+        message::read_header(recv).await?.map(|header| ProduceHeader::decode(&header))
+    };
+    decoded.transpose().map_err(|error| message::malformed(&error))
 }
 
 /// Connections are closed with the number of an error, 0 for a regular end.

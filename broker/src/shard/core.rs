@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quire_engine::Time;
+use quire_engine::producer::{ProducerStates, Truncated};
 use quire_engine::replication::Progress;
 use quire_protocol::topic_config::{Sync, TopicConfig};
 use quire_protocol::{BrokerId, limits};
@@ -14,6 +15,7 @@ use super::clock::Now;
 use super::flush::Task;
 use super::handle::{PartitionState, Shared};
 use super::partition::Wanted;
+use super::producers;
 use crate::error::RequestError;
 use crate::metrics::ShardMetrics;
 
@@ -43,6 +45,8 @@ pub(super) struct Core {
     pub(super) shared: Arc<Shared>,
     pub(super) config: Arc<TopicConfig>,
     pub(super) log: Log,
+    /// What the log tells of its producers; changes with it.
+    pub(super) producers: ProducerStates,
     pub(super) metrics: Arc<ShardMetrics>,
     /// Why nothing is appended any more, once that is so.
     pub(super) refusal: Option<RequestError>,
@@ -82,6 +86,7 @@ impl Core {
             shared,
             config,
             log,
+            producers: ProducerStates::default(),
             metrics,
             refusal,
             wanted: Vec::new(),
@@ -172,8 +177,19 @@ impl Core {
         completed
     }
 
+    /// The log was cut at its end, or begins anew.
+    pub(super) fn was_cut(&mut self, begins_anew: bool) {
+        if begins_anew {
+            self.producers = ProducerStates::default();
+        } else if self.producers.truncate(self.log.end_offset()) == Truncated::Rebuild {
+            // Many more batches of one producer than it may have unanswered, all uncommitted: rare, and worth the wait.
+            self.producers = producers::load(&self.log);
+        }
+    }
+
     /// Deletes what the topic's settings do not keep.
     pub(super) fn retain(&mut self, now: Now) {
+        self.producers.expire(now.timestamp);
         self.log.retain(now.timestamp, self.config.retention, self.config.retention_bytes);
     }
 
@@ -211,6 +227,9 @@ impl Core {
     }
 
     pub(super) fn next_jobs(&mut self, now: Now, sync: bool, tasks: &mut Vec<Task>) {
+        if self.log.wants_producers() {
+            self.log.keep_producers(self.producers.encode().into());
+        }
         while let Some(job) = self.log.next_job(Want { sync }) {
             if job.kind() == JobKind::Sync {
                 self.sync_due = None;
@@ -244,7 +263,9 @@ impl Core {
         self.jobs_under_way == 0
     }
 
-    pub(super) fn into_log(self) -> Log {
+    /// The log, to be closed.
+    pub(super) fn into_log(mut self) -> Log {
+        self.log.keep_producers(self.producers.encode().into());
         self.log
     }
 

@@ -11,11 +11,13 @@ use std::thread::{JoinHandle, Thread};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
+use quire_engine::producer::ProducerStates;
 use quire_protocol::TopicPartition;
 use quire_storage::disk::Disk;
 use quire_storage::{CloseError, Job, JobDone, JobKind, Log, LogOptions, OpenError, RecoveryReport};
 
 use super::event::Event;
+use super::producers;
 use crate::metrics::ShardMetrics;
 use crate::threads;
 
@@ -41,11 +43,22 @@ pub enum Task {
     Close(Box<Log>),
 }
 
+/// A log that was opened.
+#[derive(Debug)]
+pub struct OpenedLog {
+    /// The log.
+    pub log: Log,
+    /// What was found.
+    pub report: RecoveryReport,
+    /// What it tells of its producers.
+    pub producers: ProducerStates,
+}
+
 /// A task's result.
 #[derive(Debug)]
 pub enum TaskDone {
     /// See [`Task::Open`].
-    Opened(Box<Result<(Log, RecoveryReport), OpenError>>),
+    Opened(Box<Result<OpenedLog, OpenError>>),
     /// See [`Task::Job`].
     Job(JobDone),
     /// See [`Task::Close`].
@@ -69,10 +82,14 @@ impl Task {
     pub fn run(self) -> TaskDone {
         match self {
             Task::Open { disk, dir, partition, is_held, options } => {
-                TaskDone::Opened(Box::new(match is_held {
+                let opened = match is_held {
                     true => Log::open_existing(disk, &dir, partition, options),
                     false => Log::open(disk, &dir, partition, options),
-                }))
+                };
+                TaskDone::Opened(Box::new(opened.map(|(log, report)| {
+                    let producers = producers::load(&log);
+                    OpenedLog { log, report, producers }
+                })))
             }
             Task::Job(job) => TaskDone::Job(job.run()),
             Task::Close(log) => TaskDone::Closed(log.close()),

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use quire_engine::Time;
 use quire_engine::machine::Reactive;
 use quire_engine::replication::{EpochEnd, Follower, FollowerAction, FollowerInput, FollowerStart};
+use quire_protocol::frame;
 use quire_protocol::replicate::{LeaderMessage, Progress};
 use quire_protocol::{BrokerId, LeaderEpoch, Offset};
 use quire_storage::{AppendErrorKind, AppendFramesErrorKind, Completed};
@@ -202,6 +203,7 @@ impl Following {
 
     fn was_cut(&mut self, core: &mut Core, now: Now) {
         core.has_moved = true;
+        core.was_cut(self.restarts_at.is_some());
         match self.restarts_at.take() {
             Some(at) => {
                 core.restored();
@@ -246,8 +248,11 @@ impl Following {
             count += 1;
         }
         let frames: Vec<Bytes> = self.queued.drain(..count).collect();
-        match core.log.append_frames(frames) {
+        match core.log.append_frames(frames.clone()) {
             Ok(headers) => {
+                for (header, frame) in headers.iter().zip(&frames) {
+                    core.producers.replay(header, &frame[frame::HEADER_LEN..]);
+                }
                 self.owed = self.owed.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
                 for frame in &headers {
                     core.metrics.fetched_bytes.increment(frame.frame_len() as u64);

@@ -12,11 +12,12 @@ use std::sync::Arc;
 
 use quire_engine::Time;
 use quire_engine::machine::Reactive;
+use quire_engine::producer::{ProducerStates, Remembered, Verdict};
 use quire_engine::replication::{
     EpochEnd, Follow, FollowAnswer, FollowRefusal, Leader, LeaderAction, LeaderInput, LeaderStart,
     ProposalOutcome,
 };
-use quire_protocol::batch::TimestampType;
+use quire_protocol::batch::{BatchHeader, Numbering, TimestampType};
 use quire_protocol::frame::FrameHeader;
 use quire_protocol::replicate::{self, LeaderMessage};
 use quire_protocol::stream::{Ack, Acks};
@@ -116,7 +117,7 @@ impl Leading {
     /// Takes a batch; it is appended at the end of the round.
     pub(super) fn produce(&mut self, core: &mut Core, request: ProduceRequest) {
         let ProduceRequest { header, batch, leader_epoch, acks, permit, reply } = request;
-        if self.is_broken(&reply) {
+        if is_broken(&mut self.broken, &reply) {
             return;
         }
         let answer = Answer { acks, reply, _permit: permit };
@@ -354,8 +355,15 @@ impl Leading {
         is_on(Mutant::ProgressReset) || is_on(Mutant::FollowedInEpoch)
     }
 
+    /// Appends as many queued batches as go into the log at once, or answers the first where it is not to be appended.
     fn append_group(&mut self, core: &mut Core, now: Now) {
-        let (batches, answers) = self.take_group(core);
+        let count = match self.judge_queued(core, now) {
+            Ok(count) => count,
+            Err(first) => return self.answer_first(core, first),
+        };
+        let group = self.queued.drain(..count).map(|queued| (queued.batch, queued.answer));
+        let (batches, answers): (Vec<_>, Vec<_>) = group.unzip();
+        let numberings: Vec<_> = batches.iter().map(|batch| numbering(&batch.header)).collect();
         let at = AppendContext {
             leader_epoch: self.leader.leader_epoch(),
             now: now.timestamp,
@@ -366,23 +374,61 @@ impl Leading {
             },
         };
         match core.log.append(batches, at) {
-            Ok(frames) => self.appended(core, now, &frames, answers),
+            Ok(frames) => {
+                for (frame, numbering) in frames.iter().zip(numberings) {
+                    if let Some(numbering) = numbering {
+                        core.producers.appended(&numbering, frame);
+                    }
+                }
+                self.appended(core, now, &frames, answers);
+            }
             Err(AppendError { kind, batches }) => self.not_appended(core, now, kind, batches, answers),
         }
+        core.producers.settle();
     }
 
-    /// As many queued batches as go into the log at once.
-    fn take_group(&mut self, core: &Core) -> (Vec<NewBatch>, Vec<Answer>) {
+    /// How many queued batches are to be appended with one write, at least one; or what is to become of the first if it
+    /// is not to be appended. One behind others waits until those are in the log: its answer follows theirs.
+    fn judge_queued(&mut self, core: &mut Core, now: Now) -> Result<usize, NotAppended> {
         let bytes_max = core.append_bytes_max();
         let (mut bytes, mut count) = (0, 0);
-        for queued in &self.queued {
-            bytes += queued.batch.bytes.len();
+        while let Some(Queued { batch, answer }) = self.queued.get(count) {
+            bytes += batch.bytes.len();
             if count > 0 && bytes > bytes_max {
                 break;
             }
-            count += 1;
+            let judged = match is_broken(&mut self.broken, &answer.reply) {
+                true => Err(NotAppended::Dropped),
+                false => judge(&mut core.producers, now, numbering(&batch.header)),
+            };
+            match judged {
+                Ok(()) => count += 1,
+                Err(first) if count == 0 => return Err(first),
+                Err(_) => break,
+            }
         }
-        self.queued.drain(..count).map(|queued| (queued.batch, queued.answer)).unzip()
+        Ok(count)
+    }
+
+    /// Answers the first queued batch, which is not appended.
+    fn answer_first(&mut self, core: &mut Core, what: NotAppended) {
+        let Some(Queued { answer, .. }) = self.queued.pop_front() else { return };
+        match what {
+            NotAppended::Dropped => {}
+            NotAppended::Refused(error) => self.refuse(answer, error),
+            NotAppended::Duplicate(original) => {
+                core.metrics.duplicate_batches.increment(1);
+                let ack = Ack {
+                    base_offset: original.base_offset,
+                    append_time: original.append_time,
+                    leader_epoch: original.leader_epoch,
+                    log_start: core.log.start_offset(),
+                    replicas_on_disk: 0,
+                    chain: original.chain,
+                };
+                self.waiters.appended(answer, original.end(), ack);
+            }
+        }
     }
 
     fn appended(&mut self, core: &mut Core, now: Now, frames: &[FrameHeader], answers: Vec<Answer>) {
@@ -466,7 +512,7 @@ impl Leading {
     }
 
     fn refuse(&mut self, answer: Answer, error: RequestError) {
-        let is_first = !self.is_broken(&answer.reply);
+        let is_first = !is_broken(&mut self.broken, &answer.reply);
         if is_first {
             self.broken.push(answer.reply.downgrade());
         }
@@ -475,19 +521,47 @@ impl Leading {
             self.waiters.refused(answer, error);
         }
     }
+}
 
-    fn is_broken(&mut self, stream: &mpsc::Sender<ProduceReply>) -> bool {
-        if self.broken.is_empty() {
-            return false;
-        }
-        let mut is_broken = false;
-        self.broken.retain(|broken| {
-            let Some(broken) = broken.upgrade() else { return false };
-            is_broken |= broken.same_channel(stream);
-            !broken.is_closed()
-        });
-        is_broken
+/// Why a batch is not appended.
+#[derive(Debug)]
+enum NotAppended {
+    /// Its stream was told of a failure: it is not awaited any more.
+    Dropped,
+    /// It is not to be.
+    Refused(RequestError),
+    /// It is in the log.
+    Duplicate(Remembered),
+}
+
+fn judge(producers: &mut ProducerStates, now: Now, numbering: Option<Numbering>) -> Result<(), NotAppended> {
+    let Some(numbering) = numbering else { return Ok(()) };
+    match producers.admit(now.timestamp, &numbering) {
+        Ok(Verdict::Append) => Ok(()),
+        Ok(Verdict::Duplicate(original)) => Err(NotAppended::Duplicate(original)),
+        // Only behind others, where it is asked again.
+        Ok(Verdict::Undecided) => Err(NotAppended::Dropped),
+        Err(refusal) => Err(NotAppended::Refused(refusal.into())),
     }
+}
+
+/// Its place among its producer's batches; whoever received it has seen that it makes sense.
+fn numbering(header: &BatchHeader) -> Option<Numbering> {
+    header.numbering().ok().flatten()
+}
+
+/// Whether the stream was told of a failure.
+fn is_broken(broken: &mut Vec<mpsc::WeakSender<ProduceReply>>, stream: &mpsc::Sender<ProduceReply>) -> bool {
+    if broken.is_empty() {
+        return false;
+    }
+    let mut is_broken = false;
+    broken.retain(|broken| {
+        let Some(broken) = broken.upgrade() else { return false };
+        is_broken |= broken.same_channel(stream);
+        !broken.is_closed()
+    });
+    is_broken
 }
 
 /// What a producer is told that wants more replicas to have its records than are in sync.

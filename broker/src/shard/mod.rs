@@ -22,6 +22,7 @@ mod leading;
 mod link;
 mod partition;
 mod pool;
+mod producers;
 mod replication;
 mod run;
 #[cfg(test)]
@@ -36,7 +37,7 @@ use std::time::Duration;
 use quire_engine::Time;
 use quire_protocol::{BrokerId, ErrorCode, TopicId, TopicPartition};
 use quire_storage::disk::Disk;
-use quire_storage::{CloseError, Log, OpenError, RecoveryReport};
+use quire_storage::{CloseError, OpenError, RecoveryReport};
 use tokio::sync::oneshot;
 
 use crate::error::{RequestError, describe_damage};
@@ -48,7 +49,7 @@ pub use assignment::Assignment;
 pub use clock::{Clock, Now, SystemClock};
 pub use core::Limits;
 pub use event::{Closed, Event, Fetched, Outcome, Outgoing, ProduceReply, ProduceRequest, SlotProgress};
-pub use flush::{Task, TaskDone};
+pub use flush::{OpenedLog, Task, TaskDone};
 pub(crate) use handle::not_leader;
 pub use handle::{PartitionHandle, PartitionState, Partitions, Shared, Standing, Watermarks};
 pub use link::{Downlink, ForFollower, Uplink};
@@ -294,18 +295,19 @@ impl Shard {
         }
     }
 
-    fn opened(&mut self, now: Now, id: TopicPartition, opened: Result<(Log, RecoveryReport), OpenError>) {
+    fn opened(&mut self, now: Now, id: TopicPartition, opened: Result<OpenedLog, OpenError>) {
         let Some(Slot::Opening { shared, end }) = self.slots.remove(&id) else {
             unreachable!("only a partition being opened has its log opened");
         };
         let slot = match opened {
-            Ok((log, report)) => {
+            Ok(OpenedLog { log, report, producers }) => {
                 report_recovery(id, &report);
                 if report.is_suspect || report.corruption.is_some() {
                     shared.mark_suspect();
                 }
                 let (broker, limits, metrics) = (self.broker, self.limits, self.metrics.clone());
-                let mut partition = Box::new(Partition::open(now, broker, limits, shared, log, metrics));
+                let mut partition =
+                    Box::new(Partition::open(now, broker, limits, shared, (log, producers), metrics));
                 if let Some(end) = &end {
                     partition.stop(refusal(end));
                 }

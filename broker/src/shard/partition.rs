@@ -11,6 +11,7 @@
 use std::sync::Arc;
 
 use quire_engine::Time;
+use quire_engine::producer::ProducerStates;
 use quire_engine::replication::Proposal;
 use quire_protocol::replicate::{Follow, LeaderMessage, Progress};
 use quire_protocol::topic_config::TopicConfig;
@@ -92,7 +93,7 @@ impl Partition {
         broker: BrokerId,
         limits: Limits,
         shared: Arc<Shared>,
-        mut log: Log,
+        (mut log, producers): (Log, ProducerStates),
         metrics: Arc<ShardMetrics>,
     ) -> Partition {
         let (config, assignment) = (shared.config(), shared.assignment());
@@ -114,6 +115,7 @@ impl Partition {
             is_touched: false,
             scheduled: None,
         };
+        partition.core.producers = producers;
         partition.play(now);
         partition.core.publish_moves();
         partition.core.shared.publish_reader(reader);

@@ -104,8 +104,13 @@ impl RawClient {
     /// Opens a produce stream and reads the first answer.
     pub async fn produce(&self, partition: TopicPartition) -> Result<(Stream, Answer)> {
         let mut bytes = StreamKind::Produce.prefix().to_vec();
-        ProduceHeader { partition, leader_epoch: self.leader_epoch(partition).await?, acks: Acks::All }
-            .encode(&mut bytes);
+        ProduceHeader {
+            partition,
+            leader_epoch: self.leader_epoch(partition).await?,
+            acks: Acks::All,
+            producer: None,
+        }
+        .encode(&mut bytes);
         self.open(&bytes).await
     }
 

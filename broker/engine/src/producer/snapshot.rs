@@ -23,10 +23,9 @@ const BATCH_LEN: usize = 56;
 const WINDOW_MAX: usize = limits::PRODUCE_WINDOW_BATCHES as usize;
 
 /// Longest snapshot (bytes).
-pub const SNAPSHOT_BYTES_MAX: usize =
-    HEAD_LEN + limits::PRODUCERS_PER_PARTITION * (PRODUCER_LEN + WINDOW_MAX * BATCH_LEN);
+const LEN_MAX: usize = HEAD_LEN + limits::PRODUCERS_PER_PARTITION * (PRODUCER_LEN + WINDOW_MAX * BATCH_LEN);
 
-const _: () = assert!(WINDOW_MAX <= u8::MAX as usize);
+const _: () = assert!(WINDOW_MAX <= u8::MAX as usize && LEN_MAX <= limits::PRODUCER_SNAPSHOT_BYTES_MAX);
 
 /// Bytes that are no snapshot. The state is built from the log then.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -6,6 +6,7 @@ mod failures;
 mod group_commit;
 mod lifecycle;
 mod lone_sync;
+mod producers;
 mod threads;
 
 use std::collections::VecDeque;
@@ -22,7 +23,7 @@ use quire_protocol::{
     BrokerId, ErrorCode, LeaderEpoch, Offset, PartitionIndex, Timestamp, TopicId, TopicPartition,
 };
 use quire_storage::disk::SimDisk;
-use quire_storage::{JobKind, Residency};
+use quire_storage::{JobKind, Log, Residency};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::event::Closed;
