@@ -36,8 +36,8 @@ use crate::net::peers::tls::Revoked;
 use crate::net::renewal;
 use crate::net::reset::ResetKey;
 use crate::net::tls::{self, Admits, BrokerCertificate, TlsError};
-use crate::shard::{Clock, Outgoing, Shards, ShardsOptions, SystemClock};
 use crate::producer_ids::ProducerIds;
+use crate::shard::{Clock, Outgoing, Shards, ShardsOptions, SystemClock};
 use crate::shutdown::{ShutdownReport, StopSignal, Stopping, Underway};
 use crate::threads;
 

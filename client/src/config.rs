@@ -120,6 +120,31 @@ impl Address {
     }
 }
 
+/// Most brokers that a profile names.
+const BOOTSTRAP_MAX: usize = 64;
+
+impl Address {
+    /// Reads `quire://HOST:PORT,HOST:PORT`: any of a cluster's brokers, to be asked one after the other until one answers.
+    /// The scheme may stand before each.
+    ///
+    /// # Errors
+    /// If one of them is no address, or there are none or too many.
+    pub fn parse_list(text: &str) -> Result<Vec<Address>, Error> {
+        let mut addresses = Vec::new();
+        for part in text.split(',').map(str::trim) {
+            let address = Address::parse(part)?;
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+            if addresses.len() > BOOTSTRAP_MAX {
+                let given = text.chars().take(256).collect();
+                return Err(Error::Address { given, why: "it names more brokers than 64" });
+            }
+        }
+        Ok(addresses)
+    }
+}
+
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.host.contains(':') {
@@ -148,6 +173,18 @@ mod tests {
             assert_eq!(address.to_string(), expected);
             assert_eq!(Address::parse(&address.to_string()), Ok(address), "its own text leads back");
         }
+    }
+
+    #[test]
+    fn several_brokers_are_read_in_their_order_and_each_once() {
+        let addresses = Address::parse_list("quire://a:1,b, quire://[::1]:2,a:1").expect("three brokers");
+        let shown: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["a:1", "b:9440", "[::1]:2"]);
+        for text in ["", "a,", "a,,b", "a,http://b"] {
+            assert!(Address::parse_list(text).is_err(), "{text:?}");
+        }
+        let many: Vec<_> = (0..65).map(|number| format!("b{number}")).collect();
+        assert!(Address::parse_list(&many.join(",")).is_err());
     }
 
     #[test]

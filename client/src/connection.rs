@@ -5,8 +5,10 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use prost::Message;
 use quinn::{ConnectionError, RecvStream, SendStream};
 use quire_protocol::rpc::PROTOCOL_VERSION;
@@ -196,53 +198,141 @@ impl Link {
     }
 }
 
+/// A broker that has not answered what any broker can answer after so long is not waited for alone: the next one is asked
+/// too. One that was killed says nothing, and its connection stands until the idle timeout.
+const NEXT_BROKER_AFTER: Duration = Duration::from_millis(250);
+
 /// The ways to the cluster's brokers.
 #[derive(Debug)]
 pub(crate) struct Brokers {
     transport: Arc<Transport>,
     config: Arc<ClientConfig>,
-    /// The broker of the profile.
-    bootstrap: Arc<Link>,
+    /// The brokers of the profile; never empty.
+    bootstrap: Vec<Arc<Link>>,
     links: Mutex<HashMap<Address, Arc<Link>>>,
     addresses: Mutex<HashMap<BrokerId, Address>>,
+    /// Who answered last what any broker can answer.
+    answered: Mutex<Option<Arc<Link>>>,
 }
 
 impl Brokers {
-    pub(crate) fn new(bootstrap: Address, transport: Transport, config: ClientConfig) -> Brokers {
+    /// # Panics
+    /// If there is no address: the caller has read at least one.
+    pub(crate) fn new(bootstrap: Vec<Address>, transport: Transport, config: ClientConfig) -> Brokers {
+        assert!(!bootstrap.is_empty(), "a profile names a broker");
         let (transport, config) = (Arc::new(transport), Arc::new(config));
-        let link = Arc::new(Link::new(bootstrap.clone(), Arc::clone(&transport), Arc::clone(&config)));
-        let links = Mutex::new(HashMap::from([(bootstrap, Arc::clone(&link))]));
-        Brokers { transport, config, bootstrap: link, links, addresses: Mutex::default() }
+        let link = |address: &Address| {
+            Arc::new(Link::new(address.clone(), Arc::clone(&transport), Arc::clone(&config)))
+        };
+        let links: Vec<_> = bootstrap.iter().map(link).collect();
+        let by_address = bootstrap.into_iter().zip(links.iter().cloned()).collect();
+        Brokers {
+            transport,
+            config,
+            bootstrap: links,
+            links: Mutex::new(by_address),
+            addresses: Mutex::default(),
+            answered: Mutex::default(),
+        }
     }
 
     pub(crate) fn config(&self) -> &ClientConfig {
         &self.config
     }
 
-    /// A connection to any broker: the profile's, or one that is connected already if that one is gone.
+    /// A connection to any broker: one that is open, else the first that can be made.
     pub(crate) async fn any(&self) -> Result<Arc<Connection>, Error> {
-        if let Some(connection) = self.bootstrap.open_connection() {
+        let candidates = self.candidates();
+        if let Some(connection) = candidates.iter().find_map(|link| link.open_connection()) {
             return Ok(connection);
         }
-        let connected = lock(&self.links).values().find_map(|link| link.open_connection());
-        match connected {
-            Some(connection) => Ok(connection),
-            None => self.bootstrap.connection().await,
+        let mut failure = None;
+        for link in candidates {
+            match link.connection().await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => failure = Some(worse(failure, error)),
+            }
         }
+        Err(failure.expect("a profile names a broker"))
+    }
+
+    /// Asks what any broker can answer, and what does no harm when it is asked twice. Where one takes long or can not be
+    /// reached the next is asked; the first answer counts.
+    pub(crate) async fn ask(
+        &self,
+        what: &'static str,
+        body: request::Body,
+    ) -> Result<(response::Body, Arc<Connection>), Error> {
+        let mut candidates = self.candidates().into_iter();
+        let mut asked = FuturesUnordered::new();
+        let mut failure = None;
+        loop {
+            let next = candidates.next();
+            let is_last = next.is_none();
+            if let Some(link) = next {
+                let body = body.clone();
+                asked.push(async move {
+                    let connection = link.connection().await?;
+                    let answer = connection.rpc(what, body).await?;
+                    Ok::<_, Error>((answer, connection, link))
+                });
+            }
+            let answer = match is_last {
+                true => asked.next().await,
+                false => match timeout(NEXT_BROKER_AFTER, asked.next()).await {
+                    Ok(answer) => answer,
+                    Err(_) => continue,
+                },
+            };
+            match answer {
+                Some(Ok((answer, connection, link))) => {
+                    *lock(&self.answered) = Some(link);
+                    return Ok((answer, connection));
+                }
+                // It was asked and said no.
+                Some(Err(error)) if error.code().is_some() && !error.is_retriable() => return Err(error),
+                Some(Err(error)) => failure = Some(worse(failure, error)),
+                None if is_last => return Err(failure.expect("a profile names a broker")),
+                None => {}
+            }
+        }
+    }
+
+    /// Every broker there is, those first that are likely to answer.
+    fn candidates(&self) -> Vec<Arc<Link>> {
+        let mut candidates: Vec<Arc<Link>> = lock(&self.answered).clone().into_iter().collect();
+        candidates.extend(self.bootstrap.iter().cloned());
+        let known: Vec<_> = lock(&self.addresses).values().cloned().collect();
+        candidates.extend(known.into_iter().map(|address| self.link(address)));
+        let mut seen = Vec::new();
+        candidates.retain(|link| {
+            let is_new = !seen.contains(&Arc::as_ptr(link));
+            seen.push(Arc::as_ptr(link));
+            is_new
+        });
+        // Keeps the order among those that are alike.
+        candidates.sort_by_key(|link| link.open_connection().is_none());
+        candidates
+    }
+
+    fn link(&self, address: Address) -> Arc<Link> {
+        let new = |address: Address| {
+            Arc::new(Link::new(address, Arc::clone(&self.transport), Arc::clone(&self.config)))
+        };
+        Arc::clone(lock(&self.links).entry(address.clone()).or_insert_with(|| new(address)))
     }
 
     /// A connection to this broker; `None` if its address is not known.
     pub(crate) async fn broker(&self, id: BrokerId) -> Option<Result<Arc<Connection>, Error>> {
-        let is_bootstrap =
-            lock(&self.bootstrap.current).as_ref().is_some_and(|c| c.greeting.broker_id == id.0);
-        if is_bootstrap {
-            return Some(self.bootstrap.connection().await);
+        let is_it = |link: &&Arc<Link>| {
+            lock(&link.current).as_ref().is_some_and(|current| current.greeting.broker_id == id.0)
+        };
+        // What the profile says may be how it is reached from here, where what the cluster says is not.
+        if let Some(link) = self.bootstrap.iter().find(is_it) {
+            return Some(link.connection().await);
         }
         let address = lock(&self.addresses).get(&id).cloned()?;
-        let link = Arc::clone(lock(&self.links).entry(address.clone()).or_insert_with(|| {
-            Arc::new(Link::new(address, Arc::clone(&self.transport), Arc::clone(&self.config)))
-        }));
-        Some(link.connection().await)
+        Some(self.link(address).connection().await)
     }
 
     /// Takes note of where brokers are.
@@ -258,6 +348,14 @@ impl Brokers {
 
     pub(crate) async fn close(&self) {
         self.transport.close().await;
+    }
+}
+
+/// Of two failures the one that says more: a refusal is not hidden by another broker that is away.
+fn worse(earlier: Option<Error>, later: Error) -> Error {
+    match earlier {
+        Some(earlier) if !earlier.is_unreachable() || later.is_unreachable() => earlier,
+        _ => later,
     }
 }
 

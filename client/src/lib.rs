@@ -120,7 +120,7 @@ struct Shared {
 }
 
 impl Client {
-    /// Connects to `quire://HOST:PORT` with the certificates of the default profile.
+    /// Connects to `quire://HOST:PORT`, or to the first of `quire://HOST:PORT,HOST:PORT` that answers, with the certificates of the default profile.
     ///
     /// # Errors
     /// If there is no such profile, nobody answers, or one side refuses the other's certificate.
@@ -142,7 +142,7 @@ impl Client {
     /// As [`Client::connect_with`].
     pub async fn connect_configured(profile: Profile, config: ClientConfig) -> Result<Client, Error> {
         let transport = Transport::new(&profile, &config)?;
-        let brokers = Arc::new(Brokers::new(profile.parsed_address()?, transport, config));
+        let brokers = Arc::new(Brokers::new(profile.parsed_addresses()?, transport, config));
         let connection = brokers.any().await?;
         let shared = Shared {
             metadata: Metadata::new(Arc::clone(&brokers)),

@@ -43,6 +43,18 @@ impl TopicMetadata {
         self.leaders.get(partition.0 as usize).copied()
     }
 
+    /// A broker may answer that has not heard yet what another one told.
+    fn keep_later_leaders(&mut self, known: &TopicMetadata) {
+        if known.id != self.id {
+            return;
+        }
+        for (now, before) in self.leaders.iter_mut().zip(&known.leaders) {
+            if now.epoch < before.epoch {
+                *now = *before;
+            }
+        }
+    }
+
     fn parse(topic: control::Topic) -> Result<TopicMetadata, String> {
         let id = TopicId::from_slice(&topic.id).ok_or("a topic id does not have 16 bytes")?;
         let mut partitions = topic.partitions;
@@ -112,8 +124,14 @@ impl Metadata {
         let leader = topic.leadership(partition).and_then(|leadership| leadership.leader);
         let no_leader = || Error::NoLeader { topic: topic.name.to_string(), partition, leader };
         let id = leader.ok_or_else(no_leader)?;
-        if let Some(connection) = self.brokers.broker(id).await {
-            return connection;
+        match self.brokers.broker(id).await {
+            Some(Err(error)) if error.is_unreachable() => {
+                // It may have come back at another address: for the next attempt.
+                let _ = self.describe_cluster().await;
+                return Err(error);
+            }
+            Some(connection) => return connection,
+            None => {}
         }
         self.describe_cluster().await?;
         self.brokers.broker(id).await.ok_or_else(no_leader)?
@@ -121,9 +139,9 @@ impl Metadata {
 
     /// The cluster; takes note of where its brokers are.
     pub(crate) async fn describe_cluster(&self) -> Result<control::DescribeClusterResponse, Error> {
-        let connection = self.brokers.any().await?;
         let request = request::Body::DescribeCluster(control::DescribeClusterRequest {});
-        match connection.rpc("describe cluster", request).await? {
+        let (answer, connection) = self.brokers.ask("describe cluster", request).await?;
+        match answer {
             response::Body::DescribeCluster(cluster) => {
                 self.brokers.learn(&cluster.brokers);
                 Ok(cluster)
@@ -134,10 +152,10 @@ impl Metadata {
 
     /// The topic as a broker describes it.
     pub(crate) async fn describe(&self, name: &str, with_log_state: bool) -> Result<control::Topic, Error> {
-        let connection = self.brokers.any().await?;
         let names = vec![name.to_owned()];
         let request = request::Body::DescribeTopics(control::DescribeTopicsRequest { names, with_log_state });
-        let response::Body::DescribeTopics(answer) = connection.rpc("describe topics", request).await? else {
+        let (answer, connection) = self.brokers.ask("describe topics", request).await?;
+        let response::Body::DescribeTopics(answer) = answer else {
             return Err(connection.protocol("it answered another request than describe topics"));
         };
         let topic = answer.topics.into_iter().next();
@@ -167,7 +185,11 @@ impl Metadata {
             self.forget(name);
         }
         let invalid = |why| Error::Protocol { address: "the broker".into(), why };
-        let topic = Arc::new(TopicMetadata::parse(described?).map_err(invalid)?);
+        let mut topic = TopicMetadata::parse(described?).map_err(invalid)?;
+        if let Some(known) = self.cached(name) {
+            topic.keep_later_leaders(&known);
+        }
+        let topic = Arc::new(topic);
         let mut topics = self.topics.write().unwrap_or_else(PoisonError::into_inner);
         topics.insert(Arc::clone(&topic.name), Arc::clone(&topic));
         Ok(topic)
@@ -197,6 +219,23 @@ mod tests {
         let topic = TopicMetadata::parse(described(&[1, 0, 2])).expect("complete");
         let leaders: Vec<_> = topic.leaders.iter().filter_map(|l| l.leader).collect();
         assert_eq!(leaders, [BrokerId(10), BrokerId(11), BrokerId(12)]);
+    }
+
+    #[test]
+    fn a_broker_that_lags_behind_takes_back_no_leader() {
+        let epochs = |epochs: [u32; 2], leader: u32| {
+            let mut topic = described(&[0, 1]);
+            for (partition, epoch) in topic.partitions.iter_mut().zip(epochs) {
+                (partition.leader_epoch, partition.leader) = (epoch, Some(leader));
+            }
+            TopicMetadata::parse(topic).expect("complete")
+        };
+        let known = epochs([5, 5], 1);
+        let mut answered = epochs([4, 6], 2);
+        answered.keep_later_leaders(&known);
+        let leaders: Vec<_> = answered.leaders.iter().map(|l| (l.leader, l.epoch)).collect();
+        let expected = [(Some(BrokerId(1)), LeaderEpoch(5)), (Some(BrokerId(2)), LeaderEpoch(6))];
+        assert_eq!(leaders, expected);
     }
 
     #[test]

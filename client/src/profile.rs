@@ -1,7 +1,7 @@
 //! A profile: where a cluster is, whom to trust there, and who the client is.
 //!
 //! ```toml
-//! address = "quire://127.0.0.1:9440"
+//! address = "quire://127.0.0.1:9440"    # any brokers of the cluster: "quire://a:9440,b:9440"
 //! authority = """…"""     # PEM; only certificates that it signed are accepted
 //! certificate = """…"""   # PEM; what the client presents
 //! key = """…"""           # PEM; a secret, so that the file has mode 0600
@@ -101,7 +101,8 @@ impl ProfileError {
 }
 
 impl Profile {
-    /// A profile for the broker at `quire://HOST:PORT`, still without certificates.
+    /// A profile for the broker at `quire://HOST:PORT`, or for the cluster of which these are brokers
+    /// (`quire://HOST:PORT,HOST:PORT`), still without certificates.
     pub fn new(address: impl Into<String>) -> Profile {
         Profile {
             address: address.into(),
@@ -141,7 +142,7 @@ impl Profile {
         self
     }
 
-    /// Where the broker listens, as it was written.
+    /// Where the brokers listen, as it was written.
     pub fn address(&self) -> &str {
         &self.address
     }
@@ -169,7 +170,7 @@ impl Profile {
         let text = fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
         let invalid = |why: String| ProfileError::Invalid { path: Some(path.into()), why };
         let profile: Profile = toml::from_str(&text).map_err(|e| invalid(e.to_string()))?;
-        Address::parse(&profile.address).map_err(|e| invalid(e.to_string()))?;
+        Address::parse_list(&profile.address).map_err(|e| invalid(e.to_string()))?;
         Ok(profile)
     }
 
@@ -233,8 +234,8 @@ impl Profile {
         Profile::load_file(&path)
     }
 
-    pub(crate) fn parsed_address(&self) -> Result<Address, Error> {
-        Address::parse(&self.address)
+    pub(crate) fn parsed_addresses(&self) -> Result<Vec<Address>, Error> {
+        Address::parse_list(&self.address)
     }
 
     pub(crate) fn expected_server_name(&self) -> Option<&str> {

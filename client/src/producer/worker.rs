@@ -3,13 +3,15 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quinn::SendStream;
-use quire_protocol::PartitionIndex;
-use quire_protocol::stream::{Acks, Answer, Opened, ProduceHeader, StreamKind};
+use quire_protocol::batch::ProducerIdentity;
+use quire_protocol::stream::{Acks, Answer, ProduceHeader};
+use quire_protocol::{ErrorCode, PartitionIndex};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep_until, timeout};
 
@@ -17,12 +19,16 @@ use crate::Client;
 use crate::answers::{self, AnswerStream};
 use crate::connection::{Connection, lock};
 use crate::error::Error;
+use crate::metadata::TopicMetadata;
 use crate::streams::{Promise, StreamPermit};
 
 use super::SendError;
 use super::accumulator::{Accumulator, SealedBatch};
 use super::delivery::{Completer, Outcome};
-use super::pipeline::{Action, Input, Pipeline, ReadyBatch};
+use super::ids::ProducerIds;
+use super::leadership::{self, Progress};
+use super::numbers::Claim;
+use super::pipeline::{Action, Established, Input, Pipeline, ReadyBatch};
 
 /// How long a broker may take to end a stream that has ended here.
 const FINISH_TIME_MAX: Duration = Duration::from_secs(5);
@@ -64,11 +70,13 @@ struct ProduceStream {
     /// What is yet to be written; one piece a batch.
     outgoing: VecDeque<Bytes>,
     permit: StreamPermit,
+    /// What it was opened by.
+    known: Arc<TopicMetadata>,
     /// Made when another partition needs the stream more.
     promise: Option<Promise>,
 }
 
-type Opening = Pin<Box<dyn Future<Output = Result<(ProduceStream, Opened), Error>> + Send>>;
+type Opening = Pin<Box<dyn Future<Output = Result<(ProduceStream, Established), Error>> + Send>>;
 
 pub(super) struct Worker {
     pub client: Client,
@@ -78,6 +86,7 @@ pub(super) struct Worker {
     pub delivery_timeout: Duration,
     pub queue: Arc<PartitionQueue>,
     pub delivered: Arc<Delivered>,
+    pub ids: Arc<ProducerIds>,
     pub pipeline: Pipeline,
 }
 
@@ -86,13 +95,15 @@ enum Event {
     Changed,
     Aborted,
     Deadline,
-    Opened(Result<(ProduceStream, Opened), Error>),
+    Opened(Result<(ProduceStream, Established), Error>),
     /// Whole batches written.
     Written(usize),
     Received,
     /// Another partition waits for a stream.
     AskedFor(Promise),
     Lost(Error),
+    /// Nothing came for a while, and whether there is another leader.
+    Watched(bool),
 }
 
 /// The worker's connections to the world, apart from what decides.
@@ -102,6 +113,9 @@ struct Io {
     opening: Option<Opening>,
     /// Whether the last attempt failed, so that the metadata may be wrong.
     is_stale: bool,
+    /// Looks for another leader while an answer is waited for.
+    watch: Option<Pin<Box<dyn Future<Output = bool> + Send>>>,
+    progress: Arc<Progress>,
 }
 
 impl Worker {
@@ -113,6 +127,7 @@ impl Worker {
             let deadline = self.deadline();
             // A stream that was opened for records is not given up before it carried some.
             let may_give_up = self.pipeline.has_carried() || lock(&self.queue.accumulator).is_empty();
+            self.watch(&mut io);
             let event = io.next_event(&self.queue, deadline, may_give_up).await;
             if matches!(event, Event::Aborted) {
                 let end = if self.pipeline.is_empty() { Action::Finish } else { Action::Abandon };
@@ -127,17 +142,21 @@ impl Worker {
             Event::Changed => {}
             Event::Aborted => unreachable!("ends the loop"),
             Event::Deadline => self.tick(io),
-            Event::Opened(Ok((stream, opened))) => {
+            Event::Opened(Ok((stream, established))) => {
                 io.stream = Some(stream);
+                (io.watch, io.progress) = (None, Arc::default());
                 io.is_stale = false;
-                self.handle(Input::Opened(opened), io);
+                self.handle(Input::Opened(established), io);
             }
             Event::Opened(Err(error)) => {
                 io.is_stale = true;
                 self.handle(Input::Refused(error), io);
             }
             Event::Written(count) => (0..count).for_each(|_| self.handle(Input::Written, io)),
-            Event::Received => self.read_answers(io),
+            Event::Received => {
+                io.progress.received.fetch_add(1, Ordering::Relaxed);
+                self.read_answers(io);
+            }
             Event::AskedFor(promise) => {
                 if let Some(stream) = &mut io.stream {
                     stream.promise = Some(promise);
@@ -145,6 +164,23 @@ impl Worker {
                 self.handle(Input::AskedFor, io);
             }
             Event::Lost(error) => self.fail(error, io),
+            Event::Watched(false) => {}
+            Event::Watched(true) => {
+                let message = "the partition has another leader now".into();
+                self.fail(Error::Broker { code: ErrorCode::NotLeader, message, suggestion: None }, io);
+            }
+        }
+    }
+
+    /// Begins to look for another leader where an answer is waited for. It ends by itself.
+    fn watch(&self, io: &mut Io) {
+        let is_waiting = self.pipeline.is_waiting();
+        io.progress.is_waiting.store(is_waiting, Ordering::Relaxed);
+        let Some(stream) = &io.stream else { return io.watch = None };
+        if is_waiting && io.watch.is_none() {
+            let (client, known) = (self.client.clone(), Arc::clone(&stream.known));
+            let watch = leadership::has_moved(client, known, self.partition, Arc::clone(&io.progress));
+            io.watch = Some(Box::pin(watch));
         }
     }
 
@@ -164,9 +200,13 @@ impl Worker {
             };
             let Some(batch) = taken else { return self.handle(Input::Records, io) };
             let SealedBatch { builder, completer, memory, begun_at } = batch;
-            match builder.finish() {
+            let records = builder.len() as u32;
+            match builder.finish_numbered(self.pipeline.next_number()) {
                 Ok(bytes) => {
-                    self.handle(Input::Batch(ReadyBatch { bytes, completer, memory, begun_at }), io);
+                    let (numbered, times_sent) = (None, 0);
+                    let batch =
+                        ReadyBatch { bytes, completer, memory, begun_at, records, numbered, times_sent };
+                    self.handle(Input::Batch(batch), io);
                 }
                 Err(error) => {
                     self.delivered.complete(completer, memory, Err(error.into()));
@@ -259,10 +299,11 @@ impl Worker {
 
     fn open(&self, is_stale: bool) -> Opening {
         let (client, topic) = (self.client.clone(), Arc::clone(&self.topic));
-        let (partition, acks) = (self.partition, self.acks);
+        let (partition, ids) = (self.partition, Arc::clone(&self.ids));
+        let wanted = WantedStream { partition, acks: self.acks, claim: self.pipeline.claim() };
         let after = client.brokers().config().request_timeout;
         Box::pin(async move {
-            let opened = timeout(after, open_stream(client, &topic, partition, acks, is_stale)).await;
+            let opened = timeout(after, open_stream(client, &ids, &topic, wanted, is_stale)).await;
             opened.unwrap_or_else(|_| {
                 let address = format!("the leader of \"{topic}\", partition {partition}");
                 Err(Error::TimedOut { address, what: "opening a produce stream", after })
@@ -297,7 +338,7 @@ impl Io {
         deadline: Option<Instant>,
         may_give_up: bool,
     ) -> Event {
-        let Io { stream, opening, .. } = self;
+        let Io { stream, opening, watch, .. } = self;
         let streams = stream.as_ref().filter(|stream| may_give_up && stream.promise.is_none());
         let streams = streams.map(|stream| Arc::clone(&stream.connection.streams));
         let asked_for = async {
@@ -318,6 +359,12 @@ impl Io {
                 None => std::future::pending().await,
             }
         };
+        let watched = async {
+            match watch {
+                Some(watch) => watch.await,
+                None => std::future::pending().await,
+            }
+        };
         let exchanged = async {
             match stream {
                 Some(stream) => stream.exchange().await,
@@ -331,9 +378,12 @@ impl Io {
             promise = asked_for => Event::AskedFor(promise),
             () = queue.changed.notified() => Event::Changed,
             () = deadline => Event::Deadline,
+            has_moved = watched => Event::Watched(has_moved),
         };
-        if matches!(event, Event::Opened(_)) {
-            self.opening = None;
+        match event {
+            Event::Opened(_) => self.opening = None,
+            Event::Watched(_) => self.watch = None,
+            _ => {}
         }
         event
     }
@@ -382,28 +432,65 @@ impl ProduceStream {
     }
 }
 
-async fn open_stream(
-    client: Client,
-    topic: &str,
+/// What is to be opened.
+#[derive(Clone, Copy)]
+struct WantedStream {
     partition: PartitionIndex,
     acks: Acks,
+    /// Who numbers its batches.
+    claim: Option<Claim>,
+}
+
+async fn open_stream(
+    client: Client,
+    ids: &ProducerIds,
+    topic: &str,
+    wanted: WantedStream,
     is_stale: bool,
-) -> Result<(ProduceStream, Opened), Error> {
+) -> Result<(ProduceStream, Established), Error> {
     let metadata = client.metadata();
     let mut known = metadata.topic(topic).await?;
     if is_stale {
         known = metadata.refresh(&known).await?;
     }
-    let connection = metadata.leader(&known, partition).await?;
+    let producer = match wanted.claim {
+        Some(claim) => {
+            let id = ids.id(client.brokers(), claim).await?;
+            Some(ProducerIdentity { id, epoch: claim.epoch })
+        }
+        None => None,
+    };
+    loop {
+        // A leader that was killed does not answer, and another may lead meanwhile.
+        let progress = Arc::new(Progress::waiting());
+        let moved = leadership::has_moved(client.clone(), Arc::clone(&known), wanted.partition, progress);
+        tokio::select! {
+            opened = open_at_leader(&client, Arc::clone(&known), wanted, producer) => return opened,
+            _ = moved => known = metadata.topic(topic).await?,
+        }
+    }
+}
+
+async fn open_at_leader(
+    client: &Client,
+    known: Arc<TopicMetadata>,
+    wanted: WantedStream,
+    producer: Option<ProducerIdentity>,
+) -> Result<(ProduceStream, Established), Error> {
+    let WantedStream { partition, acks, .. } = wanted;
+    let connection = client.metadata().leader(&known, partition).await?;
     let permit = connection.streams.for_producing().await;
     let leader_epoch = known.leadership(partition).map(|leadership| leadership.epoch).unwrap_or_default();
-    let mut header = StreamKind::Produce.prefix().to_vec();
-    ProduceHeader { partition: known.partition(partition), leader_epoch, acks }.encode(&mut header);
-    match answers::open(&connection, &header).await? {
+    let header = ProduceHeader { partition: known.partition(partition), leader_epoch, acks, producer };
+    let mut bytes = header.prefix().to_vec();
+    header.encode(&mut bytes);
+    match answers::open(&connection, &bytes).await? {
         Ok((send, answers, opened)) => {
             let outgoing = VecDeque::new();
-            let stream = ProduceStream { connection, send, answers, outgoing, permit, promise: None };
-            Ok((stream, opened))
+            let established =
+                Established { opened, topic: known.id, producer: producer.map(|producer| producer.id) };
+            let stream = ProduceStream { connection, send, answers, outgoing, permit, known, promise: None };
+            Ok((stream, established))
         }
         Err(failure) => Err(answers::failure_error(failure)),
     }

@@ -1,0 +1,55 @@
+//! Notices that a partition has another leader although nobody says so: one that was killed or cut off does not.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use quire_protocol::PartitionIndex;
+
+use crate::Client;
+use crate::metadata::TopicMetadata;
+
+/// Without any answer for so long, other brokers are asked who leads.
+const SILENCE_TIME_MAX: Duration = Duration::from_millis(500);
+
+/// How a stream gets on.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Grows with what comes from the broker.
+    pub received: AtomicU64,
+    /// Whether an answer is waited for.
+    pub is_waiting: AtomicBool,
+}
+
+impl Progress {
+    /// One that waits from the beginning.
+    pub(super) fn waiting() -> Progress {
+        Progress { is_waiting: AtomicBool::new(true), ..Progress::default() }
+    }
+}
+
+/// Watches for as long as an answer is waited for. Whether there is another leader.
+pub(super) async fn has_moved(
+    client: Client,
+    mut known: Arc<TopicMetadata>,
+    partition: PartitionIndex,
+    progress: Arc<Progress>,
+) -> bool {
+    let led = known.leadership(partition);
+    loop {
+        let before = progress.received.load(Ordering::Relaxed);
+        tokio::time::sleep(SILENCE_TIME_MAX).await;
+        if !progress.is_waiting.load(Ordering::Relaxed) {
+            return false;
+        }
+        if progress.received.load(Ordering::Relaxed) != before {
+            continue;
+        }
+        // Nobody may answer: then there is nowhere else to go.
+        let Ok(now) = client.metadata().refresh(&known).await else { continue };
+        if now.id != known.id || now.leadership(partition) != led {
+            return true;
+        }
+        known = now;
+    }
+}
