@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use quire_client::Profile;
-use quire_protocol::BrokerId;
+use quire_client::{Client, Error, Profile};
+use quire_protocol::{BrokerId, limits};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -22,6 +22,8 @@ use tokio::time::{sleep, timeout};
 
 use super::relay::UdpRelay;
 
+/// The file in a data directory with what clients of a cluster need.
+const CLIENT_PROFILE: &str = "client-profile.toml";
 /// How long a broker may take until it serves.
 pub const START_TIME_MAX: Duration = Duration::from_secs(60);
 /// How long a broker may take to end when it is asked to.
@@ -68,6 +70,9 @@ pub enum ClusterError {
         /// The end of its log.
         log: String,
     },
+    /// The cluster refused what a new broker needs.
+    #[error(transparent)]
+    Client(#[from] Error),
     /// It was told something that it is in no state for.
     #[error("broker {0} does not run")]
     NotRunning(BrokerId),
@@ -84,8 +89,26 @@ pub struct NodeSetup {
     pub id: BrokerId,
     /// The seed of a relay between clients and it, if there is to be one.
     pub relay: Option<u64>,
+    /// How it comes into its cluster, at its first start.
+    pub first_start: FirstStart,
     /// Command words in front of the binary (`strace …`).
     pub wrapper: Vec<String>,
+}
+
+/// How a broker comes into a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FirstStart {
+    /// Not at all: it is one by itself.
+    Alone,
+    /// It founds one.
+    Found,
+    /// It joins that of the broker that clients reach at this address.
+    Join {
+        /// The address.
+        at: SocketAddr,
+        /// What lets it in.
+        token: String,
+    },
 }
 
 /// A broker process with its data and its ports, which it keeps from start to start.
@@ -93,6 +116,7 @@ pub struct NodeSetup {
 pub struct Node {
     setup: NodeSetup,
     listen: SocketAddr,
+    peer_listen: SocketAddr,
     admin: SocketAddr,
     /// What clients are told to connect to.
     relay: Option<UdpRelay>,
@@ -109,12 +133,13 @@ impl Node {
         let id = setup.id;
         let failed = |what| system(id, what);
         let listen = free_udp_address().map_err(failed("no free port"))?;
+        let peer_listen = free_udp_address().map_err(failed("no free port"))?;
         let admin = free_tcp_address().map_err(failed("no free port"))?;
         let relay = match setup.relay {
             Some(seed) => Some(UdpRelay::start(listen, seed).await.map_err(failed("no relay"))?),
             None => None,
         };
-        let node = Node { setup, listen, admin, relay, child: None, is_paused: false };
+        let node = Node { setup, listen, peer_listen, admin, relay, child: None, is_paused: false };
         fs::create_dir_all(&node.setup.folder).map_err(failed("its folder can not be made"))?;
         fs::write(node.file("toml"), node.config())
             .map_err(failed("its configuration can not be written"))?;
@@ -168,6 +193,7 @@ impl Node {
             .args(words)
             .args(["broker", "--stop-on-eof", "--config"])
             .arg(self.file("toml"))
+            .args(self.first_start_flags())
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(stdout)
@@ -175,6 +201,18 @@ impl Node {
         self.child = Some(command.spawn().map_err(failed("its process does not start"))?);
         self.is_paused = false;
         Ok(())
+    }
+
+    /// Later starts know from the data directory.
+    fn first_start_flags(&self) -> Vec<String> {
+        let is_first = !self.data().exists();
+        match &self.setup.first_start {
+            FirstStart::Found if is_first => vec!["--init".to_owned()],
+            FirstStart::Join { at, token } if is_first => {
+                ["--join", &at.to_string(), "--token", token].map(str::to_owned).into()
+            }
+            _ => Vec::new(),
+        }
     }
 
     /// Waits until it serves, and returns how long that took.
@@ -185,7 +223,7 @@ impl Node {
         let started = Instant::now();
         loop {
             self.still_runs()?;
-            if is_ready(self.admin).await {
+            if is_ready(self.admin).await && self.has_profile() {
                 return Ok(started.elapsed());
             }
             if started.elapsed() > START_TIME_MAX {
@@ -193,6 +231,11 @@ impl Node {
             }
             sleep(LOOK_EVERY).await;
         }
+    }
+
+    /// A broker of a cluster writes it right after it began to serve.
+    fn has_profile(&self) -> bool {
+        self.setup.first_start == FirstStart::Alone || self.data().join(CLIENT_PROFILE).exists()
     }
 
     /// Ends it as a crash would: SIGKILL, and reaped.
@@ -281,12 +324,16 @@ impl Node {
     /// # Errors
     /// If it is not there.
     pub fn profile(&self) -> Result<Profile, ClusterError> {
+        let address = self.relay.as_ref().map_or(self.listen, UdpRelay::address);
+        if self.setup.first_start != FirstStart::Alone {
+            let profile = Profile::load_file(&self.data().join(CLIENT_PROFILE)).map_err(Error::from)?;
+            return Ok(profile.at(format!("quire://{address}")));
+        }
         let tls = self.data().join("tls");
         let broker = self.setup.id;
         let read = |name: &str| {
             fs::read_to_string(tls.join(name)).map_err(system(broker, "its certificates can not be read"))
         };
-        let address = self.relay.as_ref().map_or(self.listen, UdpRelay::address);
         Ok(Profile::new(format!("quire://{address}"))
             .authority_pem(read("authority.pem")?)
             .identity_pem(read("client.pem")?, read("client.key")?))
@@ -294,10 +341,15 @@ impl Node {
 
     fn config(&self) -> String {
         let (data, listen, admin) = (self.data(), self.listen, self.admin);
-        let advertise = self.relay.as_ref().map(|relay| format!("advertise = \"{}\"\n", relay.address()));
+        let mut network = format!("listen = \"{listen}\"\n");
+        if let Some(relay) = &self.relay {
+            network.push_str(&format!("advertise = \"{}\"\n", relay.address()));
+        }
+        if self.setup.first_start != FirstStart::Alone {
+            network.push_str(&format!("peer_listen = \"{}\"\n", self.peer_listen));
+        }
         format!(
-            "[broker]\ndata_dir = {data:?}\ndrain_ms = 2000\n[network]\nlisten = \"{listen}\"\n{}[admin]\nlisten = \"{admin}\"\n",
-            advertise.unwrap_or_default()
+            "[broker]\ndata_dir = {data:?}\ndrain_ms = 2000\n[network]\n{network}[admin]\nlisten = \"{admin}\"\n"
         )
     }
 
@@ -348,22 +400,45 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// One broker by itself, which serves; behind a relay with this seed, if there is one.
+    /// So many brokers, which serve: one by itself, or a cluster that the first one founds and the others join. With a seed
+    /// each is behind a relay of its own.
     ///
     /// # Errors
-    /// If it does not come up.
-    pub async fn single(binary: &Path, folder: &Path, relay: Option<u64>) -> Result<Cluster, ClusterError> {
-        let setup = NodeSetup {
+    /// If one does not come up.
+    pub async fn start(
+        binary: &Path,
+        folder: &Path,
+        brokers: u32,
+        relay: Option<u64>,
+    ) -> Result<Cluster, ClusterError> {
+        let setup = |number: u32, first_start| NodeSetup {
             binary: binary.to_owned(),
             folder: folder.to_owned(),
-            id: BrokerId(1),
-            relay,
+            id: BrokerId(number),
+            relay: relay.map(|seed| seed.wrapping_add(u64::from(number))),
+            first_start,
             wrapper: Vec::new(),
         };
+        let first_start = if brokers == 1 { FirstStart::Alone } else { FirstStart::Found };
+        let mut cluster = Cluster { nodes: Vec::new() };
+        cluster.add(setup(1, first_start)).await?;
+        for number in 2..=brokers {
+            let founder = &cluster.nodes[0];
+            let (at, profile) = (founder.address(), founder.profile()?);
+            let client = Client::connect_with(profile).await?;
+            let token = client.admin().create_join_token(limits::TOKEN_AGE_DEFAULT).await;
+            client.close().await;
+            cluster.add(setup(number, FirstStart::Join { at, token: token? })).await?;
+        }
+        Ok(cluster)
+    }
+
+    async fn add(&mut self, setup: NodeSetup) -> Result<(), ClusterError> {
         let mut node = Node::new(setup).await?;
         node.start()?;
         node.ready().await?;
-        Ok(Cluster { nodes: vec![node] })
+        self.nodes.push(node);
+        Ok(())
     }
 
     /// The brokers, in the order of their numbers.

@@ -53,7 +53,7 @@ const CONSUMERS: u32 = 2;
 /// Kill leaders under load, then account for every record.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-It starts a broker of its own in a temporary folder, writes to 8 partitions from 4 producers and reads with 2 consumers,
+It starts brokers of its own in a temporary folder, writes to 8 partitions from 4 producers and reads with 2 consumers,
 kills, pauses, cuts off or restarts it as asked, and in the end reads every partition once more. The verdict is that of the
 history of every request and answer: exit code 0 if it is clean, 1 if not. What failed is kept: history, logs and data.
 
@@ -74,6 +74,9 @@ pub struct DrillArgs {
     /// Stop every broker in order and start it again, one after the other
     #[arg(long, group = "scenario")]
     rolling_restart: bool,
+    /// How many brokers; three make a cluster that goes on without any one of them
+    #[arg(long, default_value_t = 1, value_name = "N", conflicts_with = "cluster", value_parser = clap::value_parser!(u32).range(1..=9))]
+    brokers: u32,
     /// How long there is load, and trouble
     #[arg(long, default_value = "45s", value_name = "TIME", value_parser = duration)]
     duration: Duration,
@@ -111,6 +114,9 @@ impl DrillArgs {
         let mut again = format!("{scenario} --seed {seed:#010x}");
         if self.duration != Duration::from_secs(45) {
             again.push_str(&format!(" --duration {}", time::show_span(self.duration)));
+        }
+        if self.brokers != 1 {
+            again.push_str(&format!(" --brokers {}", self.brokers));
         }
         if self.rate != 2000 {
             again.push_str(&format!(" --rate {}", self.rate));
@@ -176,7 +182,7 @@ async fn drill(profile: Option<&str>, args: &DrillArgs, folder: &Path) -> Result
             })?;
             // A relay costs processor time on every datagram: only where there is something to cut.
             let relay = (args.scenario() == Some(Scenario::Partition)).then_some(u64::from(seed));
-            Some(Cluster::single(&binary, folder, relay).await.map_err(failed)?)
+            Some(Cluster::start(&binary, folder, args.brokers, relay).await.map_err(failed)?)
         }
     };
     let profile = match &cluster {
