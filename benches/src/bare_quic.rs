@@ -64,6 +64,9 @@ impl Default for Tuning {
     }
 }
 
+/// The connection outlives the runs of Quire between two of its own, which take longer than quinn's idle time.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Which way the bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -252,6 +255,7 @@ impl Tuning {
         discovery.upper_bound(self.datagram_bytes);
         let mut transport = quinn::TransportConfig::default();
         transport
+            .keep_alive_interval(Some(KEEP_ALIVE_INTERVAL))
             .congestion_controller_factory(Arc::new(congestion))
             .mtu_discovery_config(Some(discovery))
             .enable_segmentation_offload(self.offload)

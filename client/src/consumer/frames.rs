@@ -9,6 +9,8 @@ use crate::answers::Inbox;
 
 /// Frames are handed on in slices of at least so many bytes, unless there are no more; each slice is its own memory.
 const SLICE_BYTES: usize = 64 * 1024;
+/// Room for a slice of small frames, whose last one goes beyond [`SLICE_BYTES`].
+const SLICE_ROOM_BYTES: usize = SLICE_BYTES + SLICE_BYTES / 8;
 /// Most bytes that may be announced at once: a read of the broker and the frame that may exceed it.
 const ANNOUNCED_BYTES_MAX: usize = limits::READ_BYTES_MAX + quire_protocol::frame::LEN_MAX;
 
@@ -89,7 +91,6 @@ impl FrameReader {
             ));
         }
         self.announced = length;
-        self.buffer.reserve(length.min(2 * SLICE_BYTES));
         Ok(())
     }
 
@@ -100,6 +101,7 @@ impl FrameReader {
     pub(super) fn receive(&mut self, inbox: &mut Inbox) -> Result<Option<Slice>, String> {
         while self.announced > 0 || self.buffer.len() > self.verified {
             let missing = self.missing()?;
+            self.make_room(missing);
             let taken = inbox.take(missing, &mut self.buffer);
             self.announced -= taken;
             if taken < missing {
@@ -130,6 +132,19 @@ impl FrameReader {
             return Err("a frame runs past the end of what was announced".into());
         }
         Ok(missing)
+    }
+
+    /// Has room for what is missing of a frame, all at once: a buffer that grows by doubling copies again and again what
+    /// it has, and holds up to twice what credit is counted for. `missing` is no more than was announced.
+    fn make_room(&mut self, missing: usize) {
+        let needed = self.buffer.len() + missing;
+        if needed <= self.buffer.capacity() {
+            return;
+        }
+        let of_small_frames = (self.buffer.len() + self.announced).min(SLICE_ROOM_BYTES);
+        let mut larger = BytesMut::with_capacity(needed.max(of_small_frames));
+        larger.extend_from_slice(&self.buffer);
+        self.buffer = larger;
     }
 
     fn verify_frame(&mut self) -> Result<(), String> {
@@ -166,8 +181,7 @@ impl FrameReader {
 
     /// Hands on what is verified; the rest moves into memory of its own, so that a slice holds nothing else.
     fn cut(&mut self) -> Slice {
-        let mut rest = BytesMut::with_capacity(self.announced.min(2 * SLICE_BYTES));
-        rest.extend_from_slice(&self.buffer[self.verified..]);
+        let rest = BytesMut::from(&self.buffer[self.verified..]);
         let mut frames = std::mem::replace(&mut self.buffer, rest);
         frames.truncate(self.verified);
         self.verified = 0;
@@ -251,6 +265,20 @@ mod tests {
             prop_assert_eq!(links, count as u64 - 1, "the first frame links to nothing that was read");
             for slice in slices {
                 prop_assert!(FrameHeader::check(seed(0), &slice.frames).is_ok(), "a slice starts with a frame");
+            }
+        }
+    }
+
+    /// Credit counts the bytes of frames. Buffers grew by doubling, so that a slice of one frame of 256 KiB held 512 KiB.
+    #[test]
+    fn a_slice_holds_little_more_memory_than_its_frames() {
+        for (count, value_len) in [(1, 256 * 1024), (3, 700_000), (400, 1000), (2, 60_000), (1, 10)] {
+            let bytes = frames(count, 1, value_len).concat();
+            let slices = read(&mut FrameReader::new(seed(0), Offset(0)), &bytes, 6000).expect("intact");
+            for slice in slices {
+                let length = slice.frames.len();
+                let memory = slice.frames.try_into_mut().expect("nobody else has it").capacity();
+                assert!(memory <= length.max(SLICE_ROOM_BYTES), "{memory} bytes for {length}");
             }
         }
     }
