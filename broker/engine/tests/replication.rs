@@ -273,11 +273,25 @@ fn a_follower_cuts_before_it_publishes_anything() {
         hear(&mut follower, is_accepted(6, 9)),
         [FollowerAction::Report(ends(6, 6)), FollowerAction::AdvanceHighWatermark { to: Offset(6) }]
     );
-    assert_eq!(hear(&mut follower, FollowerInput::Appended { end: Offset(8) }), [], "nothing is on disk yet");
+    let appended = FollowerInput::Appended { end: Offset(8), last_epoch: LeaderEpoch(5) };
+    assert_eq!(hear(&mut follower, appended), [], "nothing is on disk yet");
     assert_eq!(
         hear(&mut follower, FollowerInput::LocalDurable { end: Offset(8) }),
         [FollowerAction::Report(ends(8, 8))]
     );
+}
+
+/// A follower that lost its link in the middle of a leadership asked again with the leadership that its log had ended
+/// in when it began to follow. The leader answered where that one had ended, and the follower cut off everything since,
+/// committed records among it. Found by the simulator, seed 0x12.
+#[test]
+fn a_follower_that_lost_its_link_asks_with_the_leadership_that_wrote_its_last_record() {
+    let mut follower = follower(10, 10, true);
+    hear(&mut follower, FollowerInput::LinkUp);
+    hear(&mut follower, is_accepted(10, 10));
+    hear(&mut follower, FollowerInput::Appended { end: Offset(12), last_epoch: LeaderEpoch(5) });
+    assert_eq!(hear(&mut follower, FollowerInput::LinkDown), []);
+    assert_eq!(hear(&mut follower, FollowerInput::LinkUp), [asks(Some(5), 12)]);
 }
 
 #[test]

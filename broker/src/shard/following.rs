@@ -257,7 +257,8 @@ impl Following {
                 for frame in &headers {
                     core.metrics.fetched_bytes.increment(frame.frame_len() as u64);
                 }
-                self.tell(core, now, FollowerInput::Appended { end: core.log.end_offset() });
+                let (end, last_epoch) = (core.log.end_offset(), core.log.leader_epoch());
+                self.tell(core, now, FollowerInput::Appended { end, last_epoch });
                 core.appended(now);
             }
             Err(error) => {

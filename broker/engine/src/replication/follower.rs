@@ -302,9 +302,14 @@ impl Reactive for Follower {
             FollowerInput::Watermarks { high_watermark, log_start } => {
                 self.publish(high_watermark, log_start, actions);
             }
-            FollowerInput::Appended { end } => {
+            FollowerInput::Appended { end, last_epoch } => {
                 assert!(self.is_fetching() && end >= self.ends.log_end, "only what is fetched is appended");
+                assert!(
+                    self.last_epoch.is_none_or(|known| known <= last_epoch),
+                    "leader epochs never decrease"
+                );
                 self.ends.log_end = end;
+                self.last_epoch = Some(last_epoch);
                 self.report(actions);
             }
             FollowerInput::Unfitting => {

@@ -125,6 +125,8 @@ pub enum FollowerInput {
     Appended {
         /// The log end offset.
         end: Offset,
+        /// The leadership that wrote the last of them.
+        last_epoch: LeaderEpoch,
     },
     /// Frames that the leader sent do not continue the log.
     Unfitting,
