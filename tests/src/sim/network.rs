@@ -50,6 +50,10 @@ pub struct Weather {
     pub loss_per_mille: u64,
     /// What sending again costs a stream.
     pub resend: Duration,
+    /// Calls that go astray and arrive when nobody expects them any more, in a thousand.
+    pub stray_per_mille: u64,
+    /// The longest way of such a call.
+    pub stray_delay_max: Duration,
 }
 
 impl Default for Weather {
@@ -59,6 +63,8 @@ impl Default for Weather {
             delay_max: Duration::from_millis(2),
             loss_per_mille: 0,
             resend: Duration::from_millis(40),
+            stray_per_mille: 0,
+            stray_delay_max: Duration::from_millis(3000),
         }
     }
 }
@@ -143,7 +149,9 @@ impl<M> Network<M> {
     /// When a call that is sent now arrives; `None`: never.
     pub fn call(&mut self, now: Time, from: Node, to: Node) -> Option<Time> {
         let is_lost = self.dice.happens(self.weather.loss_per_mille);
-        let delay = self.dice.wait(self.weather.delay_min, self.weather.delay_max);
+        let is_stray = self.dice.happens(self.weather.stray_per_mille);
+        let longest = if is_stray { self.weather.stray_delay_max } else { self.weather.delay_max };
+        let delay = self.dice.wait(self.weather.delay_min, longest);
         (!is_lost && !self.is_cut(from, to)).then_some(now + delay)
     }
 

@@ -51,11 +51,6 @@ impl<T: Clone> Quorum<T> {
         Quorum { dice, entries: Vec::new(), committed: 0, term: 0, leader: None, believers: BTreeMap::new() }
     }
 
-    /// The latest leadership.
-    pub fn term(&self) -> Term {
-        self.term
-    }
-
     /// Who leads, if anybody does.
     pub fn leader(&self) -> Option<Node> {
         self.leader
@@ -74,11 +69,6 @@ impl<T: Clone> Quorum<T> {
     /// The committed entries from an index on.
     pub fn committed_from(&self, index: Index) -> &[Entry<T>] {
         &self.entries[index.min(self.committed)..self.committed]
-    }
-
-    /// Whether entries wait to be committed.
-    pub fn has_uncommitted(&self) -> bool {
-        self.committed < self.entries.len()
     }
 
     /// Makes a node the leader of a new term. Of the entries that were not committed it finds a beginning, and what it
@@ -129,13 +119,6 @@ impl<T: Clone> Quorum<T> {
         self.committed += self.dice.between(1, waiting as u64) as usize;
         true
     }
-
-    /// Commits all that waits, if there is a leader.
-    pub fn commit_all(&mut self) {
-        if self.leader.is_some() {
-            self.committed = self.entries.len();
-        }
-    }
 }
 
 #[cfg(test)]
@@ -152,12 +135,12 @@ mod tests {
             let mut quorum = Quorum::new(Dice::new(seed));
             quorum.elect(A);
             quorum.propose(A, 1);
-            quorum.commit_all();
+            while quorum.commit() {}
             let before = quorum.committed_from(0).to_vec();
             quorum.propose(A, 2);
             quorum.elect(B);
             assert_eq!(quorum.propose(A, 3), Proposed::Nowhere, "it leads no more, and does not know");
-            quorum.commit_all();
+            while quorum.commit() {}
             let after = quorum.committed_from(0);
             assert!(after.starts_with(&before));
             match after.iter().any(|entry| entry.payload == Some(2)) {

@@ -13,10 +13,6 @@ pub struct Schedule<T> {
     coming: BTreeMap<(Time, u64), T>,
 }
 
-/// Names one thing that is to come, so that it can be called off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Ticket(Time, u64);
-
 impl<T> Default for Schedule<T> {
     fn default() -> Schedule<T> {
         Schedule { now: Time::ZERO, scheduled: 0, coming: BTreeMap::new() }
@@ -30,21 +26,14 @@ impl<T> Schedule<T> {
     }
 
     /// Has something happen after so long.
-    pub fn after(&mut self, delay: Duration, what: T) -> Ticket {
-        self.at(self.now + delay, what)
+    pub fn after(&mut self, delay: Duration, what: T) {
+        self.at(self.now + delay, what);
     }
 
     /// Has something happen at a moment, or now if that is past.
-    pub fn at(&mut self, moment: Time, what: T) -> Ticket {
-        let ticket = Ticket(moment.max(self.now), self.scheduled);
+    pub fn at(&mut self, moment: Time, what: T) {
+        self.coming.insert((moment.max(self.now), self.scheduled), what);
         self.scheduled += 1;
-        self.coming.insert((ticket.0, ticket.1), what);
-        ticket
-    }
-
-    /// Takes back what was scheduled; `None` if it has happened.
-    pub fn call_off(&mut self, ticket: Ticket) -> Option<T> {
-        self.coming.remove(&(ticket.0, ticket.1))
     }
 
     /// What happens next, if that is not after `until`; time has passed then.
@@ -56,16 +45,6 @@ impl<T> Schedule<T> {
         }
         self.now = moment;
         self.coming.pop_first().map(|(_, what)| what)
-    }
-
-    /// How much is still to come.
-    pub fn len(&self) -> usize {
-        self.coming.len()
-    }
-
-    /// Whether nothing is to come.
-    pub fn is_empty(&self) -> bool {
-        self.coming.is_empty()
     }
 }
 
@@ -79,8 +58,6 @@ mod tests {
         schedule.after(Duration::from_millis(2), "c");
         schedule.after(Duration::from_millis(1), "a");
         schedule.after(Duration::from_millis(1), "b");
-        let off = schedule.after(Duration::from_millis(1), "never");
-        assert_eq!(schedule.call_off(off), Some("never"));
         let end = Time::after_origin(Duration::from_secs(1));
         assert_eq!(std::iter::from_fn(|| schedule.next(end)).collect::<Vec<_>>(), ["a", "b", "c"]);
         assert_eq!(schedule.now(), Time::after_origin(Duration::from_millis(2)));
@@ -91,6 +68,6 @@ mod tests {
         let mut schedule = Schedule::default();
         schedule.after(Duration::from_secs(2), ());
         assert_eq!(schedule.next(Time::after_origin(Duration::from_secs(1))), None);
-        assert_eq!(schedule.len(), 1);
+        assert_eq!(schedule.next(Time::after_origin(Duration::from_secs(3))), Some(()));
     }
 }

@@ -6,19 +6,18 @@ use std::fmt;
 use quire_engine::Time;
 
 /// Lines kept for a person; the digest covers all.
-const LINES_KEPT: usize = 4000;
+const LINES_KEPT: usize = 20_000;
 
 /// A run's trace.
 #[derive(Debug)]
 pub struct Trace {
     digest: blake3::Hasher,
     lines: VecDeque<String>,
-    count: u64,
 }
 
 impl Default for Trace {
     fn default() -> Trace {
-        Trace { digest: blake3::Hasher::new(), lines: VecDeque::new(), count: 0 }
+        Trace { digest: blake3::Hasher::new(), lines: VecDeque::new() }
     }
 }
 
@@ -29,7 +28,6 @@ impl Trace {
         let line = format!("{:>12.3} ms  {what}", since.as_secs_f64() * 1000.0);
         self.digest.update(line.as_bytes());
         self.digest.update(b"\n");
-        self.count += 1;
         if self.lines.len() == LINES_KEPT {
             self.lines.pop_front();
         }
@@ -39,11 +37,6 @@ impl Trace {
     /// What stands for the whole trace: two runs with the same are the same.
     pub fn digest(&self) -> blake3::Hash {
         self.digest.finalize()
-    }
-
-    /// How many lines there were.
-    pub fn count(&self) -> u64 {
-        self.count
     }
 
     /// The last lines.
