@@ -318,8 +318,10 @@ impl RaftMetadata {
         for task in self.node.tasks().drain(..) {
             task.abort();
         }
-        // It may have failed already; the log is what matters.
-        let _ = self.node.raft.shutdown().await;
+        // It may have failed already, or wait for peers that are gone; the log is what matters.
+        if tokio::time::timeout(limits::RAFT_ELECTION_TIME_MAX, self.node.raft.shutdown()).await.is_err() {
+            tracing::info!("the consensus engine did not end in time; its log is closed all the same");
+        }
         self.node.driver().end();
         self.node.journal.close().await
     }
@@ -486,7 +488,7 @@ impl Node {
         let others = metrics.membership_config.voter_ids().filter(|voter| *voter != self.id);
         let Some(heir) = others.max_by_key(|voter| replication.get(voter).copied().flatten()) else { return };
         tracing::info!(heir, "handing over the metadata log's leadership");
-        if self.raft.trigger().transfer_leader(heir).await.is_err() {
+        if !matches!(tokio::time::timeout(time, self.raft.trigger().transfer_leader(heir)).await, Ok(Ok(()))) {
             return;
         }
         let mut metrics = self.raft.metrics();
