@@ -45,6 +45,8 @@ pub enum Request {
     Fence { broker: BrokerId, epoch: u64 },
     /// A leader wants other in-sync replicas.
     ChangeInSync { leader: BrokerId, epoch: u64, proposal: Proposal },
+    /// Another in-sync replica is to lead.
+    Move { to: BrokerId },
     /// A broker's replica can not be trusted.
     Distrust { broker: BrokerId, epoch: u64 },
 }
@@ -118,6 +120,7 @@ impl Image {
             Request::ChangeInSync { leader, epoch, proposal } => {
                 after.change_in_sync(*leader, *epoch, proposal, min_in_sync)
             }
+            Request::Move { to } => after.lead_by(*to),
             Request::Distrust { broker, epoch } => after.distrust(*broker, *epoch, min_in_sync),
         };
         let mut records = Vec::new();
@@ -174,6 +177,18 @@ impl Image {
             return Answer::Refused;
         }
         self.leave(broker, true, min_in_sync);
+        Answer::Done
+    }
+
+    fn lead_by(&mut self, to: BrokerId) -> Answer {
+        let is_alive = self.brokers.get(&to).is_some_and(|known| !known.is_fenced);
+        let partition = &mut self.partition;
+        if !is_alive || partition.leader == Some(to) || !partition.in_sync.contains(&to) {
+            return Answer::Refused;
+        }
+        partition.leader = Some(to);
+        partition.leader_epoch += 1;
+        partition.partition_epoch += 1;
         Answer::Done
     }
 

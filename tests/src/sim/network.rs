@@ -64,7 +64,7 @@ impl Default for Weather {
             loss_per_mille: 0,
             resend: Duration::from_millis(40),
             stray_per_mille: 0,
-            stray_delay_max: Duration::from_millis(3000),
+            stray_delay_max: Duration::from_millis(1500),
         }
     }
 }
@@ -149,9 +149,10 @@ impl<M> Network<M> {
     /// When a call that is sent now arrives; `None`: never.
     pub fn call(&mut self, now: Time, from: Node, to: Node) -> Option<Time> {
         let is_lost = self.dice.happens(self.weather.loss_per_mille);
-        let is_stray = self.dice.happens(self.weather.stray_per_mille);
-        let longest = if is_stray { self.weather.stray_delay_max } else { self.weather.delay_max };
-        let delay = self.dice.wait(self.weather.delay_min, longest);
+        let delay = match self.dice.happens(self.weather.stray_per_mille) {
+            true => Duration::from_micros(self.dice.below(self.weather.stray_delay_max.as_micros() as u64)),
+            false => self.dice.wait(self.weather.delay_min, self.weather.delay_max),
+        };
         (!is_lost && !self.is_cut(from, to)).then_some(now + delay)
     }
 

@@ -4,12 +4,14 @@
 //! want, and has the invariants checked after every step. For a while everything that can go wrong does; then the faults
 //! stop, and the cluster has to heal: every write is answered, every replica the same.
 
+mod controllers;
+mod faults;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
 use quire_engine::Time;
-use quire_engine::mutant::{self, Mutant};
 use quire_engine::replication::{Proposal, ProposalOutcome};
 use quire_protocol::topic_config::{Sync, TopicConfig};
 use quire_protocol::{BrokerId, Offset};
@@ -18,9 +20,9 @@ use super::broker::{Broker, Effect, Role, Wire};
 use super::control::{Answer, Image, Record, Request};
 use super::dice::Dice;
 use super::invariants::{Invariants, Violation};
-use super::model_log::{Crash, Value};
+use super::model_log::Value;
 use super::network::{End, Network, Node, StreamId};
-use super::quorum::{Index, Proposed, Quorum, Term};
+use super::quorum::{Index, Quorum, Term};
 use super::schedule::Schedule;
 use super::trace::Trace;
 
@@ -54,7 +56,10 @@ impl Options {
             brokers: 3,
             min_in_sync: if dice.happens(250) { 1 } else { 2 },
             sync: if dice.happens(250) { Sync::Interval } else { Sync::Always },
-            fault_every: Duration::from_millis(dice.between(60, 500)),
+            fault_every: Duration::from_millis(match dice.happens(300) {
+                true => dice.between(10, 60),
+                false => dice.between(60, 500),
+            }),
         }
     }
 }
@@ -291,7 +296,7 @@ impl World {
 
     fn run_through(&mut self) -> Result<(), Violation> {
         self.network.weather.loss_per_mille = self.dice.below(60);
-        self.network.weather.stray_per_mille = self.dice.below(100);
+        self.network.weather.stray_per_mille = self.dice.below(150);
         self.schedule.after(Duration::ZERO, Happening::ElectController);
         let ids: Vec<BrokerId> = self.brokers.keys().copied().collect();
         for id in ids {
@@ -614,166 +619,6 @@ impl World {
         }
     }
 
-    // Controllers.
-
-    fn call(&mut self, id: BrokerId, request: Request) {
-        let process = self.brokers.get_mut(&id).expect("it exists");
-        let (incarnation, number) = (process.broker.incarnation, process.next_call);
-        process.next_call += 1;
-        process.calls.insert(number, request.clone());
-        let timeout = Happening::CallTimeout { broker: id, incarnation, number };
-        self.schedule.after(CALL_TIMEOUT, timeout);
-        let believers: Vec<Node> =
-            self.controllers.keys().copied().filter(|node| self.quorum.belief(*node).is_some()).collect();
-        let Some(to) = self.dice.pick(&believers).copied() else { return };
-        let now = self.schedule.now();
-        if let Some(due) = self.network.call(now, node(id), to) {
-            self.schedule.at(due, Happening::Call { to, from: id, incarnation, number, request });
-        }
-    }
-
-    fn controller_call(
-        &mut self,
-        at: Node,
-        from: BrokerId,
-        incarnation: u64,
-        number: u64,
-        request: &Request,
-    ) {
-        let Some((index, answer)) = self.decide(at, request) else { return };
-        let now = self.schedule.now();
-        match index {
-            Some(index) => {
-                let waiting = (from, incarnation, number, answer);
-                let controller = self.controllers.get_mut(&at).expect("it exists");
-                controller.waiting.entry(index).or_default().push(waiting);
-            }
-            None => {
-                if let Some(due) = self.network.call(now, at, node(from)) {
-                    self.schedule.at(due, Happening::Answered { broker: from, incarnation, number, answer });
-                }
-            }
-        }
-    }
-
-    /// Decides at a controller; where its records stand, if there are any. `None`: it does not decide, or nobody will
-    /// ever know what became of it.
-    fn decide(&mut self, at: Node, request: &Request) -> Option<(Option<Index>, Answer)> {
-        self.follow_log(at);
-        let term = self.quorum.belief(at)?;
-        let controller = self.controllers.get_mut(&at).expect("it exists");
-        if controller.term != Some(term) && !mutant::is_on(Mutant::DecideAfterOwnTerm) {
-            return None;
-        }
-        let latest = match &controller.pending {
-            Some(pending) if !mutant::is_on(Mutant::DecideOnPending) => pending,
-            _ => &controller.image,
-        };
-        let (records, answer) = latest.decide(request, self.options.min_in_sync as usize);
-        if records.is_empty() {
-            // What was decided on something pending is as pending as that.
-            return Some((controller.pending.as_ref().and(controller.pending_at), answer));
-        }
-        let mut pending = latest.clone();
-        records.iter().for_each(|record| pending.apply(record));
-        controller.pending = Some(pending);
-        self.say(format_args!("controller {}: decides {request:?}: {answer:?}", at.0));
-        match self.quorum.propose(at, records) {
-            Proposed::At(index) => {
-                self.controllers.get_mut(&at).expect("it exists").pending_at = Some(index);
-                Some((Some(index), answer))
-            }
-            Proposed::Nowhere => None,
-        }
-    }
-
-    /// A controller applies what is committed, and answers who waits for it.
-    fn follow_log(&mut self, at: Node) {
-        let belief = self.quorum.belief(at);
-        let controller = self.controllers.get_mut(&at).expect("it exists");
-        let entries = self.quorum.committed_from(controller.applied).to_vec();
-        let mut answered = Vec::new();
-        for entry in entries {
-            let index = controller.applied;
-            controller.applied += 1;
-            match &entry.payload {
-                Some(records) => records.iter().for_each(|record| controller.image.apply(record)),
-                // A leader's first entry: what was pending in an earlier term is decided by now.
-                None => {
-                    controller.waiting = controller.waiting.split_off(&(index + 1));
-                    controller.pending = None;
-                    controller.term = Some(entry.term).filter(|term| belief == Some(*term));
-                    controller.heard.clear();
-                }
-            }
-            answered.extend(controller.waiting.remove(&index).into_iter().flatten());
-        }
-        if belief.is_none() {
-            controller.term = None;
-            controller.pending = None;
-            controller.waiting.clear();
-        }
-        if controller.pending.as_ref() == Some(&controller.image) {
-            controller.pending = None;
-        }
-        let now = self.schedule.now();
-        for (broker, incarnation, number, answer) in answered {
-            if let Some(due) = self.network.call(now, at, node(broker)) {
-                self.schedule.at(due, Happening::Answered { broker, incarnation, number, answer });
-            }
-        }
-    }
-
-    /// Everybody looks at the log; the active controller fences whom it has not heard of.
-    fn control(&mut self) {
-        let now = self.schedule.now();
-        let nodes: Vec<Node> = self.controllers.keys().copied().collect();
-        for at in nodes {
-            self.follow_log(at);
-            let controller = self.controllers.get_mut(&at).expect("it exists");
-            if controller.term.is_none() || controller.term != self.quorum.belief(at) {
-                continue;
-            }
-            let mut silent = Vec::new();
-            for (id, registered) in controller.image.brokers.iter().filter(|(_, known)| !known.is_fenced) {
-                let heard = *controller.heard.entry(*id).or_insert(now);
-                if now.since(heard) > SESSION {
-                    silent.push(Request::Fence { broker: *id, epoch: registered.epoch });
-                }
-            }
-            for request in silent {
-                self.decide(at, &request);
-            }
-        }
-        let ids: Vec<BrokerId> = self.brokers.keys().copied().collect();
-        for id in ids {
-            if self.brokers[&id].applied < self.quorum.committed() {
-                // Entries come from one of the controllers, sooner or later.
-                let from = Node(101 + self.dice.below(CONTROLLERS.into()) as u32);
-                let is_late = !self.is_healing && self.dice.happens(20);
-                let longest = Duration::from_millis(if is_late { 800 } else { 30 });
-                let delay = self.dice.wait(Duration::from_micros(100), longest);
-                if !self.network.is_cut(from, node(id)) {
-                    self.schedule.after(delay, Happening::CatchUp(id));
-                }
-            }
-        }
-    }
-
-    fn elect_controller(&mut self) {
-        let nodes: Vec<Node> = self.controllers.keys().copied().collect();
-        let node = *self.dice.pick(&nodes).expect("there are controllers");
-        let before = self.quorum.leader();
-        let term = self.quorum.elect(node);
-        self.coverage.controller_elections += 1;
-        self.say(format_args!("controller {}: leads in term {term}", node.0));
-        for other in nodes.into_iter().filter(|other| *other != node) {
-            let longest = if before == Some(other) { 400 } else { 5 };
-            let delay = self.dice.wait(Duration::ZERO, Duration::from_millis(longest));
-            self.schedule.after(delay, Happening::Disabuse(other));
-        }
-    }
-
     // Brokers and the metadata.
 
     fn heartbeat(&mut self, id: BrokerId) {
@@ -918,158 +763,6 @@ impl World {
             }
             let delay = self.dice.wait(Duration::from_millis(1), Duration::from_millis(30));
             self.schedule.after(delay, Happening::Produce { client });
-        }
-    }
-
-    // Faults.
-
-    fn fault(&mut self, effects: &mut Vec<(BrokerId, Effect)>) {
-        if self.is_healing {
-            return;
-        }
-        let ids: Vec<BrokerId> = self.brokers.keys().copied().collect();
-        let id = *self.dice.pick(&ids).expect("there are brokers");
-        match self.dice.below(10) {
-            0 | 1 => self.crash(id, Crash::Kill),
-            2 => self.crash(id, Crash::PowerLoss),
-            3 => {
-                // All at once.
-                if self.dice.happens(300) {
-                    ids.iter().for_each(|id| self.crash(*id, Crash::PowerLoss));
-                }
-            }
-            4 => self.pause(id),
-            5 | 6 => self.cut(id, &ids),
-            7 => self.heal_network(effects),
-            8 => self.elect_controller(),
-            _ => {
-                self.quorum.orphan();
-                self.say(format_args!("the controllers are without a leader"));
-                let delay = self.dice.wait(Duration::from_millis(10), Duration::from_millis(600));
-                self.schedule.after(delay, Happening::ElectController);
-            }
-        }
-        let mean = self.options.fault_every;
-        let delay = self.dice.wait(mean / 4, mean * 4);
-        self.schedule.after(delay, Happening::Fault);
-    }
-
-    fn crash(&mut self, id: BrokerId, crash: Crash) {
-        let process = self.brokers.get_mut(&id).expect("it exists");
-        if !process.is_up {
-            return;
-        }
-        process.is_up = false;
-        process.is_paused = false;
-        process.missed.clear();
-        process.link = None;
-        process.calls.clear();
-        process.tick_at = None;
-        // A failed sync makes the next start suspect, and so does any crash of a topic that is not synced.
-        process.is_suspect |= self.options.sync == Sync::Interval;
-        if let Role::Leads(_) = &process.broker.role {
-            self.invariants.all_unknown_of(id);
-        }
-        process.broker.restart(crash);
-        process.image = Image::new((1..=self.options.brokers).map(BrokerId).collect());
-        process.applied = 0;
-        self.say(format_args!("broker {id}: {crash:?}"));
-        self.coverage.crashes += 1;
-        self.coverage.power_losses += u64::from(crash == Crash::PowerLoss);
-        for (stream, end) in self.network.stop(node(id)) {
-            let delay = self.dice.wait(Duration::from_millis(1), IDLE_TIME);
-            self.schedule.after(delay, Happening::Loss(stream, end));
-        }
-        let delay = self.dice.wait(Duration::from_millis(5), Duration::from_millis(1500));
-        self.schedule.after(delay, Happening::Start(id));
-    }
-
-    fn start(&mut self, id: BrokerId) {
-        let process = self.brokers.get_mut(&id).expect("it exists");
-        if process.is_up {
-            return;
-        }
-        process.is_up = true;
-        let incarnation = process.broker.incarnation;
-        self.say(format_args!("broker {id}: starts"));
-        self.schedule.after(Duration::ZERO, Happening::Heartbeat { broker: id, incarnation });
-        self.schedule.after(Duration::from_millis(1), Happening::CatchUp(id));
-    }
-
-    fn pause(&mut self, id: BrokerId) {
-        let process = self.brokers.get_mut(&id).expect("it exists");
-        if !process.is_up || process.is_paused {
-            return;
-        }
-        process.is_paused = true;
-        self.say(format_args!("broker {id}: paused"));
-        let delay = self.dice.wait(Duration::from_millis(10), Duration::from_millis(2000));
-        self.schedule.after(delay, Happening::Resume(id));
-    }
-
-    fn resume(&mut self, id: BrokerId) {
-        let process = self.brokers.get_mut(&id).expect("it exists");
-        if !std::mem::take(&mut process.is_paused) {
-            return;
-        }
-        let missed = std::mem::take(&mut process.missed);
-        self.say(format_args!("broker {id}: goes on"));
-        for happening in missed {
-            self.schedule.after(Duration::ZERO, happening);
-        }
-    }
-
-    fn cut(&mut self, id: BrokerId, ids: &[BrokerId]) {
-        let both_ways = self.dice.happens(500);
-        for other in ids.iter().filter(|other| **other != id) {
-            if self.dice.happens(600) {
-                self.network.cut(node(id), node(*other));
-                if both_ways {
-                    self.network.cut(node(*other), node(id));
-                }
-                for stream in self.network.between(node(id), node(*other)) {
-                    self.schedule.after(IDLE_TIME, Happening::IdleTimeout(stream));
-                }
-            }
-        }
-        let controllers: Vec<Node> = self.controllers.keys().copied().collect();
-        for controller in controllers {
-            if self.dice.happens(300) {
-                self.network.cut(node(id), controller);
-                if both_ways {
-                    self.network.cut(controller, node(id));
-                }
-            }
-        }
-        self.coverage.cuts += 1;
-        self.say(format_args!("broker {id}: cut off{}", if both_ways { "" } else { ", one way" }));
-    }
-
-    fn heal_network(&mut self, _effects: &mut Vec<(BrokerId, Effect)>) {
-        self.network.heal();
-        self.say(format_args!("the links are whole"));
-        for (stream, end, due) in self.network.pending() {
-            self.schedule.at(due, Happening::Arrival(stream, end));
-        }
-    }
-
-    fn heal(&mut self) {
-        self.is_healing = true;
-        self.say(format_args!("the faults are over"));
-        self.network.weather.loss_per_mille = 0;
-        self.network.weather.stray_per_mille = 0;
-        self.heal_network(&mut Vec::new());
-        self.schedule.after(Duration::ZERO, Happening::ElectController);
-        let ids: Vec<BrokerId> = self.brokers.keys().copied().collect();
-        for id in ids {
-            self.schedule.after(Duration::from_millis(1), Happening::Resume(id));
-            // A broken log is mended by a restart, as an operator would.
-            let is_broken = self.brokers[&id].broker.is_broken();
-            if is_broken {
-                self.crash(id, Crash::Kill);
-                self.brokers.get_mut(&id).expect("it exists").is_suspect = true;
-            }
-            self.schedule.after(Duration::from_millis(5), Happening::Start(id));
         }
     }
 
