@@ -488,7 +488,8 @@ impl Node {
         let others = metrics.membership_config.voter_ids().filter(|voter| *voter != self.id);
         let Some(heir) = others.max_by_key(|voter| replication.get(voter).copied().flatten()) else { return };
         tracing::info!(heir, "handing over the metadata log's leadership");
-        if !matches!(tokio::time::timeout(time, self.raft.trigger().transfer_leader(heir)).await, Ok(Ok(()))) {
+        if !matches!(tokio::time::timeout(time, self.raft.trigger().transfer_leader(heir)).await, Ok(Ok(())))
+        {
             return;
         }
         let mut metrics = self.raft.metrics();
