@@ -54,6 +54,10 @@ pub enum Action {
     },
 }
 
+/// A request that came to nothing is made again after one of so many parts of a session: whoever refuses at once is not
+/// asked in a loop.
+const RESTS_OF_A_SESSION: u32 = 8;
+
 /// Sessions of all registered brokers.
 #[derive(Debug)]
 pub struct Liveness {
@@ -68,6 +72,8 @@ struct Session {
     ends: Time,
     /// The state that was asked for and does not show in the image yet.
     asked: Option<BrokerState>,
+    /// What came to nothing is not asked for again before this.
+    rests_until: Time,
 }
 
 impl Liveness {
@@ -84,10 +90,10 @@ impl Liveness {
     }
 
     fn follow(&mut self, now: Time, image: std::sync::Arc<Image>) {
-        let ends = now + self.session;
+        let (ends, rests_until) = (now + self.session, now);
         self.sessions.retain(|id, _| image.broker(*id).is_some());
         for broker in image.brokers() {
-            let fresh = Session { epoch: broker.epoch, ends, asked: None };
+            let fresh = Session { epoch: broker.epoch, ends, asked: None, rests_until };
             let session = self.sessions.entry(broker.id).or_insert(fresh);
             if session.epoch != broker.epoch {
                 *session = fresh;
@@ -115,7 +121,7 @@ impl Liveness {
             }
             _ => return,
         };
-        if session.asked != Some(wanted) {
+        if session.asked != Some(wanted) && session.rests_until <= now {
             session.asked = Some(wanted);
             actions.push(propose(broker, epoch, wanted));
         }
@@ -124,7 +130,8 @@ impl Liveness {
     fn expire(&mut self, now: Time, actions: &mut Vec<Action>) {
         for (broker, session) in &mut self.sessions {
             let is_fenced = self.image.broker(*broker).is_none_or(|known| known.state == BrokerState::Fenced);
-            if session.ends <= now && !is_fenced && session.asked != Some(BrokerState::Fenced) {
+            let is_due = session.ends.max(session.rests_until) <= now;
+            if is_due && !is_fenced && session.asked != Some(BrokerState::Fenced) {
                 session.asked = Some(BrokerState::Fenced);
                 actions.push(propose(*broker, session.epoch, BrokerState::Fenced));
             }
@@ -152,6 +159,7 @@ impl Reactive for Liveness {
             Input::NotDone { broker } => {
                 if let Some(session) = self.sessions.get_mut(&broker) {
                     session.asked = None;
+                    session.rests_until = now + self.session / RESTS_OF_A_SESSION;
                 }
             }
             Input::TimePassed => {}
@@ -163,6 +171,6 @@ impl Reactive for Liveness {
         let is_open = |(id, session): &(&BrokerId, &Session)| {
             session.asked != Some(BrokerState::Fenced) && self.image.is_active(**id)
         };
-        self.sessions.iter().filter(is_open).map(|(_, session)| session.ends).min()
+        self.sessions.iter().filter(is_open).map(|(_, session)| session.ends.max(session.rests_until)).min()
     }
 }
