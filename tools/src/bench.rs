@@ -52,7 +52,7 @@ use args::{LoadArgs, Plan};
 use broker::{ServeArgs, Target};
 use measure::Clock;
 use payload::Contents;
-use probe::Probe;
+use probe::{BrokerProbe, Probe};
 use progress::{Goal, ProgressLine};
 use report::{FORMAT, Report, Scenario, Settings};
 use run::{Bench, Stage};
@@ -64,9 +64,11 @@ Examples:
   quire bench produce --producers 16 --in-flight 1         one record at a time, sharing syncs
   quire bench end-to-end --rate 10000 --verify             to a consumer's hands, all checked
   quire bench consume --partitions 8 --consumers 8
+  quire bench produce --replicas 3                         on a cluster of three brokers
   quire bench produce --matrix --sync always,interval --record-size 100,1KiB,64KiB --json
 
-It starts a broker of its own, with its data in a temporary folder, and removes both; --cluster loads one that runs.";
+It starts a broker of its own, or with --replicas as many, keeps their data in a temporary folder, and removes it all
+at the end; --cluster loads brokers that run.";
 
 /// Measure throughput and latency.
 #[derive(Debug, Subcommand)]
@@ -225,10 +227,10 @@ impl<'a> Session<'a> {
         let is_here = self.is_on_this_machine();
         let target = match &self.profile {
             Some(profile) => {
-                let probe = Probe { process: None, admin: self.args.admin.clone() };
-                Target::running(profile.clone(), probe)
+                let broker = BrokerProbe { process: None, admin: self.args.admin.clone() };
+                Target::running(profile.clone(), Probe::new(vec![broker]))
             }
-            None => Target::start(self.args.data.as_deref()).await?,
+            None => Target::start(self.args.data.as_deref(), plan.settings.replicas).await?,
         };
         let target = self.target.insert(target);
         let settings = &plan.settings;

@@ -72,8 +72,8 @@ pub struct LoadArgs {
         help_heading = "Topic and connections"
     )]
     sync: Vec<SyncArg>,
-    /// Replicas of each partition; the benchmark's own broker keeps one
-    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Topic and connections")]
+    /// Replicas of each partition; the benchmark starts as many brokers for itself
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u32).range(1..=limits::REPLICAS_MAX as i64), help_heading = "Topic and connections")]
     replicas: Vec<u32>,
     /// The only cipher that clients offer
     #[arg(
@@ -117,7 +117,7 @@ pub struct LoadArgs {
     /// The running broker's admin address, for its processor time, memory and syncs: http://HOST:9644
     #[arg(long, value_name = "URL", requires = "cluster", help_heading = "Broker")]
     pub(super) admin: Option<AdminUrl>,
-    /// Keep the benchmark's own broker's data in a temporary folder in DIR: the disk to measure
+    /// Keep the data of the benchmark's own brokers in a temporary folder in DIR: the disk to measure
     #[arg(long, value_name = "DIR", conflicts_with = "cluster", help_heading = "Broker")]
     pub(super) data: Option<PathBuf>,
     /// Answer in JSON, one object for each combination
@@ -262,10 +262,6 @@ impl LoadArgs {
                 "each partition has one consumer, and there are more consumers than partitions",
             )
             .hint(hint));
-        }
-        if !self.cluster && self.replicas.iter().any(|replicas| *replicas > 1) {
-            return Err(Failure::usage("the benchmark's own broker is one broker and keeps one replica")
-                .hint("leave out --replicas, or load a running cluster with --cluster"));
         }
         if scenario == Scenario::Consume && self.rate.is_some() {
             return Err(Failure::usage("--rate is for what is produced, and consume only reads")

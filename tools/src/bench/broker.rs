@@ -1,7 +1,7 @@
-//! The broker under load: one that runs already, or a child of this process, so that its processor time and memory are
-//! its own.
+//! The brokers under load: those that run already, or children of this process, so that their processor time and memory
+//! are their own.
 //!
-//! The child is this same binary. It tells in one line on its standard output where it listens, and ends when its
+//! Several replicas take several brokers: a cluster of processes, as `quire drill` starts them. A single child is this same binary. It tells in one line on its standard output where it listens, and ends when its
 //! standard input does, which it does in whatever way this process ends; the child then removes its data.
 
 use std::io;
@@ -17,7 +17,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::timeout;
 
-use super::probe::Probe;
+use super::probe::{BrokerProbe, Probe};
+use crate::drill::cluster::{Cluster, ClusterError, Node};
 use crate::embedded;
 use crate::failure::{Exit, Failure, describe_io};
 use crate::output;
@@ -78,16 +79,25 @@ fn temporary_folder(within: Option<&Path>) -> Result<tempfile::TempDir, Failure>
     folder.map_err(|error| Failure::file(within, &error).hint("choose another with --data DIR"))
 }
 
-/// The broker under load.
+/// The brokers under load.
 #[derive(Debug)]
 pub struct Target {
     /// How clients reach it.
     pub profile: Profile,
     /// How to look at it.
     pub probe: Probe,
-    /// Where it keeps its data, if that is known.
+    /// Where they keep their data, if that is known.
     pub data: Option<PathBuf>,
-    child: Option<RunningChild>,
+    own: Option<Own>,
+}
+
+/// What was started for the benchmark.
+#[derive(Debug)]
+enum Own {
+    /// One broker.
+    Child(RunningChild),
+    /// Several, and the folder with their data.
+    Cluster(Cluster, tempfile::TempDir),
 }
 
 #[derive(Debug)]
@@ -100,17 +110,41 @@ struct RunningChild {
 impl Target {
     /// A broker that runs already.
     pub fn running(profile: Profile, probe: Probe) -> Target {
-        Target { profile, probe, data: None, child: None }
+        Target { profile, probe, data: None, own: None }
     }
 
-    /// Starts a child, with its data in a temporary folder in `data`, or where the system has such folders.
+    /// Starts as many brokers, with their data in a temporary folder in `data`, or where the system has such folders.
     ///
     /// # Errors
-    /// If it does not come up; it has then said why.
-    pub async fn start(data: Option<&Path>) -> Result<Target, Failure> {
-        let mut process = spawn(data).map_err(|error| {
-            Failure::failed(format!("no process for the broker: {}", describe_io(&error)))
-        })?;
+    /// If one does not come up.
+    pub async fn start(data: Option<&Path>, brokers: u32) -> Result<Target, Failure> {
+        match brokers {
+            1 => Target::start_child(data).await,
+            _ => Target::start_cluster(data, brokers).await,
+        }
+    }
+
+    async fn start_cluster(data: Option<&Path>, brokers: u32) -> Result<Target, Failure> {
+        let binary = std::env::current_exe().map_err(|error| no_process(&error))?;
+        let folder = temporary_folder(data)?;
+        let failed = |error: ClusterError| {
+            Failure::failed(format!("the benchmark's own brokers did not start: {error}"))
+                .hint("choose another folder with --data DIR, or see what the log says")
+        };
+        let cluster = Cluster::start(&binary, folder.path(), brokers, None).await.map_err(failed)?;
+        let probe = |node: &Node| BrokerProbe {
+            process: node.process(),
+            admin: node.admin().to_string().parse().ok(),
+        };
+        let probe = Probe::new(cluster.nodes().iter().map(probe).collect());
+        let profile = cluster.profile().map_err(failed)?;
+        tracing::info!(brokers, data = %folder.path().display(), "cluster started");
+        let data = Some(folder.path().to_owned());
+        Ok(Target { profile, probe, data, own: Some(Own::Cluster(cluster, folder)) })
+    }
+
+    async fn start_child(data: Option<&Path>) -> Result<Target, Failure> {
+        let mut process = spawn(data).map_err(|error| no_process(&error))?;
         let stdin = process.stdin.take().expect("it is piped");
         let mut stdout = BufReader::new(process.stdout.take().expect("it is piped"));
         let mut line = String::new();
@@ -121,23 +155,34 @@ impl Target {
             return Err(Failure::failed("the benchmark's own broker did not start")
                 .hint("see the lines above, or choose another folder with --data DIR"));
         };
-        let probe = Probe { process: process.id(), admin: ready.admin.parse().ok() };
+        let probe = BrokerProbe { process: process.id(), admin: ready.admin.parse().ok() };
         tracing::info!(process = process.id(), data = %ready.data.display(), "broker started");
         let profile = Profile::new(ready.address)
             .authority_pem(ready.authority)
             .identity_pem(ready.certificate, ready.key);
-        let child = Some(RunningChild { process, _stdin: stdin });
-        Ok(Target { profile, probe, data: Some(ready.data), child })
+        let own = Some(Own::Child(RunningChild { process, _stdin: stdin }));
+        Ok(Target { profile, probe: Probe::new(vec![probe]), data: Some(ready.data), own })
     }
 
-    /// Whether the broker was started for the benchmark.
+    /// Whether the brokers were started for the benchmark.
     pub fn is_embedded(&self) -> bool {
-        self.child.is_some()
+        self.own.is_some()
     }
 
-    /// Ends a child, and waits until its data are removed.
+    /// Ends what was started for the benchmark, and waits until its data are removed.
     pub async fn end(mut self) {
-        let Some(RunningChild { mut process, _stdin: stdin }) = self.child.take() else { return };
+        let RunningChild { mut process, _stdin: stdin } = match self.own.take() {
+            Some(Own::Child(child)) => child,
+            Some(Own::Cluster(cluster, folder)) => {
+                // Nobody needs what they would put in order: they are killed.
+                drop(cluster);
+                if let Err(error) = folder.close() {
+                    tracing::warn!(error = describe_io(&error), "the benchmark's data stay");
+                }
+                return;
+            }
+            None => return,
+        };
         drop(stdin);
         if timeout(END_TIME_MAX, process.wait()).await.is_err() {
             tracing::warn!("the benchmark's broker does not end and is killed");
@@ -147,6 +192,10 @@ impl Target {
             }
         }
     }
+}
+
+fn no_process(error: &io::Error) -> Failure {
+    Failure::failed(format!("no process for the broker: {}", describe_io(error)))
 }
 
 fn spawn(data: Option<&Path>) -> io::Result<Child> {

@@ -5,7 +5,7 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::process;
+use super::process::{self, Usage};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Largest answer that is read (bytes).
@@ -34,7 +34,7 @@ impl FromStr for AdminUrl {
     }
 }
 
-/// What a broker had done and held at one time. What is not known is `None`.
+/// What brokers had done and held at one time, all of them together. What is not known is `None`.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct BrokerSample {
     /// Processor seconds so far.
@@ -49,18 +49,60 @@ pub struct BrokerSample {
     pub batches: Option<u64>,
 }
 
-/// The ways to look at a broker.
+impl BrokerSample {
+    /// Both together; what is not known of one is not known of both.
+    fn plus(self, other: BrokerSample) -> BrokerSample {
+        fn sum<T: std::ops::Add<Output = T>>(one: Option<T>, other: Option<T>) -> Option<T> {
+            Some(one? + other?)
+        }
+        BrokerSample {
+            cpu_seconds: sum(self.cpu_seconds, other.cpu_seconds),
+            memory_bytes: sum(self.memory_bytes, other.memory_bytes),
+            anonymous_bytes: sum(self.anonymous_bytes, other.anonymous_bytes),
+            syncs: sum(self.syncs, other.syncs),
+            batches: sum(self.batches, other.batches),
+        }
+    }
+}
+
+/// The ways to look at the brokers under load.
 #[derive(Debug, Clone, Default)]
 pub struct Probe {
+    brokers: Vec<BrokerProbe>,
+}
+
+impl Probe {
+    /// Of these brokers.
+    pub fn new(brokers: Vec<BrokerProbe>) -> Probe {
+        Probe { brokers }
+    }
+
+    /// Looks at all of them now. Blocks for as long as they take to answer.
+    pub fn sample(&self) -> BrokerSample {
+        let samples = self.brokers.iter().map(BrokerProbe::sample);
+        samples.reduce(BrokerSample::plus).unwrap_or_default()
+    }
+
+    /// What the system says of their processes together, if they run on this machine and are known.
+    pub fn usage(&self) -> Option<Usage> {
+        let usage = |broker: &BrokerProbe| broker.process.and_then(process::usage_of_process);
+        let mut usages = self.brokers.iter().map(usage);
+        let first = usages.next()??;
+        usages.try_fold(first, |sum, usage| Some(sum.plus(usage?)))
+    }
+}
+
+/// The ways to look at one broker.
+#[derive(Debug, Clone, Default)]
+pub struct BrokerProbe {
     /// Its process, if it runs on this machine and is known.
     pub process: Option<u32>,
     /// Its admin server.
     pub admin: Option<AdminUrl>,
 }
 
-impl Probe {
-    /// Looks now. Blocks for as long as the broker takes to answer.
-    pub fn sample(&self) -> BrokerSample {
+impl BrokerProbe {
+    fn sample(&self) -> BrokerSample {
         let page = self.admin.as_ref().and_then(|admin| match fetch_metrics(admin) {
             Ok(page) => Some(page),
             Err(error) => {
@@ -129,6 +171,15 @@ mod tests {
         let page = "# HELP a_total Help.\n# TYPE a_total counter\na_total_more 5\na_total 17\nb 0.25\n";
         assert_eq!((metric(page, "a_total"), metric(page, "b")), (Some(17.0), Some(0.25)));
         assert_eq!(metric(page, "c"), None);
+    }
+
+    #[test]
+    fn brokers_are_taken_together_and_what_one_does_not_tell_is_not_known() {
+        let one = BrokerSample { cpu_seconds: Some(1.5), syncs: Some(3), ..BrokerSample::default() };
+        let other = BrokerSample { cpu_seconds: Some(0.5), batches: Some(7), ..BrokerSample::default() };
+        let both = BrokerSample { cpu_seconds: Some(2.0), ..BrokerSample::default() };
+        assert_eq!(one.plus(other), both);
+        assert_eq!(Probe::default().sample(), BrokerSample::default());
     }
 
     #[test]

@@ -13,6 +13,17 @@ pub struct Usage {
     pub anonymous_bytes: Option<u64>,
 }
 
+impl Usage {
+    /// Both together.
+    pub fn plus(self, other: Usage) -> Usage {
+        Usage {
+            cpu_seconds: self.cpu_seconds + other.cpu_seconds,
+            memory_bytes: self.memory_bytes + other.memory_bytes,
+            anonymous_bytes: self.anonymous_bytes.zip(other.anonymous_bytes).map(|(one, other)| one + other),
+        }
+    }
+}
+
 /// What this process uses; `None` where the system does not tell.
 pub fn usage_of_self() -> Option<Usage> {
     usage_of("self")

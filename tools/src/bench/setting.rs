@@ -17,7 +17,7 @@ pub fn settings(settings: &Settings) -> Vec<Row> {
     let bytes = |count: u64| quantity::memory(count as f64);
     vec![
         ("Scenario", scenario(settings.scenario).to_owned()),
-        ("Broker", settings.broker.clone().unwrap_or_else(|| "started for the benchmark".to_owned())),
+        ("Broker", settings.broker.clone().unwrap_or_else(|| started(settings.replicas))),
         ("Producers", settings.producers.to_string()),
         ("Consumers", settings.consumers.to_string()),
         ("Partitions", settings.partitions.to_string()),
@@ -39,6 +39,14 @@ pub fn settings(settings: &Settings) -> Vec<Row> {
         ("Repetitions", settings.repeat.to_string()),
         ("Seed", settings.seed.to_string()),
     ]
+}
+
+/// The benchmark's own.
+fn started(replicas: u32) -> String {
+    match replicas {
+        1 => "started for the benchmark".to_owned(),
+        brokers => format!("a cluster of {brokers}, started for the benchmark"),
+    }
 }
 
 /// Everything known of the machine.

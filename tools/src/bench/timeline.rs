@@ -216,7 +216,7 @@ impl Sampling {
         if let Some(usage) = process::usage_of_self() {
             self.samples.client_memory.see(Some(usage.memory_bytes), usage.anonymous_bytes);
         }
-        if let Some(usage) = self.sources.probe.process.and_then(process::usage_of_process) {
+        if let Some(usage) = self.sources.probe.usage() {
             self.samples.broker_memory.see(Some(usage.memory_bytes), usage.anonymous_bytes);
         }
     }

@@ -156,6 +156,11 @@ impl Node {
         self.listen
     }
 
+    /// Where its admin server answers.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
     /// Its data directory.
     pub fn data(&self) -> PathBuf {
         self.setup.folder.join(format!("broker-{}", self.setup.id))
@@ -349,7 +354,7 @@ impl Node {
             network.push_str(&format!("peer_listen = \"{}\"\n", self.peer_listen));
         }
         format!(
-            "[broker]\ndata_dir = {data:?}\ndrain_ms = 2000\n[network]\n{network}[admin]\nlisten = \"{admin}\"\n"
+            "[broker]\ndata_dir = {data:?}\ndrain_ms = 2000\ndeletion_grace_ms = 0\n[network]\n{network}[admin]\nlisten = \"{admin}\"\n"
         )
     }
 
@@ -449,6 +454,11 @@ impl Cluster {
     /// How many there are.
     pub fn brokers(&self) -> u32 {
         self.nodes.len() as u32
+    }
+
+    /// The same, to look at.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
     }
 
     /// The broker of this number.

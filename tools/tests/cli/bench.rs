@@ -188,6 +188,18 @@ fn a_combination_that_fails_takes_no_other_along() {
 }
 
 #[test]
+fn three_replicas_are_measured_on_a_cluster_of_three_brokers() {
+    let home = Home::new();
+    let report = bench(&home, &["produce", "--replicas", "3", "--partitions", "3", "--verify"]);
+    let run = &report["runs"][0];
+    check(run);
+    assert!(report["title"].as_str().expect("a title").contains(", 3 replicas, "), "{report}");
+    // All three sync what is acknowledged.
+    assert!(run["syncs"].as_u64() > Some(2), "{run}");
+    assert!(number(&run["broker"]["cpu_seconds"]) > 0.0, "{run}");
+}
+
+#[test]
 fn people_get_a_line_for_each_repetition_a_table_and_a_page() {
     let home = Home::new();
     let page = home.path().join("page.html");
@@ -227,8 +239,7 @@ fn a_running_broker_is_loaded_and_left_as_it_was() {
 fn what_does_not_go_together_is_refused_with_a_way_out() {
     let home = Home::new();
     for (flags, hint) in [
-        (&["produce", "--replicas", "3"][..], "--cluster"),
-        (&["consume", "--consumers", "2"], "--partitions 2"),
+        (&["consume", "--consumers", "2"][..], "--partitions 2"),
         (&["produce", "--consumers", "2"], "quire bench end-to-end"),
         (&["consume", "--count", "5", "--prefill", "9"], "--duration"),
         (&["produce", "--acks", "none", "--verify"], "--acks leader"),
