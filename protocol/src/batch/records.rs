@@ -1,6 +1,6 @@
 //! The records inside a batch.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use crate::ids::{Offset, Timestamp};
 use crate::limits;
@@ -90,27 +90,28 @@ impl Records {
         Ok(Records { header: *header, rest, next: 0, failed: false })
     }
 
+    /// Takes one record. Only its fields share the batch's memory: what they are cut from is not counted for each.
     fn read(&mut self) -> Result<RecordView, &'static str> {
         let mut cursor = self.rest.as_ref();
         let length = take_length(&mut cursor)?.ok_or("length is negative")?;
         let body = cursor.get(..length).ok_or("length runs past the batch")?;
-        let body = self.rest.slice_ref(body);
-        self.rest = self.rest.slice_ref(&cursor[length..]);
-        self.parse(&body)
+        let taken = self.rest.len() - cursor.len() + length;
+        let record = self.parse(body)?;
+        self.rest.advance(taken);
+        Ok(record)
     }
 
-    fn parse(&self, record: &Bytes) -> Result<RecordView, &'static str> {
-        let mut cursor = record.as_ref();
-        let (_attributes, after) = cursor.split_first().ok_or("attributes are missing")?;
-        cursor = after;
+    /// Reads a record whose bytes are a part of `rest`.
+    fn parse(&self, record: &[u8]) -> Result<RecordView, &'static str> {
+        let (_attributes, mut cursor) = record.split_first().ok_or("attributes are missing")?;
         let timestamp_delta = varint::take(&mut cursor).ok_or("timestamp is cut short")?;
         let offset_delta = varint::take(&mut cursor).ok_or("offset is cut short")?;
         if offset_delta != i64::from(self.next) {
             return Err("offset is out of order");
         }
-        let key = take_bytes(record, &mut cursor)?;
-        let value = take_bytes(record, &mut cursor)?;
-        let headers = take_headers(record, &mut cursor)?;
+        let key = take_bytes(&self.rest, &mut cursor)?;
+        let value = take_bytes(&self.rest, &mut cursor)?;
+        let headers = take_headers(&self.rest, &mut cursor)?;
         if !cursor.is_empty() {
             return Err("it is longer than its fields");
         }
@@ -157,23 +158,24 @@ fn take_length(cursor: &mut &[u8]) -> Result<Option<usize>, &'static str> {
     }
 }
 
-fn take_bytes(record: &Bytes, cursor: &mut &[u8]) -> Result<Option<Bytes>, &'static str> {
+/// Reads a field from `cursor`, which is a part of `memory`, and shares it.
+fn take_bytes(memory: &Bytes, cursor: &mut &[u8]) -> Result<Option<Bytes>, &'static str> {
     let Some(length) = take_length(cursor)? else { return Ok(None) };
     let bytes = cursor.get(..length).ok_or("a field runs past its record")?;
     *cursor = &cursor[length..];
-    Ok(Some(record.slice_ref(bytes)))
+    Ok(Some(memory.slice_ref(bytes)))
 }
 
-fn take_headers(record: &Bytes, cursor: &mut &[u8]) -> Result<Vec<Header>, &'static str> {
+fn take_headers(memory: &Bytes, cursor: &mut &[u8]) -> Result<Vec<Header>, &'static str> {
     let count = take_length(cursor)?.ok_or("header count is negative")?;
     if count > limits::RECORD_HEADERS_MAX {
         return Err("it has too many headers");
     }
     let mut headers = Vec::new();
     for _ in 0..count {
-        let key = take_bytes(record, cursor)?.ok_or("a header has no name")?;
+        let key = take_bytes(memory, cursor)?.ok_or("a header has no name")?;
         let key = std::str::from_utf8(&key).map_err(|_| "a header's name is not UTF-8")?.to_owned();
-        headers.push(Header { key, value: take_bytes(record, cursor)? });
+        headers.push(Header { key, value: take_bytes(memory, cursor)? });
     }
     Ok(headers)
 }
