@@ -1,7 +1,7 @@
 //! `quire bench`: load made on a schedule, measured without flattery.
 //!
 //! ```text
-//! args ─► plans ─► for each: broker ─► warm-up ─► repetitions (run) ─► summary ─► report ─► table, JSON, page
+//! args ─► plans ─► for each: broker ─► repetitions (memory, run) ─► summary ─► report ─► table, JSON, page
 //!                                                     │
 //!                              producers, consumers (load) ──meters──► sampler (timeline)
 //! ```
@@ -56,6 +56,7 @@ use probe::{BrokerProbe, Probe};
 use progress::{Goal, ProgressLine};
 use report::{FORMAT, Report, Scenario, Settings};
 use run::{Bench, Stage};
+use warm_up::HoldArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -90,6 +91,9 @@ pub enum BenchCommand {
     /// the broker that a benchmark starts for itself
     #[command(hide = true)]
     Serve(ServeArgs),
+    /// the process that has memory ready for a benchmark
+    #[command(hide = true)]
+    Hold(HoldArgs),
 }
 
 /// Does what the command says.
@@ -104,6 +108,7 @@ pub async fn run(profile: Option<&str>, command: &BenchCommand) -> Result<Exit, 
         BenchCommand::Mixed(args) => (Scenario::Mixed, args),
         BenchCommand::Compare(args) => return compare::run(args),
         BenchCommand::Serve(args) => return broker::serve(args).await,
+        BenchCommand::Hold(args) => return warm_up::hold(args).await,
     };
     let profile = running_profile(profile, args)?;
     let address = profile.as_ref().map(|profile| profile.address().to_owned());
@@ -154,7 +159,6 @@ struct Session<'a> {
     profile: Option<Profile>,
     target: Option<Target>,
     topic: Option<String>,
-    is_page_cache_warm: bool,
     reports: Vec<Report>,
     missing: Vec<Missing>,
 }
@@ -162,7 +166,7 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     fn new(args: &'a LoadArgs, profile: Option<Profile>) -> Session<'a> {
         let (reports, missing) = (Vec::new(), Vec::new());
-        Session { args, profile, target: None, topic: None, is_page_cache_warm: false, reports, missing }
+        Session { args, profile, target: None, topic: None, reports, missing }
     }
 
     /// Runs every plan. One of a matrix that fails leaves the others their turn, unless they would fail alike.
@@ -236,13 +240,6 @@ impl<'a> Session<'a> {
         let settings = &plan.settings;
         let title = title::of(settings);
         output::note(&Palette::stderr().bold(&title));
-        let is_cold = !self.is_page_cache_warm && settings.page_cache_warm_up_bytes > 0;
-        if let Some(data) = target.data.as_deref().filter(|_| is_cold) {
-            let line = ProgressLine::new("page cache", Goal::Records(1));
-            line.say(&format!("writing {} to warm it", output::bytes(settings.page_cache_warm_up_bytes)));
-            warm_up::page_cache(data, settings.page_cache_warm_up_bytes).await?;
-            self.is_page_cache_warm = true;
-        }
         let bench =
             Bench { plan, target, contents: Arc::new(Contents::new(&plan.contents)), clock: Clock::start() };
         let started_at = time::now().0;
@@ -290,6 +287,13 @@ async fn repetitions(bench: &Bench<'_>, topic: &mut Option<String>) -> Result<Ve
     let mut stage: Option<Stage> = None;
     for number in 1..=settings.repeat as usize {
         let line = ProgressLine::new(&format!("{number:>3}/{}", settings.repeat), goal(bench.plan));
+        let _memory = match settings.page_cache_warm_up_bytes {
+            0 => None,
+            bytes => {
+                line.say(&format!("making {} of memory ready", output::bytes(bytes)));
+                Some(warm_up::memory(bytes).await?)
+            }
+        };
         let mut current = match stage.take() {
             Some(stage) => stage,
             None => {

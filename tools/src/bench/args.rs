@@ -96,10 +96,10 @@ pub struct LoadArgs {
     /// Load before each measurement [default: 1s]
     #[arg(long, value_name = "TIME", value_parser = seconds_or_span, help_heading = "Measurement")]
     warm_up: Option<Duration>,
-    /// Bytes written to warm the page cache first [default: 2GiB, or a quarter of free memory]
+    /// Memory made ready for the page cache before each repetition [default: 4GiB, or a quarter of what is available]
     #[arg(long, value_name = "SIZE", value_parser = size::bytes, help_heading = "Measurement")]
     page_cache_warm_up: Option<u64>,
-    /// Do not warm the page cache: the first gigabytes may then be several times slower
+    /// Make no memory ready: on a virtual machine the first gigabytes may then be several times slower
     #[arg(long, conflicts_with = "page_cache_warm_up", help_heading = "Measurement")]
     no_page_cache_warm_up: bool,
     /// Read everything back and check every record and the chain

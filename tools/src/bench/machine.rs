@@ -38,7 +38,8 @@ fn cpu(cpuinfo: &str) -> Option<String> {
     Some(name.split_once(':')?.1.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
-fn memory(meminfo: &str, name: &str) -> Option<u64> {
+/// The bytes of a line such as `MemFree:     1234 kB`.
+pub fn memory(meminfo: &str, name: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kibibytes| kibibytes * 1024)
 }

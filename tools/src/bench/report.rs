@@ -87,7 +87,7 @@ pub struct Settings {
     /// Records that were written before the measurement, for consumers to read; 0 where there were none.
     #[serde(default)]
     pub prefill: u64,
-    /// Bytes written to warm the page cache before the first repetition.
+    /// Memory made ready for the page cache before each repetition (bytes).
     pub page_cache_warm_up_bytes: u64,
     /// Load before each measured part, not measured (seconds).
     pub warm_up_seconds: f64,

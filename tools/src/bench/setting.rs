@@ -213,7 +213,7 @@ fn warm_up(settings: &Settings) -> String {
     let load = quantity::latency(settings.warm_up_seconds * 1e6);
     match settings.page_cache_warm_up_bytes {
         0 => format!("{load} of load"),
-        bytes => format!("{load} of load, {} of page cache", quantity::memory(bytes as f64)),
+        bytes => format!("{load} of load, {} of memory made ready", quantity::memory(bytes as f64)),
     }
 }
 

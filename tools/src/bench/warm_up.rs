@@ -1,93 +1,167 @@
-//! Warms the page cache: the first gigabytes after idling are several times slower on a virtual machine, whose host hands
-//! out memory only when it is used.
+//! Memory made ready before each repetition: a virtual machine gives free memory back to its host after a second or two
+//! and pays for every page that it takes again, so that the page cache's first gigabytes are several times slower than
+//! what follows.
+//!
+//! A process of the benchmark's own takes as much memory into use as the repetition may need, and lets go of it as free
+//! memory falls: what the brokers and the page cache take then was in use a moment before. It is a process of its own so
+//! that its work is nobody's processor time. It holds pages of a file that is in memory alone, punched out one chunk
+//! after another: the kernel has them back at once, which an allocator would not promise.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
+
+use clap::Args;
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
 
 use super::machine;
-use super::random::incompressible;
-use crate::failure::{Failure, describe_io};
+use crate::failure::{Exit, Failure, describe_io};
+use crate::output;
 
-const CHUNK_BYTES: usize = 4 * 1024 * 1024;
-/// A sync after so many bytes: the disk keeps up, and an interruption waits for little.
-const SYNC_BYTES: u64 = 64 * 1024 * 1024;
-/// What is warmed unless told otherwise (bytes), and the part of free memory that it must not exceed.
-const DEFAULT_BYTES: u64 = 2 * 1024 * 1024 * 1024;
+const CHUNK_BYTES: u64 = 64 * 1024 * 1024;
+/// What is kept free beyond what was free at first: what a repetition may take before the next look (bytes).
+const AHEAD_BYTES: u64 = 256 * 1024 * 1024;
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// What is made ready unless told otherwise (bytes), and the part of available memory that it must not exceed.
+const DEFAULT_BYTES: u64 = 4 * 1024 * 1024 * 1024;
 const MEMORY_SHARE: u64 = 4;
+/// What the process says when it is done.
+const READY: &str = "ready\n";
 
-/// What is warmed unless told otherwise (bytes).
+/// What is made ready unless told otherwise (bytes).
 pub fn default_bytes() -> u64 {
     machine::memory_available().map_or(0, |available| DEFAULT_BYTES.min(available / MEMORY_SHARE))
 }
 
-/// Writes and syncs so many bytes into a file in `folder`, which is removed again. Ends early when dropped.
+/// The process that holds memory for a repetition.
+#[derive(Debug, Args)]
+pub struct HoldArgs {
+    /// Bytes to take into use
+    #[arg(long, value_name = "BYTES")]
+    bytes: u64,
+}
+
+/// Memory that was in use a moment before; to be held until the repetition is over.
+#[derive(Debug)]
+#[must_use = "the memory is given back to the host soon after this is dropped"]
+pub struct WarmMemory {
+    /// Killed when dropped.
+    _process: Child,
+    /// Its end, however this process ends, ends the other.
+    _stdin: ChildStdin,
+}
+
+/// Has so many bytes of memory at hand for what follows.
 ///
 /// # Errors
-/// If they can not be written.
-pub async fn page_cache(folder: &Path, bytes: u64) -> Result<(), Failure> {
-    let is_over = Arc::new(AtomicBool::new(false));
-    let _ends = EndsWhenDropped(Arc::clone(&is_over));
-    let path = folder.join("page-cache-warm-up");
-    let written = tokio::task::spawn_blocking(move || {
-        let written = File::create(&path).and_then(|file| write(file, bytes, &is_over));
-        // The folder goes as a whole if this fails.
-        let _ = std::fs::remove_file(&path);
-        written.map_err(|error| (path, error))
-    });
-    let written =
-        written.await.map_err(|error| Failure::failed(format!("warming the page cache: {error}")))?;
-    written.map_err(|(path, error)| {
-        Failure::failed(format!("{}: {}", path.display(), describe_io(&error)))
-            .hint("choose a roomier place with --data DIR, or go without: --no-page-cache-warm-up")
-    })
-}
-
-struct EndsWhenDropped(Arc<AtomicBool>);
-
-impl Drop for EndsWhenDropped {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
+/// If the process that holds them does not start, or gets no memory.
+pub async fn memory(bytes: u64) -> Result<WarmMemory, Failure> {
+    let failed = |what: &str| {
+        Failure::failed(format!("no memory was made ready: {what}"))
+            .hint("make less ready with --page-cache-warm-up SIZE, or go without: --no-page-cache-warm-up")
+    };
+    let mut process = spawn(bytes).map_err(|error| failed(&describe_io(&error)))?;
+    let stdin = process.stdin.take().expect("it is piped");
+    let mut stdout = BufReader::new(process.stdout.take().expect("it is piped"));
+    let mut line = String::new();
+    match stdout.read_line(&mut line).await {
+        Ok(_) if line == READY => Ok(WarmMemory { _process: process, _stdin: stdin }),
+        _ => Err(failed("see the line above")),
     }
 }
 
-fn write(mut file: File, bytes: u64, is_over: &AtomicBool) -> io::Result<()> {
-    let chunk = incompressible(CHUNK_BYTES, bytes);
-    let mut written = 0;
-    while written < bytes && !is_over.load(Ordering::Acquire) {
-        let length = (bytes - written).min(CHUNK_BYTES as u64);
-        file.write_all(&chunk[..length as usize])?;
-        written += length;
-        if written.is_multiple_of(SYNC_BYTES) {
-            file.sync_data()?;
+fn spawn(bytes: u64) -> io::Result<Child> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["bench", "hold", "--bytes", &bytes.to_string()]);
+    // In a group of its own: Ctrl-C reaches this process alone.
+    command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()
+}
+
+/// The process's side: takes memory into use, says so, and lets go of it until standard input ends.
+///
+/// # Errors
+/// If there is no memory to be had.
+pub async fn hold(args: &HoldArgs) -> Result<Exit, Failure> {
+    // The rest of the machine goes on.
+    let bytes = args.bytes.min(machine::memory_available().map_or(u64::MAX, |available| available / 4 * 3));
+    let held = tokio::task::spawn_blocking(move || Held::take(bytes)).await;
+    let held = held.map_err(io::Error::other).flatten();
+    let mut held = held.map_err(|error| Failure::failed(describe_io(&error)))?;
+    let floor = memory_free().unwrap_or(0) + AHEAD_BYTES;
+    output::print(READY)?;
+    // Ends with the process.
+    thread::spawn(move || {
+        while held.bytes > 0 {
+            match memory_free() {
+                Some(free) if free >= floor => thread::sleep(LOOK_EVERY),
+                _ if held.release().is_ok() => {}
+                _ => return,
+            }
         }
+    });
+    let _ = tokio::io::stdin().read_to_end(&mut Vec::new()).await;
+    Ok(Exit::Done)
+}
+
+/// Memory in use.
+#[derive(Debug)]
+struct Held {
+    memory: File,
+    /// All before this is held.
+    bytes: u64,
+}
+
+impl Held {
+    fn take(bytes: u64) -> io::Result<Held> {
+        let mut memory = File::from(memfd_create("quire-bench", MemfdFlags::CLOEXEC)?);
+        let chunk = vec![1; 1024 * 1024];
+        let mut held = 0;
+        while held < bytes {
+            let length = (bytes - held).min(chunk.len() as u64);
+            memory.write_all(&chunk[..length as usize])?;
+            held += length;
+        }
+        Ok(Held { memory, bytes })
     }
-    file.sync_data()
+
+    /// Gives the last chunk back.
+    fn release(&mut self) -> io::Result<()> {
+        let start = self.bytes.saturating_sub(CHUNK_BYTES);
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&self.memory, punch, start, self.bytes - start)?;
+        self.bytes = start;
+        Ok(())
+    }
+}
+
+fn memory_free() -> Option<u64> {
+    machine::memory(&fs::read_to_string("/proc/meminfo").ok()?, "MemFree:")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
-    #[tokio::test]
-    async fn nothing_is_left_behind() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        page_cache(folder.path(), 5 * 1024 * 1024 + 1).await.expect("there is room");
-        assert_eq!(std::fs::read_dir(folder.path()).expect("it is there").count(), 0);
-        let failure = page_cache(Path::new("/nowhere"), 1).await.expect_err("there is no such folder");
-        assert!(failure.to_string().contains("--no-page-cache-warm-up"), "{failure}");
+    #[test]
+    fn what_is_held_is_in_use_and_given_back_chunk_by_chunk() {
+        let mut held = Held::take(2 * CHUNK_BYTES + 4096).expect("there is memory");
+        let used = |held: &Held| held.memory.metadata().expect("it is open").blocks() * 512;
+        assert_eq!(used(&held), 2 * CHUNK_BYTES + 4096);
+        for left in [CHUNK_BYTES + 4096, 4096, 0] {
+            held.release().expect("it can be given back");
+            assert_eq!((held.bytes, used(&held)), (left, left));
+        }
     }
 
     #[test]
-    fn every_byte_is_written_unless_it_is_over() {
-        let length = |is_over| {
-            let file = tempfile::tempfile().expect("a temporary file");
-            let same = file.try_clone().expect("descriptors can be had");
-            write(file, CHUNK_BYTES as u64 + 7, &AtomicBool::new(is_over)).expect("there is room");
-            same.metadata().expect("it is open").len()
-        };
-        assert_eq!((length(false), length(true)), (CHUNK_BYTES as u64 + 7, 0));
+    fn the_default_leaves_most_of_the_memory_alone() {
+        let available = machine::memory_available().expect("the system tells");
+        assert!(default_bytes() > 0 && default_bytes() <= available / 2);
     }
 }
