@@ -1,6 +1,7 @@
 //! Looking at a log that no broker has open: read-only, and without recovery.
 //!
-//! [`inspect`] reads the small files; [`verify`] reads every frame; [`each_batch`] gives out what is in them.
+//! [`inspect`] reads the small files; [`verify`] reads every frame; [`each_batch`] and
+//! [`each_frame`] give out what is in them.
 
 mod batches;
 mod verify;
@@ -19,7 +20,7 @@ use crate::manifest::{self, Manifest, Sealed, SegmentEntry, SegmentFile, Segment
 use crate::small_file::LoadError;
 use crate::unwritten;
 
-pub use batches::each_batch;
+pub use batches::{each_batch, each_frame};
 pub use verify::{Finding, FindingKind, SegmentCheck, VerifyReport, verify};
 
 /// A log could not be looked at.

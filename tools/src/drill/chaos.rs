@@ -11,7 +11,7 @@ use super::plan::{Fault, Step};
 use super::record::Record;
 
 /// How long writes may take to come back everywhere after a fault is over.
-const RESUME_TIME_MAX: Duration = Duration::from_secs(30);
+pub const RESUME_TIME_MAX: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// How long the question who leads may take while everything is well.
 const ASK_TIME_MAX: Duration = Duration::from_secs(2);
@@ -45,7 +45,7 @@ pub async fn carry_out(
     let target = match step.fault {
         Fault::KillLeader { partition, .. }
         | Fault::PauseLeader { partition, .. }
-        | Fault::Partition { partition, .. } => Some(leader(client, topic, partition, cluster).await),
+        | Fault::Partition { partition, .. } => Some(target(client, topic, partition, cluster).await),
         Fault::KillAll { .. } | Fault::RollingRestart => None,
     };
     let what = describe(step.fault, target.as_ref(), cluster.brokers());
@@ -95,7 +95,7 @@ struct Target {
     leads: Option<usize>,
 }
 
-async fn leader(client: &Client, topic: &str, partition: u32, cluster: &mut Cluster) -> Target {
+async fn target(client: &Client, topic: &str, partition: u32, cluster: &mut Cluster) -> Target {
     let asked = tokio::time::timeout(ASK_TIME_MAX, client.admin().describe_topic(topic)).await;
     let partitions = asked.ok().and_then(Result::ok).map(|topic| topic.partitions).unwrap_or_default();
     let index = PartitionIndex(partition);
@@ -132,7 +132,9 @@ fn describe(fault: Fault, target: Option<&Target>, brokers: u32) -> String {
     }
 }
 
-async fn resumed(record: &Record) -> bool {
+/// Waits until every partition has acknowledged something from now on, for [`RESUME_TIME_MAX`] at most; says whether they
+/// did.
+pub async fn resumed(record: &Record) -> bool {
     let since = record.elapsed();
     let deadline = since + RESUME_TIME_MAX;
     while !record.is_all_acknowledging_since(since) {

@@ -5,9 +5,10 @@
 //! of its own, so that Ctrl-C reaches the owner alone; and its standard input is a pipe from the owner, at whose end it
 //! stops: that end comes even if the owner is killed.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -20,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use super::relay::UdpRelay;
+use super::relay::{Conditions, Direction, UdpRelay};
 
 /// The file in a data directory with what clients of a cluster need.
 const CLIENT_PROFILE: &str = "client-profile.toml";
@@ -89,6 +90,10 @@ pub struct NodeSetup {
     pub id: BrokerId,
     /// The seed of a relay between clients and it, if there is to be one.
     pub relay: Option<u64>,
+    /// The seed of a relay between other brokers and it, if there is to be one.
+    pub peer_relay: Option<u64>,
+    /// Where its data is kept, if elsewhere than in the folder; need not exist.
+    pub data: Option<PathBuf>,
     /// How it comes into its cluster, at its first start.
     pub first_start: FirstStart,
     /// Command words in front of the binary (`strace …`).
@@ -120,6 +125,8 @@ pub struct Node {
     admin: SocketAddr,
     /// What clients are told to connect to.
     relay: Option<UdpRelay>,
+    /// What other brokers are told to connect to.
+    peer_relay: Option<UdpRelay>,
     child: Option<Child>,
     is_paused: bool,
 }
@@ -132,14 +139,28 @@ impl Node {
     pub async fn new(setup: NodeSetup) -> Result<Node, ClusterError> {
         let id = setup.id;
         let failed = |what| system(id, what);
-        let listen = free_udp_address().map_err(failed("no free port"))?;
-        let peer_listen = free_udp_address().map_err(failed("no free port"))?;
-        let admin = free_tcp_address().map_err(failed("no free port"))?;
-        let relay = match setup.relay {
-            Some(seed) => Some(UdpRelay::start(listen, seed).await.map_err(failed("no relay"))?),
-            None => None,
+        let listen = free_udp_address(Ipv4Addr::LOCALHOST).map_err(failed("no free port"))?;
+        // A relay between brokers tells them apart by their addresses.
+        let peer_host = match setup.peer_relay {
+            Some(_) => Ipv4Addr::new(127, 0, 0, u8::try_from(id.0 + 1).unwrap_or(u8::MAX)),
+            None => Ipv4Addr::LOCALHOST,
         };
-        let node = Node { setup, listen, peer_listen, admin, relay, child: None, is_paused: false };
+        let peer_listen = free_udp_address(peer_host).map_err(failed("no free port"))?;
+        let admin = free_tcp_address().map_err(failed("no free port"))?;
+        let (relay, peer_relay) =
+            (setup.relay.map(|seed| (listen, seed)), setup.peer_relay.map(|seed| (peer_listen, seed)));
+        let mut relays = Vec::new();
+        for relay in [relay, peer_relay] {
+            relays.push(match relay {
+                Some((target, seed)) => {
+                    Some(UdpRelay::start(target, seed).await.map_err(failed("no relay"))?)
+                }
+                None => None,
+            });
+        }
+        let (peer_relay, relay) = (relays.pop().flatten(), relays.pop().flatten());
+        let node =
+            Node { setup, listen, peer_listen, admin, relay, peer_relay, child: None, is_paused: false };
         fs::create_dir_all(&node.setup.folder).map_err(failed("its folder can not be made"))?;
         fs::write(node.file("toml"), node.config())
             .map_err(failed("its configuration can not be written"))?;
@@ -163,7 +184,18 @@ impl Node {
 
     /// Its data directory.
     pub fn data(&self) -> PathBuf {
-        self.setup.folder.join(format!("broker-{}", self.setup.id))
+        let in_folder = || self.setup.folder.join(format!("broker-{}", self.setup.id));
+        self.setup.data.clone().unwrap_or_else(in_folder)
+    }
+
+    /// The relay between clients and it, if there is one.
+    pub fn relay(&self) -> Option<&UdpRelay> {
+        self.relay.as_ref()
+    }
+
+    /// The address that it sends to other brokers from: its own alone if there is a relay between brokers.
+    fn peer_host(&self) -> IpAddr {
+        self.peer_listen.ip()
     }
 
     /// Its log, over all of its starts.
@@ -236,6 +268,24 @@ impl Node {
             }
             sleep(LOOK_EVERY).await;
         }
+    }
+
+    /// The value of a metric without labels, as the broker tells it now.
+    ///
+    /// # Errors
+    /// If it does not answer, or knows no such metric.
+    pub async fn metric(&self, name: &str) -> io::Result<f64> {
+        let ask = get(self.admin, "/metrics");
+        let page =
+            timeout(ANSWER_TIME_MAX, ask).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+        let values = page.lines().filter_map(|line| line.split_once(' '));
+        let value = values.filter(|(found, _)| *found == name).find_map(|(_, value)| value.parse().ok());
+        value.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no metric {name}")))
+    }
+
+    /// Command words in front of the binary from its next start on.
+    pub fn set_wrapper(&mut self, wrapper: Vec<String>) {
+        self.setup.wrapper = wrapper;
     }
 
     /// A broker of a cluster writes it right after it began to serve.
@@ -352,6 +402,9 @@ impl Node {
         }
         if self.setup.first_start != FirstStart::Alone {
             network.push_str(&format!("peer_listen = \"{}\"\n", self.peer_listen));
+            if let Some(relay) = &self.peer_relay {
+                network.push_str(&format!("peer_advertise = \"{}\"\n", relay.address()));
+            }
         }
         format!(
             "[broker]\ndata_dir = {data:?}\ndrain_ms = 2000\ndeletion_grace_ms = 0\n[network]\n{network}[admin]\nlisten = \"{admin}\"\n"
@@ -398,6 +451,54 @@ impl Drop for Node {
     }
 }
 
+/// What the brokers of a cluster are started with.
+#[derive(Debug, Clone)]
+pub struct ClusterSetup {
+    /// The `quire` binary.
+    pub binary: PathBuf,
+    /// Where everything is kept.
+    pub folder: PathBuf,
+    /// How many brokers; they are numbered from 1 on.
+    pub brokers: u32,
+    /// The seed of relays between clients and each broker, if there are to be any.
+    pub relays: Option<u64>,
+    /// The seed of relays between the brokers, if there are to be any.
+    pub peer_relays: Option<u64>,
+    /// Brokers whose data is kept elsewhere, and where: folders that need not exist.
+    pub data: BTreeMap<BrokerId, PathBuf>,
+    /// Command words in front of the binary, of brokers that have any.
+    pub wrappers: BTreeMap<BrokerId, Vec<String>>,
+}
+
+impl ClusterSetup {
+    /// So many brokers that reach each other and their clients directly.
+    pub fn new(binary: &Path, folder: &Path, brokers: u32) -> ClusterSetup {
+        ClusterSetup {
+            binary: binary.to_owned(),
+            folder: folder.to_owned(),
+            brokers,
+            relays: None,
+            peer_relays: None,
+            data: BTreeMap::new(),
+            wrappers: BTreeMap::new(),
+        }
+    }
+
+    fn of(&self, id: BrokerId, first_start: FirstStart) -> NodeSetup {
+        let seed = |seed: u64| seed.wrapping_add(u64::from(id.0));
+        NodeSetup {
+            binary: self.binary.clone(),
+            folder: self.folder.clone(),
+            id,
+            relay: self.relays.map(seed),
+            peer_relay: self.peer_relays.map(|peers| seed(!peers)),
+            data: self.data.get(&id).cloned(),
+            first_start,
+            wrapper: self.wrappers.get(&id).cloned().unwrap_or_default(),
+        }
+    }
+}
+
 /// The brokers of one drill.
 #[derive(Debug)]
 pub struct Cluster {
@@ -405,25 +506,13 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// So many brokers, which serve: one by itself, or a cluster that the first one founds and the others join. With a seed
-    /// each is behind a relay of its own.
+    /// The brokers of `setup`, which serve: one by itself, or a cluster that the first one founds and the others join.
     ///
     /// # Errors
     /// If one does not come up.
-    pub async fn start(
-        binary: &Path,
-        folder: &Path,
-        brokers: u32,
-        relay: Option<u64>,
-    ) -> Result<Cluster, ClusterError> {
-        let setup = |number: u32, first_start| NodeSetup {
-            binary: binary.to_owned(),
-            folder: folder.to_owned(),
-            id: BrokerId(number),
-            relay: relay.map(|seed| seed.wrapping_add(u64::from(number))),
-            first_start,
-            wrapper: Vec::new(),
-        };
+    pub async fn start(setup: ClusterSetup) -> Result<Cluster, ClusterError> {
+        let brokers = setup.brokers;
+        let setup = |number: u32, first_start| setup.of(BrokerId(number), first_start);
         let first_start = if brokers == 1 { FirstStart::Alone } else { FirstStart::Found };
         let mut cluster = Cluster { nodes: Vec::new() };
         cluster.add(setup(1, first_start)).await?;
@@ -444,6 +533,11 @@ impl Cluster {
         node.ready().await?;
         self.nodes.push(node);
         Ok(())
+    }
+
+    /// The brokers, in the order of their numbers.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
     }
 
     /// The brokers, in the order of their numbers.
@@ -474,13 +568,27 @@ impl Cluster {
         self.nodes[0].profile()
     }
 
-    /// Everything runs that should, and nothing is paused.
+    /// Sets what becomes of everything that one broker sends to another, which takes relays between brokers: from now on,
+    /// and until the next [`Cluster::heal`] at most.
+    pub fn set_link(&self, from: BrokerId, to: BrokerId, conditions: Conditions) {
+        let node = |id: BrokerId| self.nodes.iter().find(|node| node.id() == id);
+        let (Some(from), Some(to)) = (node(from), node(to)) else { return };
+        // What it sends on connections that it made, and on those that the other one made.
+        let made = to.peer_relay.iter().map(|relay| (relay, from, Direction::ToTarget));
+        let taken = from.peer_relay.iter().map(|relay| (relay, to, Direction::FromTarget));
+        for (relay, caller, direction) in made.chain(taken) {
+            relay.weather().set_of_host(caller.peer_host(), direction, conditions);
+        }
+    }
+
+    /// Everything runs that should, nothing is paused or cut off.
     ///
     /// # Errors
     /// If a broker ended, or does not serve.
     pub async fn heal(&mut self) -> Result<(), ClusterError> {
         for node in &mut self.nodes {
             node.reconnect_clients();
+            node.peer_relay.iter().for_each(|relay| relay.weather().clear());
             if node.is_paused() {
                 node.resume()?;
             }
@@ -513,8 +621,8 @@ fn system(broker: BrokerId, what: &'static str) -> impl Fn(io::Error) -> Cluster
 }
 
 /// A loopback address whose UDP port is free now.
-fn free_udp_address() -> io::Result<SocketAddr> {
-    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
+fn free_udp_address(host: Ipv4Addr) -> io::Result<SocketAddr> {
+    UdpSocket::bind((host, 0))?.local_addr()
 }
 
 /// A loopback address whose TCP port is free now.
@@ -524,13 +632,16 @@ fn free_tcp_address() -> io::Result<SocketAddr> {
 
 /// Asks the broker's admin server.
 async fn is_ready(admin: SocketAddr) -> bool {
-    let ask = async {
-        let mut stream = TcpStream::connect(admin).await?;
-        let request = format!("GET /readyz HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut status = [0; 12];
-        stream.read_exact(&mut status).await?;
-        Ok::<bool, io::Error>(status == *b"HTTP/1.1 200")
-    };
-    timeout(ANSWER_TIME_MAX, ask).await.is_ok_and(|answer| answer.unwrap_or(false))
+    let answer = timeout(ANSWER_TIME_MAX, get(admin, "/readyz")).await;
+    answer.is_ok_and(|answer| answer.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")))
+}
+
+/// Gets a page of an admin server, with what comes before it.
+async fn get(admin: SocketAddr, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(admin).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }

@@ -4,7 +4,7 @@
 //! ```text
 //! INDEX MICROSECONDS PROCESS KIND   ACTION
 //! 4     120533       2       invoke send 5a…-3 2:17
-//! 9     124870       2       ok     send 5a…-3 2:17 at 400
+//! 9     124870       2       ok     send 5a…-3 2:17 at 400 epoch 3
 //! 11    130001       5       ok     poll live 5a…-3 400=2:17 401=1:9
 //! ```
 //! A send is completed by naming its value again, because one process may have many on their way.
@@ -14,7 +14,8 @@ use std::io::{self, Write};
 use std::str::FromStr;
 use std::time::Duration;
 
-use quire_protocol::{BrokerId, Offset, TopicPartition};
+use quire_protocol::frame::Chain;
+use quire_protocol::{BrokerId, LeaderEpoch, Offset, TopicPartition};
 
 /// Whoever does one thing after the other: a producer, a consumer, the one who reads replicas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -79,6 +80,8 @@ pub enum Action {
         value: Value,
         /// Where it came to stand; of an `Ok` alone.
         offset: Option<Offset>,
+        /// The leadership that it was appended in, as its acknowledgement says; of an `Ok` alone.
+        epoch: Option<LeaderEpoch>,
     },
     /// A process begins to read a partition here, with nothing in hand of what it read before.
     Seek {
@@ -106,6 +109,19 @@ pub enum Action {
         broker: BrokerId,
         /// The records.
         records: Vec<Read>,
+    },
+    /// A frame below the high watermark that one replica holds; its records are told as well.
+    Frame {
+        /// The partition.
+        partition: TopicPartition,
+        /// Whose replica.
+        broker: BrokerId,
+        /// Its first record's.
+        offset: Offset,
+        /// The leadership that it was appended in.
+        epoch: LeaderEpoch,
+        /// The chain up to and including it.
+        chain: Chain,
     },
     /// A replica was read from `from` to `to`, and all that was found there has been told.
     ReplicaRead {
@@ -218,9 +234,10 @@ impl fmt::Display for Action {
             records.iter().try_for_each(|record| write!(f, " {record}"))
         };
         match self {
-            Action::Send { partition, value, offset: None } => write!(f, "send {partition} {value}"),
-            Action::Send { partition, value, offset: Some(offset) } => {
-                write!(f, "send {partition} {value} at {offset}")
+            Action::Send { partition, value, offset, epoch } => {
+                write!(f, "send {partition} {value}")?;
+                offset.iter().try_for_each(|offset| write!(f, " at {offset}"))?;
+                epoch.iter().try_for_each(|epoch| write!(f, " epoch {epoch}"))
             }
             Action::Seek { partition, offset } => write!(f, "seek {partition} {offset}"),
             Action::Poll { partition, phase, records } => {
@@ -231,6 +248,9 @@ impl fmt::Display for Action {
             Action::Replica { partition, broker, records } => {
                 write!(f, "replica {partition} {broker}")?;
                 list(f, records)
+            }
+            Action::Frame { partition, broker, offset, epoch, chain } => {
+                write!(f, "frame {partition} {broker} {offset} {epoch} {chain}")
             }
             Action::ReplicaRead { partition, broker, from, to } => {
                 write!(f, "replica-read {partition} {broker} {from} {to}")
@@ -290,12 +310,17 @@ fn parse_action(text: &str) -> Option<Action> {
     let action = match name {
         "send" => {
             let value = parse_value(words.next()?)?;
-            let offset = match words.next() {
-                Some("at") => Some(parse_offset(words.next()?)?),
-                Some(_) => return None,
-                None => None,
-            };
-            Action::Send { partition, value, offset }
+            let (mut offset, mut epoch) = (None, None);
+            while let Some(word) = words.next() {
+                match word {
+                    "at" if offset.is_none() && epoch.is_none() => {
+                        offset = Some(parse_offset(words.next()?)?);
+                    }
+                    "epoch" if epoch.is_none() => epoch = Some(parse_epoch(words.next()?)?),
+                    _ => return None,
+                }
+            }
+            Action::Send { partition, value, offset, epoch }
         }
         "seek" => Action::Seek { partition, offset: parse_offset(words.next()?)? },
         "log-start" => Action::LogStart { partition, offset: parse_offset(words.next()?)? },
@@ -307,6 +332,12 @@ fn parse_action(text: &str) -> Option<Action> {
             let broker = BrokerId(words.next()?.parse().ok()?);
             let records = words.by_ref().map(parse_read).collect::<Option<_>>()?;
             Action::Replica { partition, broker, records }
+        }
+        "frame" => {
+            let broker = BrokerId(words.next()?.parse().ok()?);
+            let (offset, epoch) = (parse_offset(words.next()?)?, parse_epoch(words.next()?)?);
+            let chain = parse_chain(words.next()?)?;
+            Action::Frame { partition, broker, offset, epoch, chain }
         }
         "replica-read" => {
             let broker = BrokerId(words.next()?.parse().ok()?);
@@ -331,6 +362,20 @@ fn parse_value(word: &str) -> Option<Value> {
 
 fn parse_offset(word: &str) -> Option<Offset> {
     word.parse().ok().map(Offset)
+}
+
+fn parse_epoch(word: &str) -> Option<LeaderEpoch> {
+    word.parse().ok().map(LeaderEpoch)
+}
+
+fn parse_chain(word: &str) -> Option<Chain> {
+    let mut chain = Chain::START;
+    let digits = word.as_bytes().chunks_exact(2).map(|pair| std::str::from_utf8(pair).ok());
+    for (byte, digits) in chain.0.iter_mut().zip(digits) {
+        *byte = u8::from_str_radix(digits?, 16).ok()?;
+    }
+    // Neither shorter nor longer, and as it is written.
+    (chain.to_string() == word).then_some(chain)
 }
 
 fn parse_read(word: &str) -> Option<Read> {
@@ -365,10 +410,12 @@ mod tests {
     fn action() -> impl Strategy<Value = Action> {
         let offset = || any::<u64>().prop_map(Offset);
         let broker = || any::<u32>().prop_map(BrokerId);
+        let epoch = || any::<u32>().prop_map(LeaderEpoch);
         let phase = prop_oneof![Just(Phase::Live), Just(Phase::Final)];
         prop_oneof![
-            (partition(), value(), proptest::option::of(offset()))
-                .prop_map(|(partition, value, offset)| Action::Send { partition, value, offset }),
+            (partition(), value(), proptest::option::of(offset()), proptest::option::of(epoch())).prop_map(
+                |(partition, value, offset, epoch)| Action::Send { partition, value, offset, epoch }
+            ),
             (partition(), offset()).prop_map(|(partition, offset)| Action::Seek { partition, offset }),
             (partition(), phase, reads()).prop_map(|(partition, phase, records)| Action::Poll {
                 partition,
@@ -380,6 +427,15 @@ mod tests {
                 broker,
                 records
             }),
+            (partition(), broker(), offset(), epoch(), any::<[u8; 32]>()).prop_map(
+                |(partition, broker, offset, epoch, chain)| Action::Frame {
+                    partition,
+                    broker,
+                    offset,
+                    epoch,
+                    chain: Chain(chain)
+                }
+            ),
             (partition(), broker(), offset(), offset()).prop_map(|(partition, broker, from, to)| {
                 Action::ReplicaRead { partition, broker, from, to }
             }),

@@ -1,7 +1,7 @@
 //! `quire drill`: kill leaders under load, then account for every record.
 //!
 //! ```text
-//! plan (from a seed) ─► chaos ─► cluster (processes)
+//! plan (from a seed) ─► chaos ─► cluster (processes) ─► health, replicas
 //!                                   ▲
 //! workload (producers, consumers) ──┘ ─► record ─► history on disk
 //!                                              └─► checks ─► verdict
@@ -13,23 +13,26 @@ pub mod availability;
 pub mod chaos;
 pub mod checks;
 pub mod cluster;
+pub mod health;
 pub mod history;
 pub mod payload;
 pub mod plan;
 pub mod record;
 pub mod relay;
+pub mod replicas;
 pub mod report;
 pub mod workload;
 
 mod display;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
-use quire_client::{Client, Profile};
+use quire_client::{BrokerId, Client, Profile};
 use tempfile::TempDir;
 use tokio::time::sleep;
 
@@ -39,13 +42,16 @@ use crate::output::{self, Palette, thousands};
 use crate::signals::StopSignals;
 use crate::time;
 
-use cluster::{Cluster, ClusterError};
+use chaos::Done;
+use cluster::{Cluster, ClusterError, ClusterSetup};
 use display::Display;
 use plan::{Scenario, plan};
 use record::Record;
+use replicas::Holders;
 use report::Report;
 use workload::{Load, Workload};
 
+const BROKERS: u32 = 3;
 const PARTITIONS: u32 = 8;
 const PRODUCERS: u32 = 4;
 const CONSUMERS: u32 = 2;
@@ -54,8 +60,9 @@ const CONSUMERS: u32 = 2;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 It starts brokers of its own in a temporary folder, writes to 8 partitions from 4 producers and reads with 2 consumers,
-kills, pauses, cuts off or restarts it as asked, and in the end reads every partition once more. The verdict is that of the
-history of every request and answer: exit code 0 if it is clean, 1 if not. What failed is kept: history, logs and data.
+kills, pauses, cuts off or restarts brokers as asked, and in the end reads every partition once more, from its leader and
+then from each replica's files. The verdict is that of the history of every request and answer, and of the cluster's health
+once nothing is done to it: exit code 0 if it is clean, 1 if not. What failed is kept: history, logs and data.
 
 The same seed does the same to the cluster at the same times.")]
 pub struct DrillArgs {
@@ -74,8 +81,8 @@ pub struct DrillArgs {
     /// Stop every broker in order and start it again, one after the other
     #[arg(long, group = "scenario")]
     rolling_restart: bool,
-    /// How many brokers; three make a cluster that goes on without any one of them
-    #[arg(long, default_value_t = 1, value_name = "N", conflicts_with = "cluster", value_parser = clap::value_parser!(u32).range(1..=9))]
+    /// How many brokers; three go on without any one of them, one is away while it starts again
+    #[arg(long, default_value_t = BROKERS, value_name = "N", conflicts_with = "cluster", value_parser = clap::value_parser!(u32).range(1..=9))]
     brokers: u32,
     /// How long there is load, and trouble
     #[arg(long, default_value = "45s", value_name = "TIME", value_parser = duration)]
@@ -115,7 +122,7 @@ impl DrillArgs {
         if self.duration != Duration::from_secs(45) {
             again.push_str(&format!(" --duration {}", time::show_span(self.duration)));
         }
-        if self.brokers != 1 {
+        if self.brokers != BROKERS && !self.cluster {
             again.push_str(&format!(" --brokers {}", self.brokers));
         }
         if self.rate != 2000 {
@@ -180,9 +187,10 @@ async fn drill(profile: Option<&str>, args: &DrillArgs, folder: &Path) -> Result
             let binary = std::env::current_exe().map_err(|error| {
                 Failure::failed(format!("this program does not find itself: {}", describe_io(&error)))
             })?;
+            let mut setup = ClusterSetup::new(&binary, folder, args.brokers);
             // A relay costs processor time on every datagram: only where there is something to cut.
-            let relay = (args.scenario() == Some(Scenario::Partition)).then_some(u64::from(seed));
-            Some(Cluster::start(&binary, folder, args.brokers, relay).await.map_err(failed)?)
+            setup.relays = (args.scenario() == Some(Scenario::Partition)).then_some(u64::from(seed));
+            Some(Cluster::start(setup).await.map_err(failed)?)
         }
     };
     let profile = match &cluster {
@@ -198,14 +206,56 @@ async fn drill(profile: Option<&str>, args: &DrillArgs, folder: &Path) -> Result
     introduce(&load, brokers, seed);
     fs::write(folder.join("seed"), format!("{}\n", args.again(seed)))
         .map_err(|error| Failure::file(folder, &error))?;
-    let report = under_load(args, seed, load, cluster.as_mut(), &client, folder).await;
-    client.close().await;
-    let mut report = report?;
+    let history = folder.join("history.txt");
+    let record = Record::begin(&history, load.partitions).map_err(|error| Failure::file(&history, &error))?;
+    let record = Arc::new(record);
+    let topic = load.topic.clone();
+    let mut loaded = under_load(args, seed, load, cluster.as_mut(), &client, &record).await?;
+    let mut replicas_read = None;
     if let Some(cluster) = &mut cluster {
-        report.failures.extend(cluster.terminate().await.err().map(|error| error.to_string()));
-        report.failures.extend(cluster.nodes_mut().iter().filter_map(|node| panicked(&node.log())));
+        match replicas_of(cluster, loaded.holders.as_ref(), u64::from(seed), &record).await {
+            Ok(count) => replicas_read = count,
+            Err(failure) => loaded.failures.push(failure),
+        }
+        loaded.failures.extend(cluster.nodes().iter().filter_map(|node| panicked(&node.log())));
     }
+    let (verdict, _) = record.end().map_err(|error| Failure::file(&history, &error))?;
+    let Loaded { duration, faults, failures, .. } = loaded;
+    let brokers = cluster.map_or(0, |cluster| cluster.brokers());
+    let again = args.again(seed);
+    let report =
+        Report { again, seed, brokers, duration, verdict, replicas_read, faults, failures, kept: None };
+    if args.cluster && report.is_clean() {
+        // On a failure it stays: it is what there is to look at.
+        client.admin().delete_topic(&topic).await?;
+    }
+    client.close().await;
     Ok(report)
+}
+
+/// What there is to tell of the time under load.
+struct Loaded {
+    duration: Duration,
+    faults: Vec<Done>,
+    failures: Vec<String>,
+    /// Which replicas there should be, if the cluster said.
+    holders: Option<Holders>,
+}
+
+/// Ends the brokers in order and reads what each has on disk; says how many replicas that were.
+async fn replicas_of(
+    cluster: &mut Cluster,
+    holders: Option<&Holders>,
+    seed: u64,
+    record: &Record,
+) -> Result<Option<u32>, String> {
+    cluster.terminate().await.map_err(|error| error.to_string())?;
+    let Some(holders) = holders else { return Ok(None) };
+    let data: BTreeMap<BrokerId, PathBuf> =
+        cluster.nodes().iter().map(|node| (node.id(), node.data())).collect();
+    let data = |broker| data.get(&broker).map(PathBuf::as_path);
+    let count = tokio::task::block_in_place(|| replicas::read(holders, data, seed, record));
+    count.map(Some).map_err(|error| error.to_string())
 }
 
 async fn under_load(
@@ -214,20 +264,17 @@ async fn under_load(
     load: Load,
     mut cluster: Option<&mut Cluster>,
     client: &Client,
-    folder: &Path,
-) -> Result<Report, Failure> {
-    let history = folder.join("history.txt");
-    let record = Record::begin(&history, load.partitions).map_err(|error| Failure::file(&history, &error))?;
-    let record = Arc::new(record);
+    record: &Arc<Record>,
+) -> Result<Loaded, Failure> {
     let topic = load.topic.clone();
-    let mut workload = Workload::start(client.clone(), load, Arc::clone(&record)).await?;
-    let display = Display::start(Arc::clone(&record), f64::from(args.rate));
+    let mut workload = Workload::start(client.clone(), load, Arc::clone(record)).await?;
+    let display = Display::start(Arc::clone(record), f64::from(args.rate));
     let mut faults = Vec::new();
     let mut failures = Vec::new();
     if let (Some(cluster), Some(scenario)) = (cluster.as_mut(), args.scenario()) {
         for step in plan(scenario, args.duration, PARTITIONS, u64::from(seed)) {
             let announce = |what: &str| display.fault_begins(what);
-            let done = chaos::carry_out(step, cluster, client, &topic, &record, announce).await;
+            let done = chaos::carry_out(step, cluster, client, &topic, record, announce).await;
             match done {
                 Ok(done) => {
                     display.fault(&done);
@@ -243,21 +290,24 @@ async fn under_load(
     sleep(args.duration.saturating_sub(record.elapsed())).await;
     let duration = record.elapsed();
     failures.extend(workload.end_load().await.err().map(|error| format!("a producer gave up: {error}")));
-    display.note(&format!(" {}   load over; every partition is read once more", display::clock(duration)));
+    let reading = match cluster {
+        Some(_) => "every partition is read once more, then every replica",
+        None => "every partition is read once more",
+    };
+    display.note(&format!(" {}   load over; {reading}", display::clock(duration)));
     if let Err(error) = workload.read_everything().await {
         failures.push(format!("the last reading failed: {error}"));
     }
     display.end();
-    let ended = record.end();
-    let (verdict, _) = ended.map_err(|error| Failure::file(&history, &error))?;
-    let brokers = cluster.map_or(0, |cluster| cluster.brokers());
-    let report =
-        Report { again: args.again(seed), seed, brokers, duration, verdict, faults, failures, kept: None };
-    if args.cluster && report.is_clean() {
-        // On a failure it stays: it is what there is to look at.
-        workload.remove_topic().await?;
-    }
-    Ok(report)
+    let holders = match cluster {
+        // Whatever else a running cluster is busy with is nothing that the load did.
+        None => None,
+        Some(_) => {
+            failures.extend(health::healthy(client).await.err());
+            Some(Holders::ask(client, &topic).await?)
+        }
+    };
+    Ok(Loaded { duration, faults, failures, holders })
 }
 
 fn introduce(load: &Load, brokers: u32, seed: u32) {
@@ -361,6 +411,8 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::FromArgMatches;
+
     use super::*;
 
     #[test]
@@ -368,6 +420,19 @@ mod tests {
         assert_eq!(seed("0x5eed1f2a"), Ok(0x5eed_1f2a));
         assert_eq!(seed("1592598314"), Ok(0x5eed_1f2a));
         assert!(seed("0x").is_err() && seed("-1").is_err() && seed("4294967296").is_err());
+    }
+
+    #[test]
+    fn what_is_said_to_do_the_same_again_leaves_out_defaults() {
+        let parse = |words: &[&str]| {
+            let command = DrillArgs::augment_args(clap::Command::new("drill"));
+            let matches = command.try_get_matches_from([&["drill"], words].concat()).expect("it makes sense");
+            DrillArgs::from_arg_matches(&matches).expect("it was parsed").again(7)
+        };
+        assert_eq!(parse(&[]), "--kill-leader --seed 0x00000007");
+        let other = ["--kill-all", "--brokers", "1", "--duration", "20s"];
+        assert_eq!(parse(&other), "--kill-all --seed 0x00000007 --duration 20s --brokers 1");
+        assert_eq!(parse(&["--cluster"]), "--cluster --seed 0x00000007");
     }
 
     #[test]

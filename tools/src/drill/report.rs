@@ -24,6 +24,8 @@ pub struct Report {
     pub duration: Duration,
     /// What the history says.
     pub verdict: Verdict,
+    /// How many replicas were read one by one and compared, if they were.
+    pub replicas_read: Option<u32>,
     /// The faults, in order.
     pub faults: Vec<Done>,
     /// What else went wrong, each in a sentence.
@@ -43,6 +45,7 @@ struct ReportJson<'a> {
     lost: u64,
     duplicated: u64,
     reordered: u64,
+    replicas_read: Option<u32>,
     violations: serde_json::Map<String, serde_json::Value>,
     unavailable_ms: UnavailableJson,
     lag_ms_max: u64,
@@ -98,6 +101,7 @@ impl Report {
             lost: self.verdict.lost(),
             duplicated: self.verdict.duplicated(),
             reordered: self.verdict.reordered(),
+            replicas_read: self.replicas_read,
             violations: violations.collect(),
             unavailable_ms: UnavailableJson {
                 p50: percentile(0.5),
@@ -126,13 +130,19 @@ impl Report {
             _ => palette.bad(&format!("{name} {}", thousands(number))).into_owned(),
         };
         let mut page = format!(
-            "\n{}  {word}\n acknowledged {}   read back {}   {}   {}   {}\n",
+            "\n{}  {word}\n acknowledged {}   read back {}   {}   {}   {}{}\n",
             palette.bold("VERDICT"),
             thousands(verdict.acknowledged),
             thousands(verdict.read_back),
             count("lost", verdict.lost()),
             count("duplicated", verdict.duplicated()),
             count("out of order", verdict.reordered()),
+            match self.replicas_read {
+                Some(_) => {
+                    format!("   {}", count("replicas differ", verdict.count(Property::ReplicaDivergence)))
+                }
+                None => String::new(),
+            },
         );
         let outages = self.outages();
         if let (Some(p50), Some(p99), Some(max)) =
@@ -201,6 +211,7 @@ mod tests {
             brokers: 3,
             duration: Duration::from_secs(45),
             verdict: check(&history),
+            replicas_read: Some(24),
             faults: vec![fault],
             failures: Vec::new(),
             kept: None,
@@ -216,7 +227,8 @@ mod tests {
         let report = report(&format!("{SENT}{READ}"));
         assert_eq!(
             report.page(Palette::PLAIN),
-            "\nVERDICT  clean\n acknowledged 1   read back 1   lost 0   duplicated 0   out of order 0\n \
+            "\nVERDICT  clean\n acknowledged 1   read back 1   lost 0   duplicated 0   out of order 0   \
+             replicas differ 0\n \
              unavailable  p50 0.71 s   p99 0.71 s   max 0.71 s\n\
              Again, the same schedule:  quire drill --kill-leader --seed 0x5eed1f2a\n"
         );

@@ -11,7 +11,7 @@ use futures_util::future::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use quire_client::{
     Client, ConsumeError, ConsumedRecord, Consumer, Error, NewTopic, Offset, PartitionIndex, Position,
-    Record as ClientRecord, SendError, TopicId, TopicPartition,
+    Record as ClientRecord, RecordMetadata, SendError, TopicId, TopicPartition,
 };
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -136,14 +136,6 @@ impl Workload {
         }
     }
 
-    /// Takes the topic away: nobody needs it any more.
-    ///
-    /// # Errors
-    /// If the cluster does not.
-    pub async fn remove_topic(&self) -> Result<(), Error> {
-        self.client.admin().delete_topic(&self.load.topic).await
-    }
-
     async fn read_to_the_end(&self) -> Result<(), ConsumeError> {
         let ends = (0..self.load.partitions).map(|index| (PartitionIndex(index), Position::End));
         let ends = self.client.admin().list_offsets(&self.load.topic, ends).await?;
@@ -238,8 +230,9 @@ impl Producing {
         let index =
             PartitionIndex(((counter + u64::from(self.number)) % u64::from(self.load.partitions)) as u32);
         let partition = TopicPartition { topic: self.topic, partition: index };
-        let tell = move |kind, offset| {
-            self.record.tell(Process(self.number), kind, Action::Send { partition, value, offset });
+        let tell = move |kind, sent: Option<RecordMetadata>| {
+            let (offset, epoch) = sent.map(|sent| (sent.offset, sent.leader_epoch)).unzip();
+            self.record.tell(Process(self.number), kind, Action::Send { partition, value, offset, epoch });
         };
         tell(Kind::Invoke, None);
         let payload = payload::encode(self.load.seed, value);
@@ -254,7 +247,7 @@ impl Producing {
         };
         Ok(async move {
             match delivery.await {
-                Ok(sent) => tell(Kind::Ok, Some(sent.offset)),
+                Ok(sent) => tell(Kind::Ok, Some(sent)),
                 Err(error) => tell(kind_of(&error), None),
             }
         })

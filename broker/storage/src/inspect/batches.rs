@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use bytes::Bytes;
-use quire_protocol::frame::{self, FrameSeed};
+use quire_protocol::frame::{self, FrameHeader, FrameSeed};
 use quire_protocol::ids::TopicPartition;
 
 use super::{InspectError, io_error};
@@ -28,6 +28,19 @@ pub fn each_batch(
     partition: TopicPartition,
     mut each: impl FnMut(Bytes),
 ) -> Result<bool, InspectError> {
+    each_frame(disk, dir, partition, |_, batch| each(batch))
+}
+
+/// As [`each_batch`], with the header of each batch's frame.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn each_frame(
+    disk: &dyn Disk,
+    dir: &Path,
+    partition: TopicPartition,
+    mut each: impl FnMut(&FrameHeader, Bytes),
+) -> Result<bool, InspectError> {
     let Some(manifest) = Manifest::load(disk, dir).ok().filter(|found| found.partition == partition) else {
         return Ok(false);
     };
@@ -49,7 +62,7 @@ pub fn each_batch(
             match walk.next_frame(FrameSeed::new(partition)) {
                 Ok(Some((_, header, frame))) if header.base_offset == expected => {
                     expected = header.next_offset();
-                    each(frame.slice(frame::HEADER_LEN..));
+                    each(&header, frame.slice(frame::HEADER_LEN..));
                 }
                 Ok(_) | Err(WalkError::Frame { .. }) => break,
                 Err(WalkError::Read(error)) => return Err(io_error(&path)(error)),

@@ -139,7 +139,7 @@ impl Account {
                     is_read_finally: false,
                 });
             }
-            Event::Acknowledged { partition, value, offset } => {
+            Event::Acknowledged { partition, value, offset, .. } => {
                 self.complete(value, Outcome::Acknowledged { offset, time: moment.time });
                 let partition = self.partitions.entry(partition).or_default();
                 partition.acknowledged = partition.acknowledged.max(Some(offset));
@@ -163,7 +163,7 @@ impl Account {
                 let slot = partition.slots.entry(read.offset).or_default();
                 slot.replica.get_or_insert((broker, read.value));
             }
-            Event::ReplicaRead { .. } => {}
+            Event::Frame { .. } | Event::ReplicaRead { .. } => {}
             Event::LogStart { partition, offset } => {
                 let partition = self.partitions.entry(partition).or_default();
                 partition.log_start = partition.log_start.max(offset);

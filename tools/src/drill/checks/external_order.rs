@@ -7,7 +7,7 @@ pub(super) struct ExternalOrder;
 
 impl Check for ExternalOrder {
     fn see(&mut self, moment: &Moment, event: &Event, account: &Account, found: &mut Findings) {
-        let Event::Acknowledged { partition, value, offset } = *event else { return };
+        let Event::Acknowledged { partition, value, offset, .. } = *event else { return };
         let index = moment.index;
         if let Some(other) = account.slot(partition, offset).acknowledged {
             found.add(|| {

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use quire_protocol::{BrokerId, Offset, PartitionIndex, TopicId, TopicPartition};
+use quire_protocol::frame::Chain;
+use quire_protocol::{BrokerId, LeaderEpoch, Offset, PartitionIndex, TopicId, TopicPartition};
 
 use super::{Property, Verdict, check};
 use crate::bench::random::hash;
@@ -69,7 +70,7 @@ impl World {
     }
 
     fn send(&mut self, process: Process, kind: Kind, index: u32, value: Value, offset: Option<Offset>) {
-        self.happen(process, kind, Action::Send { partition: partition(index), value, offset });
+        self.happen(process, kind, Action::Send { partition: partition(index), value, offset, epoch: None });
     }
 
     fn invoke(&mut self, process: Process, index: u32) -> Value {
@@ -98,6 +99,21 @@ impl World {
         let value = self.invoke(process, index);
         self.send(process, Kind::Info, index, value, None);
         value
+    }
+
+    /// A value from its invocation to its acknowledgement in a leadership.
+    fn write_in(&mut self, epoch: LeaderEpoch) -> Offset {
+        let value = self.invoke(STRANGER, 0);
+        let offset = self.append(0, value);
+        let partition = partition(0);
+        let acknowledged = Action::Send { partition, value, offset: Some(offset), epoch: Some(epoch) };
+        self.happen(STRANGER, Kind::Ok, acknowledged);
+        offset
+    }
+
+    fn read_frame(&mut self, broker: BrokerId, offset: u64, epoch: LeaderEpoch, chain: u8) {
+        let (partition, offset, chain) = (partition(0), Offset(offset), Chain([chain; 32]));
+        self.happen(FINAL_READER, Kind::Ok, Action::Frame { partition, broker, offset, epoch, chain });
     }
 
     fn end(&self, index: u32) -> Offset {
@@ -298,15 +314,29 @@ fn plant(world: &mut World, property: Property) -> Vec<Property> {
             world.seek(STRANGER, 0, 0);
             world.poll(STRANGER, Phase::Live, 0, [0]);
         }
+        Property::DeposedLeaders => match world.draw(2) {
+            0 => {
+                world.write_in(LeaderEpoch(2));
+                world.write_in(LeaderEpoch(1));
+            }
+            _ => {
+                let offset = world.write_in(LeaderEpoch(1));
+                world.read_frame(BrokerId(1), offset.0, LeaderEpoch(2), 1);
+            }
+        },
         Property::ReplicaDivergence => {
             world.read_finally(None);
             let other = Value { producer: 9, counter: u64::MAX };
-            match world.draw(3) {
+            match world.draw(4) {
                 0 => world.read_replica(BrokerId(1), 0, |records| records[0].value = other),
                 1 => world.read_replica(BrokerId(1), 0, |records| {
                     records.retain(|read| read.offset.0 != start as u64 + 1)
                 }),
-                _ => world.read_replica(BrokerId(1), 0, |records| records.truncate(1)),
+                2 => world.read_replica(BrokerId(1), 0, |records| records.truncate(1)),
+                _ => {
+                    world.read_frame(BrokerId(1), start as u64, LeaderEpoch(1), 1);
+                    world.read_frame(BrokerId(2), start as u64, LeaderEpoch(1), 2);
+                }
             }
             return vec![property];
         }

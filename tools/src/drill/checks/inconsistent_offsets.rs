@@ -9,7 +9,7 @@ impl Check for InconsistentOffsets {
     fn see(&mut self, moment: &Moment, event: &Event, account: &Account, found: &mut Findings) {
         let (partition, offset, value) = match *event {
             Event::Read { partition, read, .. } => (partition, read.offset, read.value),
-            Event::Acknowledged { partition, value, offset } => (partition, offset, value),
+            Event::Acknowledged { partition, value, offset, .. } => (partition, offset, value),
             _ => return,
         };
         let slot = account.slot(partition, offset);

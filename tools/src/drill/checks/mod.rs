@@ -23,6 +23,7 @@
 
 mod aborted_reads;
 mod account;
+mod deposed_leaders;
 mod duplicates;
 mod external_order;
 mod inconsistent_offsets;
@@ -41,7 +42,8 @@ mod generated;
 use std::fmt;
 use std::time::Duration;
 
-use quire_protocol::{BrokerId, Offset, TopicPartition};
+use quire_protocol::frame::Chain;
+use quire_protocol::{BrokerId, LeaderEpoch, Offset, TopicPartition};
 
 use super::history::{Action, Kind, Operation, Phase, Process, Read, Value};
 use account::Account;
@@ -74,13 +76,15 @@ pub enum Property {
     Phantoms,
     /// What retention removed does not come back.
     Resurrections,
+    /// A leader that was deposed acknowledges nothing.
+    DeposedLeaders,
     /// Replicas hold the same below their high watermarks.
     ReplicaDivergence,
 }
 
 impl Property {
     /// Every property, in the order of reports.
-    pub const ALL: [Property; 12] = [
+    pub const ALL: [Property; 13] = [
         Property::InconsistentOffsets,
         Property::Duplicates,
         Property::LostWrites,
@@ -92,6 +96,7 @@ impl Property {
         Property::ExternalOrder,
         Property::Phantoms,
         Property::Resurrections,
+        Property::DeposedLeaders,
         Property::ReplicaDivergence,
     ];
 
@@ -109,6 +114,7 @@ impl Property {
             Property::ExternalOrder => "external order",
             Property::Phantoms => "phantoms",
             Property::Resurrections => "resurrections",
+            Property::DeposedLeaders => "deposed leaders",
             Property::ReplicaDivergence => "replica divergence",
         }
     }
@@ -124,12 +130,13 @@ impl fmt::Display for Property {
 #[derive(Debug, Clone, Copy)]
 enum Event {
     Invoked { partition: TopicPartition, value: Value },
-    Acknowledged { partition: TopicPartition, value: Value, offset: Offset },
+    Acknowledged { partition: TopicPartition, value: Value, offset: Offset, epoch: Option<LeaderEpoch> },
     Refused { value: Value },
     Unknown { value: Value },
     Sought { partition: TopicPartition, offset: Offset },
     Read { partition: TopicPartition, phase: Phase, read: Read },
     Replica { partition: TopicPartition, broker: BrokerId, read: Read },
+    Frame { partition: TopicPartition, broker: BrokerId, offset: Offset, epoch: LeaderEpoch, chain: Chain },
     ReplicaRead { partition: TopicPartition, broker: BrokerId, from: Offset, to: Offset },
     LogStart { partition: TopicPartition, offset: Offset },
 }
@@ -188,6 +195,7 @@ impl Default for Checker {
                 Property::ExternalOrder => Box::new(external_order::ExternalOrder),
                 Property::Phantoms => Box::new(phantoms::Phantoms),
                 Property::Resurrections => Box::new(resurrections::Resurrections::default()),
+                Property::DeposedLeaders => Box::new(deposed_leaders::DeposedLeaders::default()),
                 Property::ReplicaDivergence => Box::new(replica_divergence::ReplicaDivergence::default()),
             }
         };
@@ -201,11 +209,11 @@ impl Checker {
     pub fn observe(&mut self, operation: &Operation) {
         let moment = Moment { index: operation.index, time: operation.time, process: operation.process };
         match &operation.action {
-            Action::Send { partition, value, offset } => {
-                let (partition, value) = (*partition, *value);
+            Action::Send { partition, value, offset, epoch } => {
+                let (partition, value, epoch) = (*partition, *value, *epoch);
                 let event = match (operation.kind, *offset) {
                     (Kind::Invoke, _) => Event::Invoked { partition, value },
-                    (Kind::Ok, Some(offset)) => Event::Acknowledged { partition, value, offset },
+                    (Kind::Ok, Some(offset)) => Event::Acknowledged { partition, value, offset, epoch },
                     (Kind::Fail, _) => Event::Refused { value },
                     (Kind::Info | Kind::Ok, _) => Event::Unknown { value },
                 };
@@ -224,6 +232,11 @@ impl Checker {
                     let (partition, broker, read) = (*partition, *broker, *read);
                     self.see(&moment, &Event::Replica { partition, broker, read });
                 }
+            }
+            Action::Frame { partition, broker, offset, epoch, chain } => {
+                let (partition, broker, offset) = (*partition, *broker, *offset);
+                let event = Event::Frame { partition, broker, offset, epoch: *epoch, chain: *chain };
+                self.see(&moment, &event);
             }
             Action::ReplicaRead { partition, broker, from, to } => {
                 let (partition, broker, from, to) = (*partition, *broker, *from, *to);

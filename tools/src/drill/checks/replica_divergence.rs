@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use quire_protocol::frame::Chain;
 use quire_protocol::{BrokerId, Offset, TopicPartition};
 
 use super::account::Account;
@@ -12,6 +13,8 @@ use super::{Check, Event, Findings, Moment};
 #[derive(Default)]
 pub(super) struct ReplicaDivergence {
     passes: BTreeMap<(TopicPartition, BrokerId), Pass>,
+    /// The first chain that was told of each frame.
+    chains: BTreeMap<(TopicPartition, Offset), (BrokerId, Chain)>,
 }
 
 struct Pass {
@@ -41,6 +44,16 @@ impl Check for ReplicaDivergence {
                 } else if let Some(told) = told {
                     found.add(|| {
                         format!("{partition} offset {offset}: {told} for clients, {value} on broker {broker}")
+                    });
+                }
+            }
+            Event::Frame { partition, broker, offset, chain, .. } => {
+                let (by, other) = *self.chains.entry((partition, offset)).or_insert((broker, chain));
+                if other != chain {
+                    found.add(|| {
+                        format!(
+                            "{partition} frame at {offset}: chain {other} on broker {by}, {chain} on broker {broker}"
+                        )
                     });
                 }
             }

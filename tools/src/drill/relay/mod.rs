@@ -15,7 +15,7 @@ pub use tcp::TcpRelay;
 pub use udp::UdpRelay;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -127,7 +127,9 @@ pub struct Weather {
 #[derive(Debug, Default)]
 struct Rules {
     general: BTreeMap<Direction, Conditions>,
-    /// Of one sender, in place of the general ones.
+    /// Of all senders at one address, in place of the general ones.
+    of_hosts: BTreeMap<(IpAddr, Direction), Conditions>,
+    /// Of one sender, in place of both.
     particular: BTreeMap<(SocketAddr, Direction), Conditions>,
 }
 
@@ -152,10 +154,18 @@ impl Weather {
         });
     }
 
+    /// For all senders at one address, from whatever port.
+    pub fn set_of_host(&self, host: IpAddr, direction: Direction, conditions: Conditions) {
+        self.change(|rules| {
+            rules.of_hosts.insert((host, direction), conditions);
+        });
+    }
+
     /// Nothing passes any more, either way, whoever sends.
     pub fn cut(&self) {
         self.change(|rules| {
             rules.particular.clear();
+            rules.of_hosts.clear();
             for direction in [Direction::ToTarget, Direction::FromTarget] {
                 rules.general.insert(direction, Conditions::CUT);
             }
@@ -170,8 +180,9 @@ impl Weather {
     /// What holds for a sender now.
     pub fn of(&self, sender: SocketAddr, direction: Direction) -> Conditions {
         let rules = self.shared.read().unwrap_or_else(PoisonError::into_inner);
-        let found = rules.particular.get(&(sender, direction)).or_else(|| rules.general.get(&direction));
-        found.copied().unwrap_or_default()
+        let of_host = || rules.of_hosts.get(&(sender.ip(), direction));
+        let found = rules.particular.get(&(sender, direction)).or_else(of_host);
+        found.or_else(|| rules.general.get(&direction)).copied().unwrap_or_default()
     }
 
     /// Waits until a direction is not cut.
@@ -268,6 +279,10 @@ mod tests {
         assert_eq!(weather.of(one, Direction::ToTarget), Conditions::CUT);
         assert_eq!(weather.of(other, Direction::ToTarget), ROUGH);
         assert_eq!(weather.of(one, Direction::FromTarget), Conditions::default());
+        weather.set_of_host(one.ip(), Direction::FromTarget, Conditions::CUT);
+        assert_eq!(weather.of(other, Direction::FromTarget), Conditions::CUT);
+        let elsewhere = SocketAddr::from(([127, 0, 0, 2], 1));
+        assert_eq!(weather.of(elsewhere, Direction::FromTarget), Conditions::default());
         weather.clear();
         assert_eq!(weather.of(one, Direction::ToTarget), Conditions::default());
     }
