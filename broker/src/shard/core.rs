@@ -50,6 +50,8 @@ pub(super) struct Core {
     pub(super) metrics: Arc<ShardMetrics>,
     /// Why nothing is appended any more, once that is so.
     pub(super) refusal: Option<RequestError>,
+    /// Whether that is for the log knowing a later leadership than the metadata alone.
+    pub(super) is_outdated: bool,
     /// What is wanted of others; taken at the end of each round.
     pub(super) wanted: Vec<Wanted>,
     /// Log start or high watermark moved since it was published.
@@ -89,6 +91,7 @@ impl Core {
             producers: ProducerStates::default(),
             metrics,
             refusal,
+            is_outdated: false,
             wanted: Vec::new(),
             has_moved: true,
             jobs_under_way: 0,
@@ -124,6 +127,18 @@ impl Core {
         }
     }
 
+    /// Whether the metadata was behind the log until now: what was refused for that is taken from here on.
+    pub(super) fn was_outdated_until(&mut self, assignment: &Assignment) -> bool {
+        if !self.is_outdated || assignment.leader_epoch < self.log.leader_epoch() {
+            return false;
+        }
+        self.is_outdated = false;
+        self.refusal = None;
+        tracing::info!(partition = %self.shared.id, "the metadata knows the log's latest leadership now");
+        self.shared.publish_state(PartitionState::Online);
+        true
+    }
+
     /// Takes note of damage; whether that is news.
     pub(super) fn damaged(&mut self, what: String) -> bool {
         // Every reader that comes to the damage tells.
@@ -135,7 +150,7 @@ impl Core {
             "the log is damaged: what is intact can be read, nothing is appended until it is restored"
         );
         self.log.mark_corrupt();
-        if self.refusal.is_some() {
+        if self.refusal.is_some() && !std::mem::take(&mut self.is_outdated) {
             return false;
         }
         self.refusal = Some(RequestError::corrupt_log(&what));
@@ -159,6 +174,7 @@ impl Core {
         self.shared.publish_state(PartitionState::Failed { what });
         self.sync_due = None;
         self.refusal = Some(error.clone());
+        self.is_outdated = false;
         error
     }
 

@@ -76,12 +76,13 @@ pub(super) enum Wanted {
     Distrust,
 }
 
-/// Why nothing can be appended to a log that knows of a later leadership than the metadata does.
+/// Why nothing can be appended to a log that knows of a later leadership than the metadata does. After a crash the metadata
+/// here may be behind for a moment, until the quorum tells what it has committed.
 fn outdated_leadership(led: LeaderEpoch, logged: LeaderEpoch) -> Option<String> {
     (led < logged).then(|| {
         format!(
-            "it was written in leader epoch {logged}, but the metadata knows only {led}: the metadata directory is \
-             older than the log; restore a newer one"
+            "it was written in leader epoch {logged}, but the metadata knows only {led}: it waits until the metadata here \
+             has caught up; if it does not, the metadata directory is older than the log: restore a newer one"
         )
     })
 }
@@ -102,6 +103,7 @@ impl Partition {
         let damage = log.corruption().map(describe_damage);
         let outdated = outdated_leadership(assignment.leader_epoch, log.leader_epoch());
         let refusal = damage.as_deref().map(RequestError::corrupt_log);
+        let is_outdated = damage.is_none() && outdated.is_some();
         let refusal = refusal.or_else(|| outdated.as_deref().map(RequestError::storage_failed));
         let reader = log.reader();
         let mut partition = Partition {
@@ -116,6 +118,7 @@ impl Partition {
             scheduled: None,
         };
         partition.core.producers = producers;
+        partition.core.is_outdated = is_outdated;
         partition.play(now);
         partition.core.publish_moves();
         partition.core.shared.publish_reader(reader);
@@ -123,7 +126,7 @@ impl Partition {
             (None, None) => PartitionState::Online,
             (Some(what), _) => PartitionState::Corrupt { what },
             (None, Some(what)) => {
-                tracing::error!(partition = %partition.core.shared.id, what, "the partition takes nothing");
+                tracing::warn!(partition = %partition.core.shared.id, what, "the partition takes nothing");
                 PartitionState::Failed { what }
             }
         });
@@ -169,6 +172,7 @@ impl Partition {
     /// Follows the metadata.
     pub(super) fn configure(&mut self, now: Now, assignment: Arc<Assignment>, config: Arc<TopicConfig>) {
         self.core.configure(now, &assignment, config);
+        self.is_waiting |= self.core.was_outdated_until(&assignment);
         if assignment.leader_epoch < self.assignment.leader_epoch {
             return;
         }
@@ -206,8 +210,8 @@ impl Partition {
                 let following = Following::start(&mut self.core, leader, &assignment);
                 Role::Following(Box::new(following))
             }
-            // Who can not lead says so: another replica may.
-            Some(leader) if leader == self.core.broker => {
+            // Who can not lead says so: another replica may. Who only does not know the latest leadership yet waits for it.
+            Some(leader) if leader == self.core.broker && !self.core.is_outdated => {
                 self.core.wanted.push(Wanted::Distrust);
                 Role::Idle
             }

@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 
+use quire_engine::replication::Replica;
 use quire_storage::ReadError;
 use quire_storage::disk::{Fault, Operation};
 use tracing::span::{self, Attributes, Id};
@@ -54,6 +55,8 @@ fn a_full_disk_refuses_and_reads_go_on_and_space_ends_it() {
 fn a_full_disk_is_said_once_and_its_end_too() {
     let mut rig = small_disk();
     let heard = Heard::default();
+    // While there is one subscriber alone, whoever logs first on another thread decides for all that nobody hears it.
+    let _other = tracing::Dispatch::new(Heard::default());
     let _hearing = tracing::subscriber::set_default(heard.clone());
     fill(&mut rig, &mut Stream::new(Acks::All));
     for _ in 0..5 {
@@ -319,6 +322,57 @@ fn metadata_older_than_the_log_is_told_and_reads_go_on() {
     rig.produce(&refused, "one more");
     assert_eq!(refused.outcomes(), [Err(ErrorCode::StorageFailed)]);
     assert_eq!(rig.read(), [0]);
+}
+
+/// A broker of a cluster that was killed may start with metadata from before its log's latest leadership: what it had
+/// applied was not on disk as far, and the quorum tells it again. It had said for good that it can not be trusted, and taken
+/// nothing until it was started once more.
+#[test]
+fn metadata_that_catches_up_with_the_log_ends_the_wait() {
+    let rig = Rig::warm(TopicConfig::default());
+    rig.disk.kill();
+    rig.disk.heal();
+    let mut rig = Rig::led(rig.disk.fork(2), TopicConfig::default(), LeaderEpoch(0));
+    assert!(matches!(*rig.handle().state(), PartitionState::Failed { .. }));
+    let caught_up = |epoch| Event::Configure {
+        partition: PARTITION,
+        assignment: alone(LeaderEpoch(epoch)),
+        config: Arc::default(),
+    };
+    rig.apply(caught_up(1));
+    assert_eq!(*rig.handle().state(), PartitionState::Online);
+    rig.run_all();
+    let mut stream = Stream::new(Acks::All);
+    rig.produce(&stream, "one more");
+    rig.run_all();
+    assert_eq!(stream.outcomes(), [Ok(1)]);
+}
+
+#[test]
+fn a_replica_that_is_behind_on_leaderships_is_not_distrusted_for_it() {
+    let rig = Rig::warm(TopicConfig::default());
+    rig.disk.kill();
+    rig.disk.heal();
+    let mut behind = Assignment::alone(BrokerId(0), LeaderEpoch(0));
+    let other = Replica { broker_epoch: 1, is_eligible: true };
+    behind.membership.replicas.insert(BrokerId(1), other);
+    let mut rig = Rig::unopened(rig.disk.fork(2), TopicConfig::default(), LeaderEpoch(0));
+    rig.shared.configure(Arc::new(behind.clone()), Arc::default());
+    rig.open();
+    assert_eq!(rig.shard.take_outgoing().len(), 0, "nobody is told that it can not be trusted");
+    // It did not lead in the leadership that it did not know; it does in the next one.
+    behind.leader_epoch = LeaderEpoch(2);
+    rig.apply(Event::Configure {
+        partition: PARTITION,
+        assignment: Arc::new(behind),
+        config: Arc::default(),
+    });
+    assert_eq!(*rig.handle().state(), PartitionState::Online);
+    assert_eq!(rig.handle().leader_epoch(), LeaderEpoch(2));
+    let mut stream = Stream::new(Acks::Leader);
+    rig.produce(&stream, "one more");
+    rig.run_all();
+    assert_eq!(stream.outcomes(), [Ok(1)]);
 }
 
 /// Hears what is logged on its thread.
