@@ -104,6 +104,11 @@ impl Link {
         Link { address, transport, config, current: Mutex::new(None), circuit }
     }
 
+    /// Whether it was this broker that answered at its other end.
+    fn leads_to(&self, broker: BrokerId) -> bool {
+        lock(&self.current).as_ref().is_some_and(|current| current.greeting.broker_id == broker.0)
+    }
+
     /// The connection, made now if there is none.
     ///
     /// # Errors
@@ -263,7 +268,22 @@ impl Brokers {
         what: &'static str,
         body: request::Body,
     ) -> Result<(response::Body, Arc<Connection>), Error> {
-        let mut candidates = self.candidates().into_iter();
+        self.ask_others_first(None, what, body).await
+    }
+
+    /// As [`Brokers::ask`]; one broker is asked only where no other answers soon.
+    pub(crate) async fn ask_others_first(
+        &self,
+        last: Option<BrokerId>,
+        what: &'static str,
+        body: request::Body,
+    ) -> Result<(response::Body, Arc<Connection>), Error> {
+        let mut candidates = self.candidates();
+        if let Some(last) = last {
+            let address = lock(&self.addresses).get(&last).cloned();
+            candidates.sort_by_key(|link| link.leads_to(last) || Some(&link.address) == address.as_ref());
+        }
+        let mut candidates = candidates.into_iter();
         let mut asked = FuturesUnordered::new();
         let mut failure = None;
         loop {
@@ -324,15 +344,18 @@ impl Brokers {
 
     /// A connection to this broker; `None` if its address is not known.
     pub(crate) async fn broker(&self, id: BrokerId) -> Option<Result<Arc<Connection>, Error>> {
-        let is_it = |link: &&Arc<Link>| {
-            lock(&link.current).as_ref().is_some_and(|current| current.greeting.broker_id == id.0)
-        };
+        let is_it = |link: &&Arc<Link>| link.leads_to(id);
         // What the profile says may be how it is reached from here, where what the cluster says is not.
         if let Some(link) = self.bootstrap.iter().find(is_it) {
             return Some(link.connection().await);
         }
         let address = lock(&self.addresses).get(&id).cloned()?;
         Some(self.link(address).connection().await)
+    }
+
+    /// How many brokers' addresses the cluster has told so far.
+    pub(crate) fn known(&self) -> usize {
+        lock(&self.addresses).len()
     }
 
     /// Takes note of where brokers are.

@@ -106,13 +106,28 @@ impl Metadata {
     pub(crate) async fn topic(&self, name: &str) -> Result<Arc<TopicMetadata>, Error> {
         match self.cached(name) {
             Some(topic) if topic.asked_at.elapsed() < self.age_max => Ok(topic),
-            stale => self.asked_after(name, stale.as_ref().map(|topic| topic.asked_at)).await,
+            stale => self.asked_after(name, stale.as_ref().map(|topic| topic.asked_at), None).await,
         }
     }
 
     /// The topic, asked for again unless somebody did since `known` was answered.
     pub(crate) async fn refresh(&self, known: &TopicMetadata) -> Result<Arc<TopicMetadata>, Error> {
-        self.asked_after(&known.name, Some(known.asked_at)).await
+        self.asked_after(&known.name, Some(known.asked_at), None).await
+    }
+
+    /// As [`Metadata::refresh`], but asks others than the leader first: one that is cut off from the cluster, and not from
+    /// its clients, goes on saying that it leads.
+    pub(crate) async fn refresh_from_others(
+        &self,
+        known: &TopicMetadata,
+        led: Option<Leadership>,
+    ) -> Result<Arc<TopicMetadata>, Error> {
+        if self.brokers.known() < 2 {
+            // Whether there are others at all.
+            let _ = self.describe_cluster().await;
+        }
+        let leader = led.and_then(|leadership| leadership.leader);
+        self.asked_after(&known.name, Some(known.asked_at), leader).await
     }
 
     /// A connection to the partition's leader.
@@ -152,9 +167,19 @@ impl Metadata {
 
     /// The topic as a broker describes it.
     pub(crate) async fn describe(&self, name: &str, with_log_state: bool) -> Result<control::Topic, Error> {
+        self.describe_by(None, name, with_log_state).await
+    }
+
+    async fn describe_by(
+        &self,
+        asked_last: Option<BrokerId>,
+        name: &str,
+        with_log_state: bool,
+    ) -> Result<control::Topic, Error> {
         let names = vec![name.to_owned()];
         let request = request::Body::DescribeTopics(control::DescribeTopicsRequest { names, with_log_state });
-        let (answer, connection) = self.brokers.ask("describe topics", request).await?;
+        let (answer, connection) =
+            self.brokers.ask_others_first(asked_last, "describe topics", request).await?;
         let response::Body::DescribeTopics(answer) = answer else {
             return Err(connection.protocol("it answered another request than describe topics"));
         };
@@ -175,12 +200,17 @@ impl Metadata {
         self.topics.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
-    async fn asked_after(&self, name: &str, time: Option<Instant>) -> Result<Arc<TopicMetadata>, Error> {
+    async fn asked_after(
+        &self,
+        name: &str,
+        time: Option<Instant>,
+        asked_last: Option<BrokerId>,
+    ) -> Result<Arc<TopicMetadata>, Error> {
         let _asking = self.asking.lock().await;
         if let Some(topic) = self.cached(name).filter(|topic| time.is_none_or(|time| topic.asked_at > time)) {
             return Ok(topic);
         }
-        let described = self.describe(name, false).await;
+        let described = self.describe_by(asked_last, name, false).await;
         if described.as_ref().is_err_and(|error| error.code() == Some(ErrorCode::UnknownTopic)) {
             self.forget(name);
         }

@@ -46,7 +46,7 @@ pub(super) async fn has_moved(
             continue;
         }
         // Nobody may answer: then there is nowhere else to go.
-        let Ok(now) = client.metadata().refresh(&known).await else { continue };
+        let Ok(now) = client.metadata().refresh_from_others(&known, led).await else { continue };
         if now.id != known.id || now.leadership(partition) != led {
             return true;
         }
