@@ -1,6 +1,7 @@
 //! What the tests over the whole product share: brokers as processes, and the repository as something to check.
 #![deny(unsafe_code)]
 
+pub mod chaos;
 pub mod load;
 pub mod power_loss;
 pub mod process;

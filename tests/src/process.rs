@@ -43,6 +43,13 @@ pub fn free_address() -> Result<SocketAddr> {
     Ok(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
+/// Whether `strace` is there and may trace.
+pub fn can_trace() -> bool {
+    let mut command = Command::new("strace");
+    command.args(["-o", "/dev/null", "true"]).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
 impl BrokerProcess {
     /// Starts a broker on `data` that listens on `address`, behind the command words of `wrapper` if there are any
     /// (`strace …`). Its log goes to `broker.log` beside the data.

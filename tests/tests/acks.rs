@@ -1,12 +1,11 @@
 //! Acknowledged means on disk, watched from outside: the system calls of a real broker process under strace.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use quire_client::{NewTopic, PartitionIndex, Record};
-use quire_tests::process::{BrokerProcess, free_address};
+use quire_tests::process::{BrokerProcess, can_trace, free_address};
 
 const RECORDS: usize = 40;
 
@@ -20,12 +19,6 @@ struct Call {
 
 fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970")
-}
-
-fn strace_works() -> bool {
-    let mut command = Command::new("strace");
-    command.args(["-o", "/dev/null", "true"]).stdout(Stdio::null()).stderr(Stdio::null());
-    command.status().is_ok_and(|status| status.success())
 }
 
 /// Reads lines such as `1234 1700000000.123456 fdatasync(7</data/0-0.log>) = 0 <0.000123>`. Calls that strace split
@@ -80,7 +73,7 @@ async fn finished_trace(path: &Path) -> Result<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_acknowledgement_arrives_before_fdatasync_covered_the_batch() -> Result<()> {
-    if !strace_works() {
+    if !can_trace() {
         println!(
             "skipped: no_acknowledgement_arrives_before_fdatasync_covered_the_batch (strace can not trace here)"
         );
