@@ -529,7 +529,7 @@ impl Opening<'_> {
     }
 
     async fn open_member(self, clock: Arc<dyn Clock>, member: &Member) -> Result<Logs, StartError> {
-        let cluster = Cluster::start(ClusterOptions {
+        let mut cluster = Cluster::start(ClusterOptions {
             config: self.config,
             disk: Arc::clone(&self.disk),
             clock: Arc::clone(&clock),
@@ -555,7 +555,7 @@ impl Opening<'_> {
             suspects: partitions.suspects(),
             ..self.registration()
         };
-        cluster.register(registration).await?;
+        cluster.register(registration, &partitions).await?;
         cluster.hand_over_authority(self.config, &self.directory.identity, member).await?;
         cluster.unfenced().await;
         Ok(Logs { shards, metadata: MetadataLog::Cluster(Box::new(cluster)), directory: self.directory })
@@ -576,7 +576,7 @@ impl Opening<'_> {
             clock,
             retention_interval: ShardsOptions::RETENTION_INTERVAL,
             deletion_grace: self.config.deletion_grace,
-            replica_lag: limits::REPLICA_LAG_DEFAULT,
+            replica_lag: self.config.cluster.replica_lag,
             fetch_bytes: limits::REPLICA_MEMORY_BYTES,
             registration,
             outgoing,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use quire_engine::Time;
 use quire_protocol::rpc::peer::{HeartbeatRequest, request, response};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::pulse::{Outcome, Pulse, Standing};
@@ -32,7 +32,8 @@ pub(super) struct HeartbeatHandle {
 struct Shared {
     wants_drain: watch::Sender<bool>,
     standing: watch::Sender<Standing>,
-    is_stale: Notify,
+    /// The last registration that the controller does not know as this broker's.
+    stale: watch::Sender<Option<u64>>,
 }
 
 impl HeartbeatHandle {
@@ -41,7 +42,7 @@ impl HeartbeatHandle {
         let shared = Shared {
             wants_drain: watch::Sender::new(false),
             standing: watch::Sender::new(fenced),
-            is_stale: Notify::new(),
+            stale: watch::Sender::new(None),
         };
         HeartbeatHandle { shared: Arc::new(shared) }
     }
@@ -57,9 +58,17 @@ impl HeartbeatHandle {
         let _ = self.shared.standing.subscribe().wait_for(|standing| !standing.is_fenced).await;
     }
 
-    /// Returns when the registration turns out to be another process's, or gone.
-    pub(super) async fn stale(&self) {
-        self.shared.is_stale.notified().await;
+    /// Returns when this registration turns out to be superseded, or gone.
+    pub(super) async fn stale(&self, registration: &watch::Sender<Option<u64>>) {
+        let mut stale = self.shared.stale.subscribe();
+        // The sender is this handle's own.
+        let _ = stale.wait_for(|stale| stale.is_some() && *stale == *registration.borrow()).await;
+        self.shared.stale.send_replace(None);
+    }
+
+    /// The controller does not know this registration as this broker's.
+    pub(super) fn is_stale(&self, registration: u64) {
+        self.shared.stale.send_replace(Some(registration));
     }
 }
 
@@ -127,7 +136,7 @@ impl Heartbeats {
             return Outcome::Elsewhere;
         }
         if answer.is_stale {
-            handle.shared.is_stale.notify_one();
+            handle.is_stale(epoch);
             return Outcome::Lost;
         }
         Outcome::Accepted(Standing { is_fenced: answer.is_fenced, may_stop: answer.may_stop })

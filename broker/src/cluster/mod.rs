@@ -1,12 +1,13 @@
 //! A broker as one of a cluster's: how it gets its identity at the first start, takes part, and leaves.
 //!
-//! `service` is what it does for the others, `heartbeat` (with the pure `pulse`) how it shows that it is there; what
-//! the active controller makes of that is `controller/raft/active`. All of it runs on a runtime of its own, beside whatever the data
-//! plane does.
+//! `service` is what it does for the others, `registration` how the controller knows it, `heartbeat` (with the pure `pulse`)
+//! how it shows that it is there; what the active controller makes of that is `controller/raft/active`. All of it runs on a
+//! runtime of its own, beside whatever the data plane does.
 
 mod entry;
 mod heartbeat;
 mod pulse;
+mod registration;
 mod service;
 mod upkeep;
 
@@ -16,7 +17,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use quire_engine::controller::{RegisterBroker, Request, Response};
+use futures_util::FutureExt;
+use quire_engine::controller::{RegisterBroker, Request};
 use quire_protocol::{BrokerId, Timestamp, limits};
 use quire_storage::disk::Disk;
 use tokio::runtime::{Handle, Runtime};
@@ -45,6 +47,7 @@ use crate::replicas::Replicas;
 use crate::shard::{Clock, Outgoing, Partitions, SystemClock};
 
 use heartbeat::{HeartbeatHandle, Heartbeats};
+use registration::Registration;
 use service::{Book, Service, Signer};
 
 pub(crate) use entry::enter;
@@ -113,7 +116,7 @@ pub(crate) struct Cluster {
     pub(crate) gate: Arc<Gate>,
     service: Arc<Service>,
     heartbeat: HeartbeatHandle,
-    registration: watch::Sender<Option<u64>>,
+    registration: Registration,
     tasks: Vec<JoinHandle<()>>,
     control: ControlRuntime,
 }
@@ -214,12 +217,12 @@ impl Cluster {
             control.handle().spawn(upkeep::renew(renewal)),
         ];
         let cluster = Cluster {
-            metadata,
+            metadata: metadata.clone(),
             peers,
             gate: Arc::new(gate),
             service,
             heartbeat,
-            registration,
+            registration: Registration { metadata: Arc::new(metadata), epoch: registration },
             tasks,
             control,
         };
@@ -253,7 +256,7 @@ impl Cluster {
 
     /// The registration that this broker lives in, once it has one.
     pub(crate) fn registration(&self) -> watch::Receiver<Option<u64>> {
-        self.registration.subscribe()
+        self.registration.epoch.subscribe()
     }
 
     /// Founds the cluster, or is let into its log, if that was not done before.
@@ -291,26 +294,25 @@ impl Cluster {
     }
 
     /// Registers this process with the controller, for as long as that takes, and says to everybody who asks which
-    /// registration it is.
-    pub(crate) async fn register(&self, broker: RegisterBroker) -> Result<u64, ClusterError> {
-        let mut waited = Waited::new("the broker is not registered yet");
-        loop {
-            // The same process asks again with the same incarnation, and is answered the same.
-            match self.metadata.propose(Request::RegisterBroker(broker.clone())).await {
-                Ok(Response::BrokerRegistered { epoch }) => {
-                    self.registration.send_replace(Some(epoch));
-                    return Ok(epoch);
-                }
-                Ok(other) => waited.tell(&format!("answered {other:?}")),
-                Err(
-                    error @ (ProposeError::Refused(_) | ProposeError::Failed { .. } | ProposeError::Stopped),
-                ) => {
-                    return Err(ClusterError::Refused(error));
-                }
-                Err(error) => waited.tell(&error.to_string()),
+    /// registration it is; again whenever it is lost.
+    pub(crate) async fn register(
+        &mut self,
+        broker: RegisterBroker,
+        partitions: &Partitions,
+    ) -> Result<u64, ClusterError> {
+        let epoch = self.registration.register(broker.clone()).await?;
+        let partitions = partitions.clone();
+        let suspects = move || {
+            let partitions = partitions.clone();
+            async move {
+                partitions.all_opened().await;
+                partitions.suspects()
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+            .boxed()
+        };
+        let kept = self.registration.clone().keep(broker, self.heartbeat.clone(), suspects);
+        self.tasks.push(self.control.handle().spawn(kept));
+        Ok(epoch)
     }
 
     /// Gives the authority into the metadata, sealed, if this broker still has it alone.
@@ -352,12 +354,6 @@ impl Cluster {
         }
     }
 
-    /// Returns if the registration turns out to be another process's, or gone.
-    #[allow(dead_code, reason = "for who ends a process that is not the broker any more")]
-    pub(crate) async fn stale(&self) {
-        self.heartbeat.stale().await;
-    }
-
     /// Has leaderships move to others, and the controller's with them, as far as others can take them in this time.
     pub(crate) async fn drain(&self, identity: &BrokerIdentity, time: Duration) {
         let deadline = Instant::now() + time;
@@ -367,7 +363,7 @@ impl Cluster {
         if timeout(time, self.heartbeat.drain()).await.is_err() {
             tracing::warn!("not every leadership moved away in time");
         }
-        let Some(epoch) = *self.registration.borrow() else { return };
+        let Some(epoch) = *self.registration.epoch.borrow() else { return };
         // Out of every in-sync set, or the others wait a session for this broker's word.
         let goodbye = Request::FenceBroker { broker: identity.broker, epoch };
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(500));

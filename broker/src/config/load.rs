@@ -286,6 +286,17 @@ mod tests {
     }
 
     #[test]
+    fn how_replicas_and_logs_are_watched_can_be_said() {
+        let parsed = |text| parse(text, &[]).expect("in range");
+        assert_eq!(parsed("").cluster.replica_lag.as_millis(), 5_000);
+        assert_eq!(parsed("[cluster]\nreplica_lag_ms = 700\n").cluster.replica_lag.as_millis(), 700);
+        assert!(error("[cluster]\nreplica_lag_ms = 1\n", &[]).contains("expected 100 to 3600000"));
+        let off = parsed("[broker]\nscrub_bytes_per_second = 0\nscrub_interval_ms = 100\n").scrub;
+        assert_eq!((off.bytes_per_second, off.interval.as_millis()), (0, 100));
+        assert!(error("[broker]\nscrub_interval_ms = 0\n", &[]).starts_with("broker.scrub_interval_ms"));
+    }
+
+    #[test]
     fn a_mistyped_variable_of_ours_is_an_error() {
         assert_eq!(
             error("", &[("QUIRE_NETWORK_LISTN", "x")]),

@@ -27,6 +27,8 @@ pub struct Config {
     pub drain: Duration,
     /// How long a deleted topic's files stay.
     pub deletion_grace: Duration,
+    /// How the logs are read again to find damage.
+    pub scrub: ScrubConfig,
     /// Where clients connect.
     pub network: NetworkConfig,
     /// Who may connect.
@@ -52,8 +54,19 @@ pub struct ClusterConfig {
     pub session: Duration,
     /// A broker says so often that it is there.
     pub heartbeat: Duration,
+    /// A follower that is longer behind than this leaves the in-sync replicas.
+    pub replica_lag: Duration,
     /// What the authority's key is sealed under in the metadata, in place of a key that each controller holds.
     pub passphrase: Option<Passphrase>,
+}
+
+/// How the logs are read again to find damage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScrubConfig {
+    /// Bytes a second, over all logs; 0 reads none.
+    pub bytes_per_second: u64,
+    /// A round over all logs begins at most so often.
+    pub interval: Duration,
 }
 
 /// A secret that an operator knows.

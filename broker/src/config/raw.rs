@@ -9,7 +9,7 @@ use rustls_pki_types::ServerName;
 use serde::{Deserialize, Serialize};
 
 use super::load::ConfigError;
-use super::{ClusterConfig, FirstStart, HostPort, MemoryConfig, NetworkConfig, TlsConfig};
+use super::{ClusterConfig, FirstStart, HostPort, MemoryConfig, NetworkConfig, ScrubConfig, TlsConfig};
 
 /// All options.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -31,6 +31,8 @@ pub(super) struct Broker {
     pub(super) rack: String,
     pub(super) drain_ms: u64,
     pub(super) deletion_grace_ms: u64,
+    pub(super) scrub_bytes_per_second: u64,
+    pub(super) scrub_interval_ms: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -69,6 +71,7 @@ pub(super) struct Memory {
 pub(super) struct Cluster {
     pub(super) session_ms: u64,
     pub(super) heartbeat_ms: u64,
+    pub(super) replica_lag_ms: u64,
 }
 
 impl Default for Cluster {
@@ -76,6 +79,7 @@ impl Default for Cluster {
         Cluster {
             session_ms: limits::BROKER_SESSION_DEFAULT.as_millis() as u64,
             heartbeat_ms: limits::BROKER_HEARTBEAT_INTERVAL.as_millis() as u64,
+            replica_lag_ms: limits::REPLICA_LAG_DEFAULT.as_millis() as u64,
         }
     }
 }
@@ -88,6 +92,8 @@ impl Default for Broker {
             rack: String::new(),
             drain_ms: 10_000,
             deletion_grace_ms: 60_000,
+            scrub_bytes_per_second: 4 * 1024 * 1024,
+            scrub_interval_ms: 3_600_000,
         }
     }
 }
@@ -125,6 +131,11 @@ const SESSION_MS_MAX: u64 = 600_000;
 const HEARTBEAT_MS_MIN: u64 = 10;
 const DRAIN_MS_MAX: u64 = 3_600_000;
 const DELETION_GRACE_MS_MAX: u64 = 30 * 24 * 3_600_000;
+const SCRUB_BYTES_PER_SECOND_MAX: u64 = 1 << 40;
+const SCRUB_INTERVAL_MS_MIN: u64 = 100;
+const SCRUB_INTERVAL_MS_MAX: u64 = 365 * 24 * 3_600_000;
+const REPLICA_LAG_MS_MIN: u64 = 100;
+const REPLICA_LAG_MS_MAX: u64 = 3_600_000;
 
 impl Config {
     /// Checks every value against its range.
@@ -152,6 +163,20 @@ impl Config {
                 0,
                 DELETION_GRACE_MS_MAX,
             )?),
+            scrub: ScrubConfig {
+                bytes_per_second: in_range(
+                    "broker.scrub_bytes_per_second",
+                    broker.scrub_bytes_per_second,
+                    0,
+                    SCRUB_BYTES_PER_SECOND_MAX,
+                )?,
+                interval: Duration::from_millis(in_range(
+                    "broker.scrub_interval_ms",
+                    broker.scrub_interval_ms,
+                    SCRUB_INTERVAL_MS_MIN,
+                    SCRUB_INTERVAL_MS_MAX,
+                )?),
+            },
             network: NetworkConfig {
                 listen: address("network.listen", &network.listen)?,
                 advertise: advertised("network.advertise", &network.advertise)?,
@@ -173,6 +198,12 @@ impl Config {
                 peer_advertise: advertised("network.peer_advertise", &network.peer_advertise)?,
                 session: Duration::from_millis(session_ms),
                 heartbeat: Duration::from_millis(heartbeat_ms),
+                replica_lag: Duration::from_millis(in_range(
+                    "cluster.replica_lag_ms",
+                    cluster.replica_lag_ms,
+                    REPLICA_LAG_MS_MIN,
+                    REPLICA_LAG_MS_MAX,
+                )?),
                 passphrase: None,
             },
             first_start: FirstStart::Alone,

@@ -6,15 +6,16 @@
 
 mod proposals;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod uplink;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use quinn::{RecvStream, SendStream};
-use quire_protocol::BrokerId;
 use quire_protocol::stream::StreamKind;
+use quire_protocol::{BrokerId, TopicPartition};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -54,10 +55,26 @@ pub(crate) struct Replicas {
     pub(crate) dial: Arc<dyn Dial>,
 }
 
+/// The replicas of which the controller is being told that they can not be trusted, each by one task at a time: a leader
+/// that does not know may have one taken in again as fast as it is taken out.
+#[derive(Default)]
+struct Distrusted {
+    /// Whether it is to be told again.
+    partitions: HashMap<TopicPartition, bool>,
+    told: JoinSet<TopicPartition>,
+}
+
+impl Distrusted {
+    fn is_wanted_again(&mut self, partition: TopicPartition) -> bool {
+        self.partitions.remove(&partition).is_some_and(|is_wanted_again| is_wanted_again)
+    }
+}
+
 impl Replicas {
     /// Runs until every shard has ended. Dropped, it ends all streams.
     pub(crate) async fn run(self, mut outgoing: mpsc::UnboundedReceiver<(usize, Outgoing)>) {
         let mut under_way = JoinSet::new();
+        let mut distrusted = Distrusted::default();
         loop {
             let (shard, wanted) = tokio::select! {
                 wanted = outgoing.recv() => match wanted {
@@ -65,6 +82,14 @@ impl Replicas {
                     None => return,
                 },
                 Some(_) = under_way.join_next(), if !under_way.is_empty() => continue,
+                Some(told) = distrusted.told.join_next(), if !distrusted.told.is_empty() => {
+                    if let Ok(partition) = told
+                        && distrusted.is_wanted_again(partition)
+                    {
+                        self.distrust(&mut distrusted, partition);
+                    }
+                    continue;
+                }
             };
             let (router, metadata) = (self.router.clone(), Arc::clone(&self.metadata));
             match wanted {
@@ -74,10 +99,17 @@ impl Replicas {
                 Outgoing::Propose { partition, proposal } => {
                     under_way.spawn(proposals::propose(metadata, router, self.broker, partition, proposal));
                 }
-                Outgoing::Distrust { partition } => {
-                    under_way.spawn(proposals::distrust(metadata, self.broker, partition));
-                }
+                Outgoing::Distrust { partition } => self.distrust(&mut distrusted, partition),
             }
         }
+    }
+
+    fn distrust(&self, distrusted: &mut Distrusted, partition: TopicPartition) {
+        if let Some(is_wanted_again) = distrusted.partitions.get_mut(&partition) {
+            *is_wanted_again = true;
+            return;
+        }
+        distrusted.partitions.insert(partition, false);
+        distrusted.told.spawn(proposals::distrust(Arc::clone(&self.metadata), self.broker, partition));
     }
 }

@@ -10,8 +10,8 @@ use quire_protocol::{BrokerId, TopicPartition};
 use crate::controller::{Metadata, ProposeError};
 use crate::shard::{Assignment, Event, Outcome, Router};
 
-/// How long to wait before the controller is told again that a replica can not be trusted.
-const DISTRUST_RETRY_INTERVAL: Duration = Duration::from_millis(500);
+/// The controller is told at most so often that a replica can not be trusted.
+const DISTRUST_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Asks for other in-sync replicas, and tells the shard what became of it.
 pub(super) async fn propose(
@@ -58,27 +58,39 @@ async fn taken(
     }
 }
 
-/// Tells the controller that this broker's replica can not be trusted, until it knows.
-pub(super) async fn distrust(metadata: Arc<dyn Metadata>, broker: BrokerId, partition: TopicPartition) {
-    loop {
-        let image = metadata.image();
-        let is_counted = image
-            .partition(partition)
-            .is_some_and(|known| known.in_sync.contains(&broker) || known.eligible.contains(&broker));
-        let Some(epoch) = image.broker(broker).map(|known| known.epoch).filter(|_| is_counted) else {
-            return;
-        };
-        match metadata.propose(Request::ReportSuspect { broker, epoch, partition }).await {
-            Ok(_) => return,
-            Err(ProposeError::Refused(error)) => {
-                tracing::debug!(%partition, %error, "the controller does not take it that the replica is suspect");
-                return;
-            }
-            Err(error) => {
-                tracing::warn!(%partition, %error, "the controller does not know yet that the replica is suspect");
-            }
+/// Tells the controller that this broker's replica can not be trusted, until it knows; gives the replica's partition once
+/// it may be told again.
+pub(super) async fn distrust(
+    metadata: Arc<dyn Metadata>,
+    broker: BrokerId,
+    partition: TopicPartition,
+) -> TopicPartition {
+    while tell_distrust(&*metadata, broker, partition).await {
+        tokio::time::sleep(DISTRUST_INTERVAL).await;
+    }
+    tokio::time::sleep(DISTRUST_INTERVAL).await;
+    partition
+}
+
+/// Whether it has to be told again.
+async fn tell_distrust(metadata: &dyn Metadata, broker: BrokerId, partition: TopicPartition) -> bool {
+    let image = metadata.image();
+    let is_counted = image
+        .partition(partition)
+        .is_some_and(|known| known.in_sync.contains(&broker) || known.eligible.contains(&broker));
+    let Some(epoch) = image.broker(broker).map(|known| known.epoch).filter(|_| is_counted) else {
+        return false;
+    };
+    match metadata.propose(Request::ReportSuspect { broker, epoch, partition }).await {
+        Ok(_) => false,
+        Err(ProposeError::Refused(error)) => {
+            tracing::debug!(%partition, %error, "the controller does not take it that the replica is suspect");
+            false
         }
-        tokio::time::sleep(DISTRUST_RETRY_INTERVAL).await;
+        Err(error) => {
+            tracing::warn!(%partition, %error, "the controller does not know yet that the replica is suspect");
+            true
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use quire_engine::Time;
 use quire_engine::producer::{ProducerStates, Truncated};
 use quire_engine::replication::Progress;
 use quire_protocol::topic_config::{Sync, TopicConfig};
-use quire_protocol::{BrokerId, limits};
+use quire_protocol::{BrokerId, Offset, limits};
 use quire_storage::{Completed, JobDone, JobKind, Log, LogOptions, Want};
 
 use super::assignment::Assignment;
@@ -56,6 +56,8 @@ pub(super) struct Core {
     pub(super) wanted: Vec<Wanted>,
     /// Log start or high watermark moved since it was published.
     pub(super) has_moved: bool,
+    /// The log began anew: before it is as far as its leader had committed it is not to lead.
+    lacks_to: Option<Offset>,
     jobs_under_way: u32,
     /// When `sync = interval` wants the next sync; `None` if all that was appended is covered by one.
     sync_due: Option<Time>,
@@ -94,6 +96,7 @@ impl Core {
             is_outdated: false,
             wanted: Vec::new(),
             has_moved: true,
+            lacks_to: None,
             jobs_under_way: 0,
             sync_due: None,
             is_used: true,
@@ -109,7 +112,33 @@ impl Core {
     pub(super) fn is_usable(&self, assignment: &Assignment) -> bool {
         // Neither damage nor outdated metadata ends the only replica's leadership: what is intact can be read.
         let is_alone = assignment.membership.replicas.len() == 1;
-        is_alone || (self.refusal.is_none() && assignment.leader_epoch >= self.log.leader_epoch())
+        let is_intact = self.refusal.is_none() && self.lacks_to.is_none();
+        is_alone || (is_intact && assignment.leader_epoch >= self.log.leader_epoch())
+    }
+
+    /// Whether the log began anew and has not caught up since.
+    pub(super) fn is_lacking(&self) -> bool {
+        self.lacks_to.is_some()
+    }
+
+    /// Takes note of what a leader has committed, which a log that began anew lacks.
+    pub(super) fn lacks_committed(&mut self, high_watermark: Offset) {
+        self.lacks_to = self.lacks_to.map(|to| to.max(high_watermark));
+    }
+
+    /// Takes note of how far a log that began anew has come.
+    pub(super) fn caught_up(&mut self) {
+        let safe_end = self.ends().safe_end(self.config.sync);
+        self.lacks_to = self.lacks_to.filter(|to| safe_end < *to);
+    }
+
+    /// By the controller's decision the replica has everything: nothing is held against it any more.
+    pub(super) fn trust(&mut self) {
+        let is_held = self.log.suspicion().is_any() && !self.log.is_corrupt() && !self.log.is_poisoned();
+        if is_held && self.lacks_to.is_none() && self.shared.trust() {
+            tracing::info!(partition = %self.shared.id, "this replica has caught up, and is trusted again");
+            self.log.trust();
+        }
     }
 
     /// Whether the log can be made the same as a leader's: it may be damaged, and not have failed.
@@ -158,8 +187,10 @@ impl Core {
         true
     }
 
-    /// The log begins anew: its damage is gone.
+    /// The log begins anew: its damage is gone, and so are its records.
     pub(super) fn restored(&mut self) {
+        self.lacks_to = Some(self.log.end_offset());
+        self.shared.mark_suspect();
         if self.refusal.take().is_some() {
             tracing::info!(partition = %self.shared.id, "the damaged log was dropped and is fetched anew");
             self.shared.publish_state(PartitionState::Online);

@@ -14,7 +14,9 @@ use crossbeam_channel::{Receiver, Sender};
 use quire_engine::producer::ProducerStates;
 use quire_protocol::TopicPartition;
 use quire_storage::disk::Disk;
-use quire_storage::{CloseError, Job, JobDone, JobKind, Log, LogOptions, OpenError, RecoveryReport};
+use quire_storage::{
+    CloseError, Job, JobDone, JobKind, Log, LogOptions, OpenError, RecoveryReport, remove_log,
+};
 
 use super::event::Event;
 use super::producers;
@@ -34,6 +36,17 @@ pub enum Task {
         partition: TopicPartition,
         /// Whether it is known to be there.
         is_held: bool,
+        /// How it is kept.
+        options: LogOptions,
+    },
+    /// Remove what is left of a log of which nothing can be read, and create a new one.
+    Replace {
+        /// The file system.
+        disk: Arc<dyn Disk>,
+        /// The log's directory.
+        dir: PathBuf,
+        /// Whose log it is.
+        partition: TopicPartition,
         /// How it is kept.
         options: LogOptions,
     },
@@ -86,15 +99,24 @@ impl Task {
                     true => Log::open_existing(disk, &dir, partition, options),
                     false => Log::open(disk, &dir, partition, options),
                 };
-                TaskDone::Opened(Box::new(opened.map(|(log, report)| {
-                    let producers = producers::load(&log);
-                    OpenedLog { log, report, producers }
-                })))
+                opened_log(opened)
             }
+            Task::Replace { disk, dir, partition, options } => opened_log(
+                remove_log(&*disk, &dir)
+                    .map_err(|source| OpenError::Io { operation: "removing", path: dir.clone(), source })
+                    .and_then(|()| Log::open(disk, &dir, partition, options)),
+            ),
             Task::Job(job) => TaskDone::Job(job.run()),
             Task::Close(log) => TaskDone::Closed(log.close()),
         }
     }
+}
+
+fn opened_log(opened: Result<(Log, RecoveryReport), OpenError>) -> TaskDone {
+    TaskDone::Opened(Box::new(opened.map(|(log, report)| {
+        let producers = producers::load(&log);
+        OpenedLog { log, report, producers }
+    })))
 }
 
 /// The way into a shard that never waits for room. What may be under way is bounded by what a shard owns: two file
@@ -134,7 +156,7 @@ impl FlusherQueue {
         let submitted = Submitted { partition, task, back: back.clone() };
         let queue = match submitted.task {
             Task::Job(_) => &self.jobs,
-            Task::Open { .. } | Task::Close(_) => &self.openings,
+            Task::Open { .. } | Task::Replace { .. } | Task::Close(_) => &self.openings,
         };
         queue.send(submitted).expect("flushers run as long as a shard can reach them");
     }

@@ -106,6 +106,10 @@ impl Following {
     /// Follows the metadata.
     pub(super) fn configure(&mut self, core: &mut Core, now: Now, assignment: &Assignment) {
         let (sync, is_counted) = (core.config.sync, assignment.is_counted);
+        if is_counted && core.is_lacking() {
+            // Taken on the word of a leader that did not know yet.
+            core.wanted.push(Wanted::Distrust);
+        }
         self.tell(core, now, FollowerInput::Reconfigured { sync, is_counted });
     }
 
@@ -137,7 +141,11 @@ impl Following {
         }
         match message {
             LeaderMessage::Accepted { from, high_watermark, log_start, .. } => {
+                core.lacks_committed(high_watermark);
                 self.tell(core, now, FollowerInput::Accepted { from, high_watermark, log_start });
+                if self.follower.is_fetching() {
+                    core.caught_up();
+                }
             }
             LeaderMessage::Diverging { epoch, end, .. } => {
                 let own = core.log.epochs().end_offset_for(epoch, core.log.end_offset());
@@ -191,6 +199,7 @@ impl Following {
             return;
         }
         if let Some(end) = completed.durable_end {
+            core.caught_up();
             self.tell(core, now, FollowerInput::LocalDurable { end });
         }
         if let Some(start) = completed.log_start.filter(|_| !self.is_cutting()) {
@@ -257,6 +266,7 @@ impl Following {
                 for frame in &headers {
                     core.metrics.fetched_bytes.increment(frame.frame_len() as u64);
                 }
+                core.caught_up();
                 let (end, last_epoch) = (core.log.end_offset(), core.log.leader_epoch());
                 self.tell(core, now, FollowerInput::Appended { end, last_epoch });
                 core.appended(now);

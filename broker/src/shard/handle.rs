@@ -258,6 +258,11 @@ impl Shared {
         self.is_suspect.store(true, Ordering::Release);
     }
 
+    /// The log has what was acknowledged; whether that is news.
+    pub(super) fn trust(&self) -> bool {
+        self.is_suspect.swap(false, Ordering::AcqRel)
+    }
+
     /// Shows a new state, and wakes whoever waits for the partition to be opened or closed.
     pub(super) fn publish_state(&self, state: PartitionState) {
         let is_closed = state == PartitionState::Closed;

@@ -110,9 +110,19 @@ enum Slot {
     /// Its log could not be opened.
     Failed {
         shared: Arc<handle::Shared>,
-        /// The operating system refused, which may pass: a full disk, no descriptors.
-        is_retriable: bool,
+        mend: Mend,
     },
+}
+
+/// What may help a partition whose log could not be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mend {
+    /// Time: the operating system refused, for a full disk or a lack of descriptors.
+    Retry,
+    /// Another replica, once nobody counts on this one: what is there is of no use to anyone.
+    Replace,
+    /// The operator: the files of another log are there.
+    Nothing,
 }
 
 /// Why a partition is to be let go of.
@@ -159,7 +169,7 @@ impl Shard {
     pub fn apply(&mut self, now: Now, event: Event, tasks: &mut Vec<(TopicPartition, Task)>) {
         match event {
             Event::Produce(id, request) => self.produce(id, request),
-            Event::Done(id, done) => self.done(now, id, done),
+            Event::Done(id, done) => self.done(now, id, done, tasks),
             Event::Damaged { partition, what } => {
                 if let Some(Slot::Open { partition: open, .. }) = self.slots.get_mut(&partition) {
                     open.damaged(now, what);
@@ -174,9 +184,11 @@ impl Shard {
                     self.relink(now, partition);
                 }
                 Some(Slot::Open { .. }) | None => {}
-                Some(
-                    Slot::Opening { shared, .. } | Slot::Failed { shared, .. } | Slot::Closing { shared },
-                ) => {
+                Some(Slot::Failed { shared, .. }) => {
+                    shared.configure(assignment, config);
+                    self.mend(partition, tasks);
+                }
+                Some(Slot::Opening { shared, .. } | Slot::Closing { shared }) => {
                     shared.configure(assignment, config);
                 }
             },
@@ -281,7 +293,13 @@ impl Shard {
         assert!(earlier.is_none(), "a partition is assigned once");
     }
 
-    fn done(&mut self, now: Now, id: TopicPartition, done: TaskDone) {
+    fn done(
+        &mut self,
+        now: Now,
+        id: TopicPartition,
+        done: TaskDone,
+        tasks: &mut Vec<(TopicPartition, Task)>,
+    ) {
         match done {
             TaskDone::Job(done) => {
                 if let Some(Slot::Open { partition, .. }) = self.slots.get_mut(&id) {
@@ -290,12 +308,18 @@ impl Shard {
                 self.touch(id);
                 self.relink(now, id);
             }
-            TaskDone::Opened(opened) => self.opened(now, id, *opened),
+            TaskDone::Opened(opened) => self.opened(now, id, *opened, tasks),
             TaskDone::Closed(result) => self.log_closed(id, &result),
         }
     }
 
-    fn opened(&mut self, now: Now, id: TopicPartition, opened: Result<OpenedLog, OpenError>) {
+    fn opened(
+        &mut self,
+        now: Now,
+        id: TopicPartition,
+        opened: Result<OpenedLog, OpenError>,
+        tasks: &mut Vec<(TopicPartition, Task)>,
+    ) {
         let Some(Slot::Opening { shared, end }) = self.slots.remove(&id) else {
             unreachable!("only a partition being opened has its log opened");
         };
@@ -315,20 +339,20 @@ impl Shard {
             }
             Err(error) => {
                 let what = error.to_string();
-                let (failed, is_retriable) = match error {
-                    OpenError::Io { .. } => (PartitionState::Failed { what }, true),
+                let (failed, mend) = match error {
+                    OpenError::Io { .. } => (PartitionState::Failed { what }, Mend::Retry),
                     OpenError::Missing { .. }
                     | OpenError::ManifestMissing { .. }
-                    | OpenError::ManifestDamaged { .. }
-                    | OpenError::WrongPartition { .. } => (PartitionState::Lost { what }, false),
+                    | OpenError::ManifestDamaged { .. } => (PartitionState::Lost { what }, Mend::Replace),
+                    OpenError::WrongPartition { .. } => (PartitionState::Lost { what }, Mend::Nothing),
                 };
                 // Said once, however often it is tried again.
                 if *shared.state() != failed {
-                    tracing::error!(partition = %id, %error, is_retriable, "the partition's log can not be opened");
+                    tracing::error!(partition = %id, %error, ?mend, "the partition's log can not be opened");
                     shared.publish_state(failed);
                 }
                 match end {
-                    None => Slot::Failed { shared, is_retriable },
+                    None => Slot::Failed { shared, mend },
                     Some(end) => {
                         confirm(end, &shared);
                         return;
@@ -337,8 +361,31 @@ impl Shard {
             }
         };
         self.slots.insert(id, slot);
+        // What it waits for may have come while it was tried to be opened.
+        self.mend(id, tasks);
         self.touch(id);
         self.relink(now, id);
+    }
+
+    /// Does what can be done about a log that could not be opened. While the controller counts on it, it is told not to;
+    /// what is of no use to anyone is begun anew after that, from a leader that has its records.
+    fn mend(&mut self, id: TopicPartition, tasks: &mut Vec<(TopicPartition, Task)>) {
+        let Some(Slot::Failed { shared, mend }) = self.slots.get(&id) else { return };
+        let (shared, mend) = (shared.clone(), *mend);
+        let assignment = shared.assignment();
+        // There is a leader only as far as the metadata knows of this registration.
+        if assignment.leader.is_none() || assignment.membership.replicas.len() < 2 {
+            return;
+        }
+        if assignment.is_counted {
+            self.replication.distrust(id);
+        } else if mend == Mend::Replace {
+            tracing::warn!(partition = %id, "what is left of the log is removed, and it is fetched anew");
+            let (disk, dir) = (self.store.disk.clone(), self.store.partition_dir(id));
+            let options = core::log_options(&shared.config());
+            tasks.push((id, Task::Replace { disk, dir, partition: id, options }));
+            self.slots.insert(id, Slot::Opening { shared, end: None });
+        }
     }
 
     /// Begins to let go of a partition. One that is let go of already stays with its first reason: a removal that comes
@@ -443,7 +490,7 @@ impl Shard {
                         self.touched.push(*id);
                     }
                 }
-                Slot::Failed { shared, is_retriable: true } => {
+                Slot::Failed { shared, mend: Mend::Retry } => {
                     tasks.push((*id, open_task(&self.store, shared)));
                     *slot = Slot::Opening { shared: shared.clone(), end: None };
                 }

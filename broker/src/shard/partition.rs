@@ -325,7 +325,19 @@ impl Partition {
         match &mut self.role {
             Role::Leading(leading) => leading.damaged(&mut self.core, now),
             Role::Following(following) => following.damaged(&mut self.core, now),
+            // Whoever may lead next is to be another.
+            Role::Idle if self.assignment.membership.replicas.len() > 1 => {
+                self.core.wanted.push(Wanted::Distrust);
+            }
             Role::Idle => {}
+        }
+    }
+
+    /// Who is in sync by a decision about this registration, in which what is held against it was told, holds everything.
+    fn trust(&mut self) {
+        let is_current = self.assignment.leader.is_some() && !self.is_waiting;
+        if is_current && self.assignment.membership.in_sync.contains(&self.core.broker) {
+            self.core.trust();
         }
     }
 
@@ -355,6 +367,7 @@ impl Partition {
 
     /// Appends what was queued and hands out the jobs that are due.
     pub(super) fn write(&mut self, now: Now, tasks: &mut Vec<Task>) {
+        self.trust();
         match &mut self.role {
             Role::Leading(leading) => leading.write(&mut self.core, now, tasks),
             Role::Following(following) => following.write(&mut self.core, now, tasks),

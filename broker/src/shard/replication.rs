@@ -57,6 +57,11 @@ impl Replication {
         }
     }
 
+    /// The controller is to be told that a partition's replica here can not be trusted.
+    pub(super) fn distrust(&mut self, id: TopicPartition) {
+        self.outgoing.push(Outgoing::Distrust { partition: id });
+    }
+
     /// Whether the leader can be reached.
     fn join(&mut self, leader: BrokerId, id: TopicPartition) -> bool {
         let outgoing = &mut self.outgoing;
@@ -213,7 +218,7 @@ impl Shard {
                 Wanted::Propose(proposal) => {
                     replication.outgoing.push(Outgoing::Propose { partition: id, proposal });
                 }
-                Wanted::Distrust => replication.outgoing.push(Outgoing::Distrust { partition: id }),
+                Wanted::Distrust => replication.distrust(id),
             }
         }
         if let (Some(leader), Some(progress)) = (partition.followed(), partition.take_progress())

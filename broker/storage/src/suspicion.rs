@@ -2,7 +2,8 @@
 //!
 //! It stands in a small file beside the log from the moment it is known, because what tells of it is soon gone: the next
 //! stop may be an orderly one, a failed sync is reported once, and a damaged frame below the recovery point is not read
-//! by recovery. It goes when the replica has caught up with a leader, or has begun anew. Drawn in `FORMAT.md`.
+//! by recovery. It goes when the replica has caught up with a leader; one that has begun anew lacks records until then.
+//! Drawn in `FORMAT.md`.
 
 use std::fmt;
 use std::io;
@@ -23,7 +24,7 @@ const FLAG_DAMAGED: u8 = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Suspicion {
     /// It was not closed in order, and acknowledged before it synced, or was cut at a bad frame while it was behind its
-    /// leader: the last records may be missing.
+    /// leader, or has begun anew: the last records may be missing.
     pub is_unclean: bool,
     /// A sync failed, or a write of an earlier process was lost unseen.
     pub has_lost_writes: bool,
@@ -32,6 +33,9 @@ pub struct Suspicion {
 }
 
 impl Suspicion {
+    /// The last records may be missing.
+    pub(crate) const UNCLEAN: Suspicion =
+        Suspicion { is_unclean: true, has_lost_writes: false, is_damaged: false };
     /// A sync failed.
     pub(crate) const LOST_WRITES: Suspicion =
         Suspicion { is_unclean: false, has_lost_writes: true, is_damaged: false };
@@ -80,6 +84,11 @@ impl Suspicion {
         }
     }
 
+    /// Holds this against the log in `dir`, durably, and nothing else any more.
+    pub(crate) fn store(self, disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+        small_file::replace(disk, dir, FILE_NAME, FORMAT, &[self.encode()])
+    }
+
     /// Nothing is held against the log in `dir` any more, durably.
     pub(crate) fn remove(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
         small_file::remove(disk, dir, FILE_NAME).map(drop)
@@ -109,7 +118,10 @@ impl Suspicion {
 impl fmt::Display for Suspicion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let reasons = [
-            (self.is_unclean, "it was not closed in order, and its last records may be missing"),
+            (
+                self.is_unclean,
+                "it was not closed in order or has begun anew, and its last records may be missing",
+            ),
             (self.has_lost_writes, "a sync failed or a write was lost"),
             (self.is_damaged, "records are damaged"),
         ];

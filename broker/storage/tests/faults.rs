@@ -13,7 +13,7 @@ use quire_storage::disk::{CrashOptions, Disk, Fault, OpenMode, SimDisk, Survival
 use quire_storage::inspect::{self, FindingKind};
 use quire_storage::{
     AppendContext, AppendErrorKind, CloseError, JobKind, Log, LogOptions, OpenError, ReadError, Residency,
-    Scrub,
+    Scrub, Suspicion,
 };
 
 use harness::{
@@ -435,9 +435,15 @@ fn damage_that_a_reader_found_is_known_to_the_next_open() {
         assert!(log.next_job(NO_SYNC).is_none(), "damage is not made good by trust");
         log.restart_at(Offset(3));
         let _ = log.run_jobs(NO_SYNC);
-        assert!(!log.is_corrupt() && !log.suspicion().is_any());
+        let lacks_records = |suspicion: Suspicion| suspicion.is_unclean && !suspicion.is_damaged;
+        assert!(!log.is_corrupt() && lacks_records(log.suspicion()));
         harness.disk.crash(&CrashOptions::default());
-        let (log, report) = open(&harness.disk, &options()).expect("it began anew");
+        let (mut log, report) = open(&harness.disk, &options()).expect("it began anew");
+        assert!(lacks_records(report.suspicion) && log.start_offset() == Offset(3), "it has not caught up");
+        log.trust();
+        let _ = log.run_jobs(NO_SYNC);
+        harness.disk.crash(&CrashOptions::default());
+        let (log, report) = open(&harness.disk, &options()).expect("it caught up");
         assert!(!report.is_suspect && log.start_offset() == Offset(3));
     }
 }

@@ -141,8 +141,7 @@ impl Follower {
     }
 
     fn ask(&mut self, actions: &mut Vec<FollowerAction>) {
-        // While somebody counts on what it has, nothing of it is dropped.
-        if !self.is_linked || self.has_failed || (self.begins_anew && self.is_counted) {
+        if !self.is_linked || self.has_failed {
             self.phase = Phase::Waiting;
             return;
         }
@@ -177,6 +176,13 @@ impl Follower {
         actions: &mut Vec<FollowerAction>,
     ) {
         if self.phase != Phase::Asking {
+            return;
+        }
+        if self.begins_anew && self.is_counted {
+            // While somebody counts on what it has, nothing of it is dropped. By having asked with nothing it has its
+            // leader know, which would have it taken in again at once for what it said before.
+            self.phase = Phase::Waiting;
+            actions.push(FollowerAction::Unfollow);
             return;
         }
         if let Some(to) = self.cut_later.take() {
@@ -350,9 +356,8 @@ impl Reactive for Follower {
             FollowerInput::Reconfigured { sync, is_counted } => {
                 self.sync = sync;
                 self.is_counted = is_counted;
-                if !is_counted {
-                    self.is_distrusted = false;
-                }
+                // Whoever counts on it by now may do so again: what was between is not always seen.
+                self.is_distrusted = false;
                 if self.begins_anew && self.phase == Phase::Waiting {
                     self.distrust(actions);
                     self.ask(actions);

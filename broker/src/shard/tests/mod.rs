@@ -193,7 +193,7 @@ impl Rig {
     fn job_kinds(&self) -> Vec<JobKind> {
         let kind = |(_, task): &(_, Task)| match task {
             Task::Job(job) => Some(job.kind()),
-            Task::Open { .. } | Task::Close(_) => None,
+            _ => None,
         };
         self.tasks.iter().filter_map(kind).collect()
     }

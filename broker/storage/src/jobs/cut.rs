@@ -3,7 +3,7 @@
 //! Both are one change of the manifest. What must never be beyond the log's end, the checkpoint, the leader epochs and what
 //! is known of the producers, is lowered before; it fits the log as it was, so that a crash in between only leaves it
 //! uncut. The checkpoint goes first: from there on recovery reads what the others no longer tell. The files that go are
-//! removed last, and what was held against the replica after them.
+//! removed last; what was held against the replica gives way after them to the note that it has to catch up.
 //!
 //! A log that begins anew deletes what it had, damaged or not. Nobody waits for it any more: the replica left the in-sync
 //! and the eligible ones before, and its leader has the records. A copy kept aside would take the room that fetching them
@@ -32,6 +32,9 @@ use crate::{small_file, unwritten};
 /// Bytes read at once.
 const WINDOW_BYTES: u64 = 1024 * 1024;
 
+/// What is noted of a log that begins anew.
+const BEGUN_ANEW: &str = "noting that the replica begins anew";
+
 /// What a cut needs.
 #[derive(Debug)]
 pub(crate) struct CutWork {
@@ -46,8 +49,6 @@ pub(crate) struct CutWork {
     pub(crate) is_synced: bool,
     /// There was never a segment, and a marker says so.
     pub(crate) is_new: bool,
-    /// Something is held against the replica.
-    pub(crate) is_suspect: bool,
 }
 
 /// Where the log ends after a cut.
@@ -85,6 +86,12 @@ struct Kept {
 
 impl Place {
     pub(super) fn cut(&self, work: CutWork) -> Result<UpkeepDone, Failure> {
+        let begins_anew = matches!(work.to, CutTo::Anew(at) if !(work.is_new && at == Offset::ZERO));
+        // It is not to lead before it caught up, from before its records go until it has.
+        let held = match begins_anew {
+            true => Suspicion::UNCLEAN.add(&*self.disk, &self.dir).map_err(fatal(BEGUN_ANEW))?,
+            false => Suspicion::default(),
+        };
         let done = match work.to {
             CutTo::End(to) => self.truncate(&work, to)?,
             CutTo::Anew(at) => self.restart(&work, at)?,
@@ -94,9 +101,9 @@ impl Place {
                 recovery::remove_segment(&*self.disk, &self.dir, entry.name);
             }
         }
-        if matches!(work.to, CutTo::Anew(_)) && work.is_suspect {
-            Suspicion::remove(&*self.disk, &self.dir)
-                .map_err(fatal("noting that nothing is held against the replica"))?;
+        // What was held against it otherwise went with its records.
+        if begins_anew && held != Suspicion::UNCLEAN {
+            Suspicion::UNCLEAN.store(&*self.disk, &self.dir).map_err(fatal(BEGUN_ANEW))?;
         }
         Ok(UpkeepDone::Cut(Box::new(done)))
     }

@@ -103,7 +103,8 @@ impl Log {
         self.upkeep.cut = Some(CutTo::End(to));
     }
 
-    /// Drops all that is in the log, and begins anew at `at`, damage forgotten. As [`Log::truncate`].
+    /// Drops all that is in the log, and begins anew at `at`, damage forgotten; what it has to catch up with is held against
+    /// it until [`Log::trust`]. As [`Log::truncate`].
     pub fn restart_at(&mut self, at: Offset) {
         self.upkeep.cut = Some(CutTo::Anew(at));
     }
@@ -133,7 +134,6 @@ impl Log {
             index_interval: self.options.index_interval_bytes,
             is_synced: self.options.is_synced,
             is_new: self.upkeep.is_new,
-            is_suspect: self.suspicion.is_any() || self.is_corrupt(),
         }
     }
 
@@ -158,7 +158,7 @@ impl Log {
         if is_anew {
             self.corruption = None;
             self.is_marked_corrupt = false;
-            self.suspicion = Suspicion::default();
+            self.suspicion = if is_new { Suspicion::default() } else { Suspicion::UNCLEAN };
         }
         let verdict = self.upkeep.verdict.take().filter(|_| !is_anew);
         self.upkeep = Upkeep::new(false, false, is_new, end);

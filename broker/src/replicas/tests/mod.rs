@@ -1,5 +1,7 @@
 //! Three brokers in one process over real QUIC on loopback, with a metadata log that they share.
 
+mod integrity;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -35,23 +37,23 @@ use crate::shard::{
     PartitionHandle, Partitions, ProduceReply, ProduceRequest, Shards, ShardsOptions, SystemClock,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One controller that never fails, and everybody's image.
 #[derive(Debug)]
-struct SharedMetadata {
+pub(crate) struct SharedMetadata {
     decider: Mutex<(Controller, SplitMix64)>,
     image: watch::Sender<Arc<Image>>,
 }
 
 impl SharedMetadata {
-    fn new() -> Arc<SharedMetadata> {
+    pub(crate) fn new() -> Arc<SharedMetadata> {
         let controller = Controller::new();
         let image = watch::Sender::new(Arc::clone(controller.image()));
         Arc::new(SharedMetadata { decider: Mutex::new((controller, SplitMix64::new(7))), image })
     }
 
-    fn ask(&self, request: Request) -> Result<Response, ProposeError> {
+    pub(crate) fn ask(&self, request: Request) -> Result<Response, ProposeError> {
         let mut decider = self.decider.lock().expect("nobody panics");
         let (controller, random) = &mut *decider;
         let decision = controller.decide(Timestamp(1_000), random, request)?;
@@ -183,7 +185,9 @@ impl Cluster {
         };
         let replicas = tokio::spawn(replicas.run(wanted));
         self.starts += 1;
+        partitions.all_opened().await;
         let registration = RegisterBroker {
+            suspects: partitions.suspects(),
             cluster_id: "c".to_owned(),
             broker,
             incarnation: [self.starts; 16],

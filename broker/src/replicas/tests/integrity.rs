@@ -1,0 +1,172 @@
+//! Damaged, lost and suspect replicas: they leave the in-sync replicas, lead nothing, are fetched again from a leader, and
+//! are trusted then.
+
+use std::path::Path;
+
+use quire_storage::ReadError;
+
+use super::*;
+use crate::shard::PartitionState;
+
+const RECORDS: u64 = 30;
+
+impl Cluster {
+    /// A partition with records that are on all three disks.
+    async fn filled(&self, config: &[(&str, &str)]) -> TopicPartition {
+        let config: Vec<_> = config.iter().copied().chain([("min.insync.replicas", "2")]).collect();
+        let id = partition(self.create("flights", 1, &config).await, 0);
+        let handle = self.leading(id).await;
+        for number in 0..RECORDS {
+            produce(&handle, &format!("record {number} {}", "x".repeat(3_000))).await.expect("taken");
+        }
+        self.until_same(id).await;
+        id
+    }
+
+    fn follower(&self, id: TopicPartition) -> u32 {
+        let leader = self.leader(id).expect("somebody leads");
+        *self.brokers.keys().find(|broker| **broker != leader).expect("two follow")
+    }
+
+    fn handle(&self, broker: u32, id: TopicPartition) -> PartitionHandle {
+        self.brokers[&broker].shards.partitions().find_replica(id).expect("its log is open")
+    }
+
+    fn is_in_sync(&self, broker: u32, id: TopicPartition) -> bool {
+        self.metadata.image().partition(id).is_some_and(|known| known.in_sync.contains(&BrokerId(broker)))
+    }
+
+    /// Flips a bit in the middle of a partition's first segment.
+    fn damage(&self, broker: u32, id: TopicPartition) {
+        let disk = &self.disks[&broker];
+        let dir = dir_of(id);
+        let names = disk.list(&dir).expect("the partition has a directory");
+        let segment = names.iter().find(|name| name.ends_with(".log")).expect("it has a segment");
+        disk.flip_bit(&dir.join(segment), 20_000, 3);
+    }
+
+    /// Waits until the replica was found damaged, left, and came back with all that its leader has.
+    async fn until_fetched_again(&self, broker: u32, id: TopicPartition) {
+        self.until("it is in sync again, and trusted", |cluster| {
+            let partitions = cluster.brokers[&broker].shards.partitions();
+            cluster.in_sync(id) == 3 && partitions.suspects().is_empty()
+        })
+        .await;
+        self.until_same(id).await;
+        assert_eq!(*self.handle(broker, id).state(), PartitionState::Online);
+        let handle = self.leading(id).await;
+        produce(&handle, "afterwards").await.expect("taken");
+        self.until_same(id).await;
+    }
+}
+
+fn dir_of(id: TopicPartition) -> PathBuf {
+    Path::new("/data/topics").join(id.topic.to_string()).join(id.partition.to_string())
+}
+
+/// Reads all that is committed, as a consumer does; the damage it comes to, if any, told to the shard.
+async fn read_all(handle: &PartitionHandle) -> Result<(), ErrorCode> {
+    let reader = handle.reader();
+    let (mut next, end) = (reader.log_start(), reader.high_watermark());
+    while next < end {
+        match reader.read(next, 4096, end, Residency::Any) {
+            Ok(slice) => next = slice.next_offset,
+            Err(error) => {
+                assert!(matches!(error, ReadError::Corrupt { .. }), "{error}");
+                return Err(handle.read_failed(error).await.code);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_found_damaged_at_the_start_is_fetched_again_and_trusted() {
+    let mut cluster = Cluster::start().await;
+    let id = cluster.filled(&[]).await;
+    let broker = cluster.leader(id).expect("somebody leads");
+    cluster.crash(broker).await;
+    cluster.damage(broker, id);
+    cluster.start_broker(broker).await;
+    assert!(!cluster.is_in_sync(broker, id), "it was registered as suspect");
+    cluster.until_fetched_again(broker, id).await;
+    // What was held against it is gone for good.
+    cluster.crash(broker).await;
+    cluster.start_broker(broker).await;
+    assert_eq!(cluster.brokers[&broker].shards.partitions().suspects(), []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_that_a_reader_finds_takes_a_follower_out_until_it_was_fetched_again() {
+    let cluster = Cluster::start().await;
+    let id = cluster.filled(&[]).await;
+    let broker = cluster.follower(id);
+    cluster.damage(broker, id);
+    let before = cluster.metadata.image().partition(id).expect("it exists").partition_epoch;
+    assert_eq!(read_all(&cluster.handle(broker, id)).await, Err(ErrorCode::CorruptLog));
+    let has_left = |cluster: &Cluster| {
+        cluster.metadata.image().partition(id).is_some_and(|known| known.partition_epoch > before)
+    };
+    cluster.until("it left", has_left).await;
+    cluster.until_fetched_again(broker, id).await;
+    assert_eq!(read_all(&cluster.handle(broker, id)).await, Ok(()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_log_is_damaged_leads_no_more_and_follows() {
+    let cluster = Cluster::start().await;
+    let id = cluster.filled(&[]).await;
+    let broker = cluster.leader(id).expect("somebody leads");
+    cluster.damage(broker, id);
+    assert_eq!(read_all(&cluster.handle(broker, id)).await, Err(ErrorCode::CorruptLog));
+    cluster.until("another leads", |cluster| cluster.leader(id).is_some_and(|leader| leader != broker)).await;
+    cluster.until_fetched_again(broker, id).await;
+    assert_ne!(cluster.leader(id), Some(broker));
+}
+
+/// What is left without a manifest is of no use to anyone; the others have the records.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_of_which_nothing_can_be_read_is_replaced_once_nobody_counts_on_it() {
+    let mut cluster = Cluster::start().await;
+    let id = cluster.filled(&[]).await;
+    let broker = cluster.leader(id).expect("somebody leads");
+    for is_damaged in [true, false] {
+        cluster.crash(broker).await;
+        let (disk, manifest) = (&cluster.disks[&broker], dir_of(id).join("manifest"));
+        match is_damaged {
+            true => disk.flip_bit(&manifest, 20, 3),
+            false => quire_storage::remove_log(disk, &dir_of(id)).expect("it goes"),
+        }
+        cluster.start_broker(broker).await;
+        assert!(!cluster.is_in_sync(broker, id), "it was registered as suspect");
+        cluster.until_fetched_again(broker, id).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unclean_stop_without_syncs_makes_a_replica_suspect_until_it_caught_up() {
+    let mut cluster = Cluster::start().await;
+    let id = cluster.filled(&[("sync", "interval")]).await;
+    let broker = cluster.leader(id).expect("somebody leads");
+    for _ in 0..2 {
+        cluster.crash(broker).await;
+        cluster.start_broker(broker).await;
+        assert!(!cluster.is_in_sync(broker, id), "it was registered as suspect");
+        cluster.until_fetched_again(broker, id).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_whose_sync_failed_is_suspect_after_the_next_start_and_then_trusted() {
+    let mut cluster = Cluster::start().await;
+    let id = cluster.filled(&[]).await;
+    let broker = cluster.follower(id);
+    cluster.disks[&broker].inject(quire_storage::disk::Fault::SyncFails { nth: 1 });
+    let handle = cluster.leading(id).await;
+    produce(&handle, "not on all disks").await.expect("two suffice");
+    cluster.until("it left", |cluster| !cluster.is_in_sync(broker, id)).await;
+    cluster.crash(broker).await;
+    cluster.start_broker(broker).await;
+    assert!(!cluster.is_in_sync(broker, id), "it was registered as suspect");
+    cluster.until_fetched_again(broker, id).await;
+}
