@@ -58,8 +58,8 @@ pub mod simulation {
     pub use crate::metrics::ShardMetrics;
     pub use crate::shard::{
         Assignment, Closed, Downlink, Event, Fetched, ForFollower, Limits, Now, Outcome, Outgoing,
-        PartitionHandle, PartitionState, ProduceReply, ProduceRequest, Shard, Shared, SlotProgress, Standing,
-        Store, Task, TaskDone, Uplink, Watermarks,
+        PartitionHandle, PartitionState, ProduceReply, ProduceRequest, ScrubDone, ScrubOptions, ScrubStep,
+        Shard, Shared, SlotProgress, Standing, Store, Task, TaskDone, Uplink, Watermarks,
     };
 }
 

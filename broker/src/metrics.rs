@@ -65,6 +65,16 @@ const COMMITTED_TRUNCATED: Description = Description {
     unit: Unit::Count,
     help: "Offsets below the high watermark that were cut because the leader does not have them: lost by an unclean election.",
 };
+const CHAINS_COMPARED: Description = Description {
+    name: "quire_replica_chains_compared_total",
+    unit: Unit::Count,
+    help: "Times that a follower compared its history with its leader's.",
+};
+const CHAINS_DIFFERENT: Description = Description {
+    name: "quire_replica_chains_different_total",
+    unit: Unit::Count,
+    help: "Times that a follower's history was not its leader's, so that it was fetched anew.",
+};
 const CONSUME_BYTES: Description = Description {
     name: "quire_consume_bytes_total",
     unit: Unit::Bytes,
@@ -117,6 +127,16 @@ const LOG_SYNC_SECONDS: Description = Description {
     name: "quire_log_sync_seconds",
     unit: Unit::Seconds,
     help: "How long the disk took to sync a partition.",
+};
+const SCRUBBED_BYTES: Description = Description {
+    name: "quire_scrubbed_bytes_total",
+    unit: Unit::Bytes,
+    help: "Bytes of partitions read again to find damage, and found intact.",
+};
+const SCRUB_DAMAGE: Description = Description {
+    name: "quire_scrub_damage_total",
+    unit: Unit::Count,
+    help: "Times that a partition read again was found damaged.",
 };
 const SHARD_QUEUE_EVENTS: Description = Description {
     name: "quire_shard_queue_events",
@@ -187,6 +207,10 @@ pub struct ShardMetrics {
     pub(crate) committed_truncated: Counter,
     pub(crate) syncs: Counter,
     pub(crate) sync_seconds: Histogram,
+    pub(crate) scrubbed_bytes: Counter,
+    pub(crate) scrub_damage: Counter,
+    pub(crate) chains_compared: Counter,
+    pub(crate) chains_different: Counter,
 }
 
 impl Metrics {
@@ -231,6 +255,10 @@ impl Metrics {
                 committed_truncated: registry.counter(&COMMITTED_TRUNCATED),
                 syncs: registry.counter(&LOG_SYNCS),
                 sync_seconds: registry.histogram(&LOG_SYNC_SECONDS),
+                scrubbed_bytes: registry.counter(&SCRUBBED_BYTES),
+                scrub_damage: registry.counter(&SCRUB_DAMAGE),
+                chains_compared: registry.counter(&CHAINS_COMPARED),
+                chains_different: registry.counter(&CHAINS_DIFFERENT),
             }),
         }
     }
@@ -258,6 +286,10 @@ impl ShardMetrics {
             committed_truncated: Counter::noop(),
             syncs: Counter::noop(),
             sync_seconds: Histogram::noop(),
+            scrubbed_bytes: Counter::noop(),
+            scrub_damage: Counter::noop(),
+            chains_compared: Counter::noop(),
+            chains_different: Counter::noop(),
         })
     }
 }

@@ -37,7 +37,7 @@ use crate::net::renewal;
 use crate::net::reset::ResetKey;
 use crate::net::tls::{self, Admits, BrokerCertificate, TlsError};
 use crate::producer_ids::ProducerIds;
-use crate::shard::{Clock, Outgoing, Shards, ShardsOptions, SystemClock};
+use crate::shard::{Clock, Outgoing, ScrubOptions, Shards, ShardsOptions, SystemClock};
 use crate::shutdown::{ShutdownReport, StopSignal, Stopping, Underway};
 use crate::threads;
 
@@ -578,6 +578,10 @@ impl Opening<'_> {
             deletion_grace: self.config.deletion_grace,
             replica_lag: self.config.cluster.replica_lag,
             fetch_bytes: limits::REPLICA_MEMORY_BYTES,
+            scrub: ScrubOptions {
+                bytes_per_second: self.config.scrub.bytes_per_second,
+                interval: self.config.scrub.interval,
+            },
             registration,
             outgoing,
             metrics: Arc::clone(&self.metrics.shards),

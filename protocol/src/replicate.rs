@@ -9,6 +9,7 @@
 //! drains: so a slow partition never blocks its neighbours.
 
 use crate::error_code::ErrorCode;
+use crate::frame::Chain;
 use crate::ids::{LeaderEpoch, Offset, TopicPartition};
 use crate::limits;
 use crate::stream::{Fields, Frames, StreamError, encode_partition};
@@ -117,6 +118,16 @@ pub enum LeaderMessage {
         /// Why.
         code: ErrorCode,
     },
+    /// Tag 6: the leader's history up to an offset that is committed and was sent, now and then, so that a follower finds
+    /// out if its own is another.
+    Chain {
+        /// The slot.
+        slot: u32,
+        /// The offset after a frame.
+        end: Offset,
+        /// The chain up to there.
+        chain: Chain,
+    },
 }
 
 const TAG_FOLLOW: u8 = 1;
@@ -128,6 +139,7 @@ const TAG_DIVERGING: u8 = 2;
 const TAG_FRAMES: u8 = 3;
 const TAG_WATERMARKS: u8 = 4;
 const TAG_REFUSED: u8 = 5;
+const TAG_CHAIN: u8 = 6;
 
 impl FollowerMessage {
     /// Longest body (bytes), the entries of a progress vector excluded.
@@ -246,12 +258,13 @@ fn decode_entries(length: usize, entries: &[u8]) -> Result<Vec<Progress>, Stream
 
 impl LeaderMessage {
     /// Longest body (bytes).
-    pub const BODY_LEN_MAX: usize = Self::ACCEPTED_LEN;
+    pub const BODY_LEN_MAX: usize = Self::CHAIN_LEN;
     const ACCEPTED_LEN: usize = 28;
     const DIVERGING_LEN: usize = 16;
     const FRAMES_LEN: usize = 24;
     const WATERMARKS_LEN: usize = 20;
     const REFUSED_LEN: usize = 6;
+    const CHAIN_LEN: usize = 44;
 
     /// Length of the body after this tag.
     ///
@@ -264,6 +277,7 @@ impl LeaderMessage {
             TAG_FRAMES => Ok(Self::FRAMES_LEN),
             TAG_WATERMARKS => Ok(Self::WATERMARKS_LEN),
             TAG_REFUSED => Ok(Self::REFUSED_LEN),
+            TAG_CHAIN => Ok(Self::CHAIN_LEN),
             _ => Err(StreamError::Field("replicate tag")),
         }
     }
@@ -301,6 +315,11 @@ impl LeaderMessage {
                 slot: fields.u32()?,
                 code: ErrorCode::from_number(fields.u16()?).unwrap_or(ErrorCode::Internal),
             },
+            TAG_CHAIN => LeaderMessage::Chain {
+                slot: fields.u32()?,
+                end: fields.offset()?,
+                chain: Chain(fields.take()?),
+            },
             _ => return Err(StreamError::Field("replicate tag")),
         })
     }
@@ -335,6 +354,12 @@ impl LeaderMessage {
                 out.extend_from_slice(&slot.to_le_bytes());
                 out.extend_from_slice(&code.number().to_le_bytes());
             }
+            LeaderMessage::Chain { slot, end, chain } => {
+                out.push(TAG_CHAIN);
+                out.extend_from_slice(&slot.to_le_bytes());
+                encode_offsets(&[*end], out);
+                out.extend_from_slice(&chain.0);
+            }
         }
     }
 
@@ -345,7 +370,8 @@ impl LeaderMessage {
             | LeaderMessage::Diverging { slot, .. }
             | LeaderMessage::Frames { slot, .. }
             | LeaderMessage::Watermarks { slot, .. }
-            | LeaderMessage::Refused { slot, .. } => *slot,
+            | LeaderMessage::Refused { slot, .. }
+            | LeaderMessage::Chain { slot, .. } => *slot,
         }
     }
 }

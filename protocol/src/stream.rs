@@ -472,7 +472,7 @@ pub(crate) fn encode_partition(partition: TopicPartition, out: &mut Vec<u8>) {
 pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
 
 impl Fields<'_> {
-    fn take<const N: usize>(&mut self) -> Result<[u8; N], StreamError> {
+    pub(crate) fn take<const N: usize>(&mut self) -> Result<[u8; N], StreamError> {
         let (field, rest) = self.0.split_first_chunk::<N>().ok_or(StreamError::Short)?;
         self.0 = rest;
         Ok(*field)

@@ -287,6 +287,7 @@ fn replicate_messages() {
         ("replicate-frames", LeaderMessage::Frames { slot, length: 4096, high_watermark, log_start }),
         ("replicate-watermarks", LeaderMessage::Watermarks { slot, high_watermark, log_start }),
         ("replicate-refused", LeaderMessage::Refused { slot, code: ErrorCode::FencedLeaderEpoch }),
+        ("replicate-chain", LeaderMessage::Chain { slot, end: Offset(18_400), chain: Chain([0xc4; 32]) }),
     ];
     for (name, message) in told {
         let mut encoded = Vec::new();

@@ -1,6 +1,7 @@
 //! Messages of replicate streams: what is encoded is decoded, and any bytes are a message or an error.
 
 use proptest::prelude::*;
+use quire_protocol::frame::Chain;
 use quire_protocol::replicate::{Follow, FollowerMessage, LeaderMessage, Progress};
 use quire_protocol::stream::{Frames, StreamError};
 use quire_protocol::{ErrorCode, LeaderEpoch, Offset, PartitionIndex, TopicId, TopicPartition, limits};
@@ -41,13 +42,14 @@ fn any_follower_message() -> impl Strategy<Value = FollowerMessage> {
 fn any_leader_message() -> impl Strategy<Value = LeaderMessage> {
     let offsets = (any_offset(), any_offset(), any_offset());
     let code = proptest::sample::select(ErrorCode::ALL.to_vec());
-    (any::<[u32; 2]>(), offsets, 1..=Frames::LENGTH_MAX as u32, code, 0..5).prop_map(
+    (any::<[u32; 2]>(), offsets, 1..=Frames::LENGTH_MAX as u32, code, 0..6).prop_map(
         |([slot, epoch], (from, high_watermark, log_start), length, code, which)| match which {
             0 => LeaderMessage::Accepted { slot, from, high_watermark, log_start },
             1 => LeaderMessage::Diverging { slot, epoch: LeaderEpoch(epoch), end: from },
             2 => LeaderMessage::Frames { slot, length, high_watermark, log_start },
             3 => LeaderMessage::Watermarks { slot, high_watermark, log_start },
-            _ => LeaderMessage::Refused { slot, code },
+            4 => LeaderMessage::Refused { slot, code },
+            _ => LeaderMessage::Chain { slot, end: from, chain: Chain([epoch as u8; 32]) },
         },
     )
 }

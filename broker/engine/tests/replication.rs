@@ -305,6 +305,8 @@ fn what_is_counted_on_is_not_dropped_before_the_controller_knows() {
     let counted = |is_counted| FollowerInput::Reconfigured { sync: Sync::Always, is_counted };
     // It may have been taken out and in again since, which is not always seen.
     assert_eq!(hear(&mut follower, counted(true)), [FollowerAction::Distrust, asks(None, 0)]);
+    assert_eq!(hear(&mut follower, counted(true)), [], "it has asked already");
+    assert_eq!(hear(&mut follower, is_accepted(2, 10)), [FollowerAction::Unfollow, FollowerAction::Distrust]);
     assert_eq!(hear(&mut follower, FollowerInput::LinkUp), [asks(None, 0)]);
     assert_eq!(hear(&mut follower, is_accepted(2, 10)), [FollowerAction::Unfollow]);
     assert_eq!(hear(&mut follower, counted(false)), [asks(None, 0)]);

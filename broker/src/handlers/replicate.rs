@@ -15,11 +15,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use quinn::{RecvStream, SendStream};
 use quire_engine::replication::Progress;
+use quire_protocol::frame::Chain;
 use quire_protocol::replicate::{self, Follow, FollowerMessage, LeaderMessage};
 use quire_protocol::stream::StreamError;
 use quire_protocol::{BrokerId, ErrorCode, LeaderEpoch, Offset, TopicPartition, limits};
 use quire_storage::{ReadError, Residency, Slice};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 
 use crate::shard::{Downlink, Event, ForFollower, PartitionHandle, Partitions, SlotProgress};
 
@@ -185,6 +187,12 @@ struct Sending<'a> {
     cold: JoinSet<(u32, Result<Slice, ReadError>)>,
     /// Slots that wait for their turn to read from the disk.
     cold_queue: VecDeque<u32>,
+    /// The chain that is being looked up, and where; at most one.
+    chain: JoinSet<(u32, Option<(Offset, Chain)>)>,
+    /// When the next one is.
+    chain_due: Instant,
+    /// The slot whose chain was told last.
+    chain_told: u32,
     /// What is to be written next.
     chunks: Vec<Bytes>,
     bytes: usize,
@@ -202,6 +210,9 @@ impl<'a> Sending<'a> {
             queue: VecDeque::new(),
             cold: JoinSet::new(),
             cold_queue: VecDeque::new(),
+            chain: JoinSet::new(),
+            chain_due: Instant::now() + limits::CHAIN_TOLD_INTERVAL,
+            chain_told: 0,
             chunks: Vec::new(),
             bytes: 0,
         }
@@ -236,8 +247,29 @@ impl<'a> Sending<'a> {
                     }
                     Err(_) => return End::Gone,
                 },
+                Some(Ok((slot, found))) = self.chain.join_next() => {
+                    if let (Some((end, chain)), Some(_)) = (found, self.cursors.get(&slot)) {
+                        self.say(&LeaderMessage::Chain { slot, end, chain }, Vec::new(), 0);
+                    }
+                }
+                () = sleep_until(self.chain_due), if !self.cursors.is_empty() => self.look_up_chain(),
             }
         }
+    }
+
+    /// Looks up the chain of the next partition in turn, at the last committed frame that was sent.
+    fn look_up_chain(&mut self) {
+        self.chain_due = Instant::now() + limits::CHAIN_TOLD_INTERVAL;
+        if !self.chain.is_empty() {
+            return;
+        }
+        let next = self.cursors.keys().copied().filter(|slot| *slot > self.chain_told).min();
+        let Some(slot) = next.or_else(|| self.cursors.keys().copied().min()) else { return };
+        self.chain_told = slot;
+        let cursor = &self.cursors[&slot];
+        let reader = cursor.handle.reader().clone();
+        let end = reader.high_watermark().min(cursor.next);
+        self.chain.spawn_blocking(move || (slot, reader.chain_at(end, Residency::Any).ok().flatten()));
     }
 
     fn apply(&mut self, taken: ForFollower) {

@@ -178,7 +178,9 @@ async fn receive(asked: &Asked, recv: &mut RecvStream) -> Result<(LeaderMessage,
             asked.forget(slot);
             Fetched::default()
         }
-        LeaderMessage::Accepted { .. } | LeaderMessage::Watermarks { .. } => Fetched::default(),
+        LeaderMessage::Accepted { .. } | LeaderMessage::Watermarks { .. } | LeaderMessage::Chain { .. } => {
+            Fetched::default()
+        }
     };
     Ok((message, frames))
 }

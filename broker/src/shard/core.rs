@@ -174,10 +174,16 @@ impl Core {
         if self.log.is_corrupt() {
             return false;
         }
-        tracing::error!(
-            partition = %self.shared.id, what,
-            "the log is damaged: what is intact can be read, nothing is appended until it is restored"
-        );
+        match self.shared.assignment().membership.replicas.len() {
+            0 | 1 => tracing::error!(
+                partition = %self.shared.id, what,
+                "the log is damaged: what is intact can be read, nothing is appended until it is restored"
+            ),
+            _ => tracing::error!(
+                partition = %self.shared.id, what,
+                "the log is damaged: it does not lead, and is fetched again from the replica that does"
+            ),
+        }
         self.log.mark_corrupt();
         if self.refusal.is_some() && !std::mem::take(&mut self.is_outdated) {
             return false;

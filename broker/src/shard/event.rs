@@ -15,6 +15,7 @@ use super::assignment::Assignment;
 use super::flush::TaskDone;
 use super::handle::Shared;
 use super::link::{Downlink, Uplink};
+use super::scrubbing::ScrubDone;
 use crate::error::RequestError;
 
 /// One batch to be appended.
@@ -52,6 +53,8 @@ pub enum Event {
         /// Which, and how.
         what: String,
     },
+    /// A piece of a log was read again.
+    Scrubbed(ScrubDone),
     /// Begin to own a partition.
     Open(Arc<Shared>),
     /// The partition's settings, leadership or replicas changed.

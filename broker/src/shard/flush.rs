@@ -20,6 +20,7 @@ use quire_storage::{
 
 use super::event::Event;
 use super::producers;
+use super::scrubbing::ScrubStep;
 use crate::metrics::ShardMetrics;
 use crate::threads;
 
@@ -148,9 +149,16 @@ pub(super) struct FlusherQueue {
     jobs: Sender<Submitted>,
     /// Opens and closes, which may take long.
     openings: Sender<Submitted>,
+    /// What is read again to find damage, at most one piece of each shard.
+    scrubs: Sender<(ScrubStep, Direct)>,
 }
 
 impl FlusherQueue {
+    /// Hands over a piece to be read; what came of it goes `back`.
+    pub(super) fn scrub(&self, step: ScrubStep, back: &Direct) {
+        self.scrubs.send((step, back.clone())).expect("the scrubber runs as long as a shard can reach it");
+    }
+
     /// Hands over a task; its result goes `back`.
     pub(super) fn submit(&self, partition: TopicPartition, task: Task, back: &Direct) {
         let submitted = Submitted { partition, task, back: back.clone() };
@@ -167,16 +175,23 @@ impl FlusherQueue {
 pub(super) struct Flushers(Vec<JoinHandle<()>>);
 
 impl Flushers {
-    /// Starts so many threads for jobs, and so many that open and close logs.
+    /// Starts so many threads for jobs, so many that open and close logs, and one that reads them again.
     pub(super) fn start(
         flushers: usize,
         openers: usize,
         metrics: &Arc<ShardMetrics>,
     ) -> io::Result<(FlusherQueue, Flushers)> {
-        let mut threads = Vec::with_capacity(flushers + openers);
-        let jobs = start_threads("flusher", flushers, metrics, &mut threads)?;
-        let openings = start_threads("opener", openers, metrics, &mut threads)?;
-        Ok((FlusherQueue { jobs, openings }, Flushers(threads)))
+        let mut started = Vec::with_capacity(flushers + openers + 1);
+        let jobs = start_threads("flusher", flushers, metrics, &mut started)?;
+        let openings = start_threads("opener", openers, metrics, &mut started)?;
+        let (scrubs, submitted) = crossbeam_channel::unbounded::<(ScrubStep, Direct)>();
+        let scrub = move || {
+            while let Ok((step, back)) = submitted.recv() {
+                back.send(step.run());
+            }
+        };
+        started.push(threads::spawn("scrubber".to_owned(), scrub)?);
+        Ok((FlusherQueue { jobs, openings, scrubs }, Flushers(started)))
     }
 
     /// Waits for the threads to end.

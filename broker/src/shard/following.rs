@@ -13,10 +13,10 @@ use bytes::Bytes;
 use quire_engine::Time;
 use quire_engine::machine::Reactive;
 use quire_engine::replication::{EpochEnd, Follower, FollowerAction, FollowerInput, FollowerStart};
-use quire_protocol::frame;
+use quire_protocol::frame::{self, Chain};
 use quire_protocol::replicate::{LeaderMessage, Progress};
 use quire_protocol::{BrokerId, LeaderEpoch, Offset};
-use quire_storage::{AppendErrorKind, AppendFramesErrorKind, Completed};
+use quire_storage::{AppendErrorKind, AppendFramesErrorKind, Completed, Residency};
 
 use super::assignment::Assignment;
 use super::clock::Now;
@@ -161,11 +161,38 @@ impl Following {
             LeaderMessage::Watermarks { high_watermark, log_start, .. } => {
                 self.watermarks = Some((high_watermark, log_start));
             }
+            LeaderMessage::Chain { end, chain, .. } => self.compare(core, now, end, chain),
             LeaderMessage::Refused { code, .. } => {
                 tracing::debug!(partition = %core.shared.id, leader = %self.leader, %code, "not followed for now");
                 self.forget_request();
                 self.tell(core, now, FollowerInput::Refused);
             }
+        }
+    }
+
+    /// The leader tells what its history up to an offset is. Where this log has not come so far yet, or would have to wait
+    /// for the disk to know, it is told again another time.
+    fn compare(&mut self, core: &mut Core, now: Now, end: Offset, chain: Chain) {
+        if !self.follower.is_fetching() || core.log.is_corrupt() {
+            return;
+        }
+        let own = match end == core.log.end_offset() {
+            true => core.log.known_chain().map(|chain| (end, chain)),
+            false => core.log.reader().chain_at(end, Residency::Resident).ok().flatten(),
+        };
+        // Frames are the same everywhere: one that ends elsewhere is of another history too.
+        let Some((own_end, own)) = own else { return };
+        core.metrics.chains_compared.increment(1);
+        if (own_end, own) == (end, chain) {
+            return;
+        }
+        core.metrics.chains_different.increment(1);
+        let leader = self.leader;
+        if core.damaged(format!(
+            "its history up to offset {end} is not that of its leader, broker {leader}: the chain there is {own} and not \
+             {chain}"
+        )) {
+            self.damaged(core, now);
         }
     }
 

@@ -288,7 +288,6 @@ pub struct Partitions {
     broker: BrokerId,
     /// The shards' queues, to tell how full they are.
     queues: Arc<[mpsc::Sender<Event>]>,
-    #[allow(dead_code, reason = "clusters are wired up next")]
     router: Router,
 }
 
@@ -315,7 +314,6 @@ impl Partitions {
     }
 
     /// The way to the shards for what must never wait.
-    #[allow(dead_code, reason = "clusters are wired up next")]
     pub(crate) fn router(&self) -> &Router {
         &self.router
     }

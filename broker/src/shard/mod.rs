@@ -7,7 +7,7 @@
 //! `event` lists what can happen, `run` picks the next events, [`Shard`] applies them. `partition` is one partition,
 //! `core` its log, `leading` and `following` the parts that this broker can play in it, `waiters` its unanswered batches;
 //! `replication` is what goes to and comes from other brokers, `link` where it is left for them, `flush` the threads that
-//! wait for the disk. `handle` is what everybody else sees; `assign` follows the metadata, of which `assignment` is what
+//! wait for the disk, `scrubbing` what they read again to find damage. `handle` is what everybody else sees; `assign` follows the metadata, of which `assignment` is what
 //! a partition has to know; `pool` starts and stops it all.
 
 mod assign;
@@ -25,6 +25,7 @@ mod pool;
 mod producers;
 mod replication;
 mod run;
+mod scrubbing;
 #[cfg(test)]
 mod tests;
 mod waiters;
@@ -44,6 +45,7 @@ use crate::error::{RequestError, describe_damage};
 use crate::metrics::ShardMetrics;
 use partition::Partition;
 use replication::Replication;
+use scrubbing::Scrubbing;
 
 pub use assignment::Assignment;
 pub use clock::{Clock, Now, SystemClock};
@@ -55,6 +57,7 @@ pub use handle::{PartitionHandle, PartitionState, Partitions, Shared, Standing, 
 pub use link::{Downlink, ForFollower, Uplink};
 pub(crate) use pool::Router;
 pub use pool::{Shards, ShardsOptions};
+pub use scrubbing::{ScrubDone, ScrubOptions, ScrubStep};
 
 /// Where a broker's partitions lie.
 #[derive(Debug, Clone)]
@@ -89,6 +92,7 @@ pub struct Shard {
     deadlines: BTreeSet<(Time, TopicPartition)>,
     retention_interval: Duration,
     retention_due: Time,
+    scrubbing: Option<Scrubbing>,
     closing: Option<Closing>,
     metrics: Arc<ShardMetrics>,
 }
@@ -160,6 +164,7 @@ impl Shard {
             deadlines: BTreeSet::new(),
             retention_interval,
             retention_due: now.time + retention_interval,
+            scrubbing: None,
             closing: None,
             metrics,
         }
@@ -176,6 +181,7 @@ impl Shard {
                     self.touch(partition);
                 }
             }
+            Event::Scrubbed(done) => self.scrubbed(now, done),
             Event::Open(shared) => self.open(shared, tasks),
             Event::Configure { partition, assignment, config } => match self.slots.get_mut(&partition) {
                 Some(Slot::Open { partition: open, end: None }) => {
@@ -245,7 +251,8 @@ impl Shard {
     /// When the next round has to be, if no event comes before.
     pub fn deadline(&self) -> Option<Time> {
         let first = self.deadlines.first().map(|(due, _)| *due);
-        Some(first.map_or(self.retention_due, |first| first.min(self.retention_due)))
+        let scrub = self.scrubbing.as_ref().and_then(Scrubbing::due);
+        [first, scrub, Some(self.retention_due)].into_iter().flatten().min()
     }
 
     /// What is counted.

@@ -16,7 +16,7 @@ use quire_engine::replication::Proposal;
 use quire_protocol::replicate::{Follow, LeaderMessage, Progress};
 use quire_protocol::topic_config::TopicConfig;
 use quire_protocol::{BrokerId, ErrorCode, LeaderEpoch, Offset};
-use quire_storage::{JobDone, Log};
+use quire_storage::{JobDone, Log, LogReader};
 
 use super::assignment::Assignment;
 use super::clock::Now;
@@ -339,6 +339,14 @@ impl Partition {
         if is_current && self.assignment.membership.in_sync.contains(&self.core.broker) {
             self.core.trust();
         }
+    }
+
+    /// What is to be read again to find damage; nothing where it is known to be, or where nothing is.
+    pub(super) fn scrubbed(&self) -> Option<LogReader> {
+        let log = &self.core.log;
+        let is_worthwhile =
+            !log.is_corrupt() && !log.is_poisoned() && log.start_offset() < log.high_watermark();
+        is_worthwhile.then(|| log.reader())
     }
 
     /// Takes back a job that was handed out.

@@ -17,6 +17,7 @@ use super::event::{Closed, Event, Outgoing};
 use super::flush::{Direct, FlusherQueue, Flushers};
 use super::handle::Partitions;
 use super::run::{self, Exits, Inbox};
+use super::scrubbing::ScrubOptions;
 use super::{Shard, Store};
 use crate::controller::Metadata;
 use crate::metrics::ShardMetrics;
@@ -43,6 +44,8 @@ pub struct ShardsOptions {
     pub replica_lag: Duration,
     /// What leaders may have sent that is not appended yet, over all shards (bytes).
     pub fetch_bytes: usize,
+    /// How the logs are read again to find damage, over all shards.
+    pub scrub: ScrubOptions,
     /// The broker's registration, once it is registered: it plays no part in any partition before.
     pub registration: watch::Receiver<Option<u64>>,
     /// Where shards leave what is not about their own disk, each with its number.
@@ -155,10 +158,8 @@ impl Shards {
 
 /// The way to the shards that never waits.
 #[derive(Debug, Clone)]
-#[allow(dead_code, reason = "clusters are wired up next")]
 pub(crate) struct Router(Arc<[Direct]>);
 
-#[allow(dead_code, reason = "clusters are wired up next")]
 impl Router {
     /// How many shards there are.
     pub(crate) fn shards(&self) -> usize {
@@ -196,7 +197,9 @@ fn start_shard(number: usize, options: &ShardsOptions, flushers: &FlusherQueue) 
     let (now, metrics) = (options.clock.now(), options.metrics.clone());
     let limits =
         Limits { replica_lag: options.replica_lag, fetch_bytes: options.fetch_bytes / options.shards };
-    let shard = Shard::new(now, options.broker, store, options.retention_interval, limits, metrics);
+    let mut shard = Shard::new(now, options.broker, store, options.retention_interval, limits, metrics);
+    let bytes_per_second = options.scrub.bytes_per_second.div_ceil(options.shards as u64);
+    shard.scrub(now, ScrubOptions { bytes_per_second, ..options.scrub });
     let outgoing = options.outgoing.clone();
     let (clock, flushers, events) = (options.clock.clone(), flushers.clone(), direct.clone());
     let thread = threads::spawn(format!("shard-{number}"), move || {

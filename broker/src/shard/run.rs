@@ -92,6 +92,9 @@ pub(super) fn run(mut shard: Shard, mut inbox: Inbox, exits: &Exits<'_>, clock: 
         submit(&mut tasks, &mut lone);
         shard.answer(&mut tasks);
         submit(&mut tasks, &mut lone);
+        if let Some(step) = shard.take_scrub(now) {
+            exits.flushers.scrub(step, exits.back);
+        }
         if let Some((partition, sync)) = here {
             events.push(Event::Done(partition, sync.perform(shard.metrics())));
             lone.done(now.time, clock.now().time);

@@ -312,6 +312,11 @@ impl Log {
         self.tail.chain
     }
 
+    /// As [`Log::chain`]; `None` if it is not known: the log began anew in the middle of its leader's, and has no frame yet.
+    pub fn known_chain(&self) -> Option<Chain> {
+        self.is_chain_known.then_some(self.tail.chain)
+    }
+
     /// Bytes of frames in the log.
     pub fn size_bytes(&self) -> u64 {
         self.shared.size_bytes()

@@ -12,6 +12,7 @@ mod source;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use quire_protocol::frame::{Chain, FrameHeader};
 use quire_protocol::ids::{Offset, Timestamp};
 
 use crate::error::ReadError;
@@ -90,6 +91,20 @@ impl LogReader {
             return Ok(Slice { frames: Vec::new(), bytes: 0, next_offset: from });
         };
         Source::new(&self.shared, &segment, residency)?.read_from(from, max_bytes, below)
+    }
+
+    /// The chain up to the last frame that ends at `end` or before, and where that frame ends; `None` if there is none in the
+    /// log.
+    ///
+    /// # Errors
+    /// As [`LogReader::read`].
+    pub fn chain_at(&self, end: Offset, residency: Residency) -> Result<Option<(Offset, Chain)>, ReadError> {
+        if end <= self.log_start() {
+            return Ok(None);
+        }
+        let slice = self.read(Offset(end.0 - 1), 1, end, residency)?;
+        let frame = slice.frames.first().and_then(|frames| FrameHeader::parse(frames).ok());
+        Ok(frame.map(|header| (header.next_offset(), header.chain)))
     }
 
     /// The first record, in offset order and below `below`, whose timestamp is not before `timestamp`: its offset and

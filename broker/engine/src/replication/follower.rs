@@ -183,6 +183,7 @@ impl Follower {
             // leader know, which would have it taken in again at once for what it said before.
             self.phase = Phase::Waiting;
             actions.push(FollowerAction::Unfollow);
+            self.distrust(actions);
             return;
         }
         if let Some(to) = self.cut_later.take() {

@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use quire_storage::ReadError;
+use quire_protocol::LeaderEpoch;
+use quire_protocol::batch::TimestampType;
+use quire_storage::{AppendContext, AppendError, Log, LogOptions, NewBatch, ReadError, Want};
 
 use super::*;
 use crate::shard::PartitionState;
@@ -169,4 +171,59 @@ async fn a_replica_whose_sync_failed_is_suspect_after_the_next_start_and_then_tr
     cluster.start_broker(broker).await;
     assert!(!cluster.is_in_sync(broker, id), "it was registered as suspect");
     cluster.until_fetched_again(broker, id).await;
+}
+
+/// Nobody reads what is damaged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_that_nobody_reads_is_found_and_fetched_again() {
+    let cluster = Cluster::scrubbed_every(Duration::from_millis(50)).await;
+    let id = cluster.filled(&[("segment.bytes", "65536")]).await;
+    for broker in [cluster.follower(id), cluster.leader(id).expect("somebody leads")] {
+        let epoch =
+            |cluster: &Cluster| cluster.metadata.image().partition(id).expect("it exists").partition_epoch;
+        let before = epoch(&cluster);
+        cluster.damage(broker, id);
+        cluster.until("it left", |cluster| epoch(cluster) > before).await;
+        cluster.until_fetched_again(broker, id).await;
+        assert_ne!(cluster.leader(id), Some(broker));
+        assert_eq!(read_all(&cluster.handle(broker, id)).await, Ok(()));
+    }
+}
+
+/// It has the same leaderships, and as many records, so that nothing else tells; nothing new comes that would not fit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_with_another_history_is_found_and_fetched_anew() {
+    let mut cluster = Cluster::start().await;
+    let id = cluster.filled(&[]).await;
+    let broker = cluster.follower(id);
+    let leader_epoch = cluster.metadata.image().partition(id).expect("it exists").leader_epoch;
+    cluster.crash(broker).await;
+    write_another_history(&cluster.disks[&broker], id, leader_epoch);
+    cluster.start_broker(broker).await;
+    cluster.until_same(id).await;
+    cluster.until_fetched_again(broker, id).await;
+}
+
+fn write_another_history(disk: &SimDisk, id: TopicPartition, leader_epoch: LeaderEpoch) {
+    let dir = dir_of(id);
+    quire_storage::remove_log(disk, &dir).expect("it goes");
+    let opened = Log::open(Arc::new(disk.clone()), &dir, id, LogOptions::default());
+    let (mut log, _) = opened.expect("nothing is there");
+    for number in 0..RECORDS {
+        let bytes = batch(&format!("another {number} {}", "y".repeat(3_000)));
+        let mut batches = vec![NewBatch { header: BatchHeader::check(&bytes).expect("just built"), bytes }];
+        let at = AppendContext {
+            leader_epoch,
+            now: Timestamp(1_000),
+            high_watermark: log.high_watermark(),
+            timestamp_type: TimestampType::CreateTime,
+        };
+        while let Err(AppendError { batches: back, .. }) = log.append(std::mem::take(&mut batches), at) {
+            batches = back;
+            let _ = log.run_jobs(Want { sync: false });
+        }
+        let _ = log.run_jobs(Want { sync: true });
+        log.set_high_watermark(log.end_offset());
+    }
+    log.close().expect("nothing is under way");
 }

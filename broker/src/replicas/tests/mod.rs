@@ -1,6 +1,7 @@
 //! Three brokers in one process over real QUIC on loopback, with a metadata log that they share.
 
 mod integrity;
+mod reassignment;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -34,7 +35,8 @@ use crate::net::peers::{PeerService, PeersOptions};
 use crate::net::reset::ResetKey;
 use crate::net::tls::BrokerCertificate;
 use crate::shard::{
-    PartitionHandle, Partitions, ProduceReply, ProduceRequest, Shards, ShardsOptions, SystemClock,
+    PartitionHandle, Partitions, ProduceReply, ProduceRequest, ScrubOptions, Shards, ShardsOptions,
+    SystemClock,
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -109,6 +111,10 @@ struct Cluster {
     brokers: BTreeMap<u32, Broker>,
     disks: BTreeMap<u32, SimDisk>,
     starts: u8,
+    /// How long files stay that are not needed any more.
+    deletion_grace: Duration,
+    /// How often a round of reading the logs again begins.
+    scrub_interval: Duration,
 }
 
 struct Broker {
@@ -119,12 +125,19 @@ struct Broker {
 
 impl Cluster {
     async fn start() -> Cluster {
+        // Not while a test runs.
+        Cluster::scrubbed_every(Duration::from_secs(3600)).await
+    }
+
+    async fn scrubbed_every(scrub_interval: Duration) -> Cluster {
         let mut cluster = Cluster {
             metadata: SharedMetadata::new(),
             authority: Authority::create().expect("made"),
             brokers: BTreeMap::new(),
             disks: (0..3).map(|id| (id, SimDisk::new(id.into()))).collect(),
             starts: 0,
+            deletion_grace: Duration::ZERO,
+            scrub_interval,
         };
         for id in 0..3 {
             cluster.start_broker(id).await;
@@ -166,9 +179,10 @@ impl Cluster {
             shards: 2,
             clock: Arc::new(SystemClock::new()),
             retention_interval: ShardsOptions::RETENTION_INTERVAL,
-            deletion_grace: Duration::ZERO,
+            deletion_grace: self.deletion_grace,
             replica_lag: Duration::from_millis(700),
             fetch_bytes: limits::REPLICA_MEMORY_BYTES,
+            scrub: ScrubOptions { bytes_per_second: 1 << 30, interval: self.scrub_interval },
             registration,
             outgoing,
             metrics: ShardMetrics::none(),

@@ -7,6 +7,7 @@ mod group_commit;
 mod lifecycle;
 mod lone_sync;
 mod producers;
+mod scrubbing;
 mod threads;
 
 use std::collections::VecDeque;

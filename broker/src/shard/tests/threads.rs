@@ -54,6 +54,7 @@ impl Broker {
             deletion_grace: Duration::ZERO,
             replica_lag: limits::REPLICA_LAG_DEFAULT,
             fetch_bytes: limits::REPLICA_MEMORY_BYTES,
+            scrub: ScrubOptions { bytes_per_second: 0, interval: RETENTION_INTERVAL },
             registration: watch::channel(registered).1,
             outgoing: mpsc::unbounded_channel().0,
             metrics: ShardMetrics::none(),

@@ -1,4 +1,4 @@
-//! Reading what nobody reads: sealed segments again, a bounded piece at a time, so that damage is found while another
+//! Reading what nobody reads: all that is committed again, a bounded piece at a time, so that damage is found while another
 //! replica still has what was damaged.
 //!
 //! Every frame is checked completely, and against the one before it, chain included. How fast it goes is for the caller
@@ -36,7 +36,7 @@ pub struct Scrub {
 pub struct Scrubbed {
     /// Bytes of frames checked; at least one frame if there was any.
     pub bytes: u64,
-    /// Where the next step goes on; `None` if every sealed segment was gone through.
+    /// Where the next step goes on; `None` if all that is committed was gone through.
     pub rest: Option<Scrub>,
 }
 
@@ -53,8 +53,8 @@ impl Scrub {
 }
 
 impl LogReader {
-    /// Checks about `bytes_max` of the log's sealed segments from where `scrub` is, of one segment at most. Blocks on the
-    /// disk. What retention or a cut takes away meanwhile is passed over.
+    /// Checks about `bytes_max` of what is committed from where `scrub` is, of one segment at most. Blocks on the disk. What
+    /// retention or a cut takes away meanwhile is passed over.
     ///
     /// # Errors
     /// The first damage, or that the disk can not be read.
@@ -62,11 +62,12 @@ impl LogReader {
         let segments = self.shared.segments();
         let next = scrub.next.max(self.log_start());
         let found = segments.partition_point(|segment| segment.end() <= next);
-        // The last one may be written while it is read, and was read by recovery not long ago.
-        let Some(segment) = segments.get(found).filter(|_| found + 1 < segments.len()) else {
+        // The last one may be written while it is read: what is committed of it is not touched any more.
+        let below = (found + 1 == segments.len()).then(|| self.high_watermark());
+        let Some(segment) = segments.get(found).filter(|_| below.is_none_or(|below| next < below)) else {
             return Ok(Scrubbed { bytes: 0, rest: None });
         };
-        let checked = self.scrub_segment(segment, scrub, bytes_max);
+        let checked = self.scrub_segment(segment, scrub, below, bytes_max);
         match checked {
             // It went while it was read.
             Err(_) if !self.shared.segments().iter().any(|other| Arc::ptr_eq(other, segment)) => {
@@ -80,8 +81,12 @@ impl LogReader {
         &self,
         segment: &Arc<Segment>,
         scrub: Scrub,
+        below: Option<Offset>,
         bytes_max: u64,
     ) -> Result<Scrubbed, ReadError> {
+        let (is_last, below) = (below.is_some(), below.unwrap_or(Offset(u64::MAX)));
+        // Looked at after the high watermark: all below that is in it.
+        let end = segment.position();
         let source = Source::unmapped(&self.shared, segment, Residency::Any);
         let is_begun = scrub.place.filter(|(name, _)| *name == segment.name());
         let continues = is_begun.is_some() || scrub.next == segment.base_offset();
@@ -90,9 +95,10 @@ impl LogReader {
         let mut chain = scrub.chain.filter(|_| continues);
         let opened = self.shared.disk.open(&self.shared.dir.join(segment.file_name()), OpenMode::Read);
         let bytes = FileBytes(opened.map_err(|error| source.io(error))?);
-        let mut walk = Walk::new(&bytes, start..segment.position(), WINDOW_BYTES);
+        let mut walk = Walk::new(&bytes, start..end, WINDOW_BYTES);
         let mut position = start;
-        while position - start < bytes_max.max(1) {
+        // A batch that the high watermark lies in is as committed as its first record.
+        while position - start < bytes_max.max(1) && next < below {
             let (at, header, frame) = match walk.next_frame(self.shared.seed) {
                 Ok(Some(found)) => found,
                 Ok(None) => break,
@@ -110,8 +116,9 @@ impl LogReader {
             (next, chain) = (header.next_offset(), Some(header.chain));
             position = at + header.frame_len() as u64;
         }
-        let is_at_end = position >= segment.position();
-        if is_at_end && next != segment.end() {
+        let is_at_end = position >= end;
+        let ends_early = if is_last { next < below } else { next != segment.end() };
+        if is_at_end && ends_early {
             return Err(source.corrupt(next, position, "the segment ends before its last record"));
         }
         let place = Some((segment.name(), position)).filter(|_| !is_at_end);
