@@ -18,7 +18,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::timeout;
 
 use super::probe::{BrokerProbe, Probe};
-use crate::drill::cluster::{Cluster, ClusterError, Node};
+use crate::drill::cluster::{Cluster, ClusterError, ClusterSetup, Node};
 use crate::embedded;
 use crate::failure::{Exit, Failure, describe_io};
 use crate::output;
@@ -131,7 +131,7 @@ impl Target {
             Failure::failed(format!("the benchmark's own brokers did not start: {error}"))
                 .hint("choose another folder with --data DIR, or see what the log says")
         };
-        let cluster = Cluster::start(&binary, folder.path(), brokers, None).await.map_err(failed)?;
+        let cluster = Cluster::start(ClusterSetup::new(&binary, folder.path(), brokers)).await.map_err(failed)?;
         let probe = |node: &Node| BrokerProbe {
             process: node.process(),
             admin: node.admin().to_string().parse().ok(),

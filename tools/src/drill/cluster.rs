@@ -550,11 +550,6 @@ impl Cluster {
         self.nodes.len() as u32
     }
 
-    /// The same, to look at.
-    pub fn nodes(&self) -> &[Node] {
-        &self.nodes
-    }
-
     /// The broker of this number.
     pub fn node(&mut self, id: BrokerId) -> Option<&mut Node> {
         self.nodes.iter_mut().find(|node| node.id() == id)
