@@ -131,7 +131,8 @@ impl Target {
             Failure::failed(format!("the benchmark's own brokers did not start: {error}"))
                 .hint("choose another folder with --data DIR, or see what the log says")
         };
-        let cluster = Cluster::start(ClusterSetup::new(&binary, folder.path(), brokers)).await.map_err(failed)?;
+        let cluster =
+            Cluster::start(ClusterSetup::new(&binary, folder.path(), brokers)).await.map_err(failed)?;
         let probe = |node: &Node| BrokerProbe {
             process: node.process(),
             admin: node.admin().to_string().parse().ok(),
