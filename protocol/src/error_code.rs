@@ -59,7 +59,7 @@ error_codes! {
     13 TopicAlreadyExists   "TOPIC_ALREADY_EXISTS"   false "Use the existing topic, or choose another name."
     14 InvalidTopicName     "INVALID_TOPIC_NAME"     false "Use 1 to 249 letters, digits, '.', '_' or '-', other than '.' and '..'."
     15 InvalidConfig        "INVALID_CONFIG"         false "Correct the key or the value that the message names."
-    16 InvalidRequest       "INVALID_REQUEST"        false "The request is not one this broker understands; update the client."
+    16 InvalidRequest       "INVALID_REQUEST"        false "The broker does not take this request; correct what the message names, or update the client."
     17 UnsupportedVersion   "UNSUPPORTED_VERSION"    false "Use a client and a broker whose protocol versions overlap."
     18 NotAuthorized        "NOT_AUTHORIZED"         false "Use a profile whose principal has this right."
     19 ShuttingDown         "SHUTTING_DOWN"          true  "The broker is stopping; retry when it or another one is back."

@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 use quire_client::{Client, Profile};
 use quire_protocol::limits;
 use serde::Serialize;
+use tokio::time::timeout;
 
 use crate::args::JsonArg;
 use crate::broker::CLIENT_PROFILE;
@@ -18,6 +19,9 @@ use crate::output;
 
 /// The profile that is written unless another is named.
 const NAME: &str = "cluster";
+
+/// How long a new profile waits for the cluster to name its brokers.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(3);
 
 /// What to do with the cluster.
 #[derive(Debug, Subcommand)]
@@ -74,7 +78,7 @@ pub async fn run(profile: Option<&str>, command: &ClusterCommand) -> Result<Exit
         ClusterCommand::Rebalance(args) => operations::rebalance(client, args).await,
     };
     if let ClusterCommand::Profile(args) = command {
-        return write_profile(profile, args).map(|()| Exit::Done);
+        return write_profile(profile, args).await.map(|()| Exit::Done);
     }
     connect::with_client(profile, work).await.map(|()| Exit::Done)
 }
@@ -94,17 +98,42 @@ async fn token(client: &Client, args: &TokenArgs) -> Result<(), Failure> {
     }
 }
 
-fn write_profile(name: Option<&str>, args: &ProfileArgs) -> Result<(), Failure> {
+async fn write_profile(name: Option<&str>, args: &ProfileArgs) -> Result<(), Failure> {
     let profile = read_profile(&args.data)?;
     let profile = match &args.address {
         Some(address) => profile.at(format!("quire://{}", address.trim_start_matches("quire://"))),
         None => profile,
+    };
+    let profile = match timeout(ANSWER_TIME_MAX, brokers_of(&profile)).await {
+        Ok(Ok(address)) => profile.at(address),
+        _ => {
+            output::note("the cluster does not answer: the profile names the one broker");
+            profile
+        }
     };
     let name = name.unwrap_or(NAME);
     let path = profile.save_as(name)?;
     Profile::make_default(name)?;
     output::note(&format!("profile {} reaches {} and is used by default", path.display(), profile.address()));
     Ok(())
+}
+
+/// The address that the profile has, and behind it those of the cluster's other brokers: one that is gone is in nobody's
+/// way.
+async fn brokers_of(profile: &Profile) -> Result<String, quire_client::Error> {
+    let client = Client::connect_with(profile.clone()).await?;
+    let described = client.admin().describe_cluster().await;
+    client.close().await;
+    let known = profile.address().trim_start_matches("quire://").to_owned();
+    let mut addresses = vec![known];
+    for broker in described?.brokers {
+        let host = if broker.host.contains(':') { format!("[{}]", broker.host) } else { broker.host };
+        let address = format!("{host}:{}", broker.port);
+        if !addresses.iter().any(|known| known.split(',').any(|known| known == address)) {
+            addresses.push(address);
+        }
+    }
+    Ok(format!("quire://{}", addresses.join(",")))
 }
 
 fn read_profile(data: &Path) -> Result<Profile, Failure> {

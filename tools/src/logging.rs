@@ -24,7 +24,7 @@ pub fn start(cli: &Cli) {
 fn default_level(cli: &Cli) -> &'static str {
     let is_broker = matches!(cli.command, Command::Broker(_));
     match cli.common.verbose {
-        0 if is_broker => "info,openraft=warn",
+        0 if is_broker => "info,openraft=off",
         0 => "warn",
         1 if is_broker => "debug,quinn=info,rustls=info,openraft=warn",
         1 => "info",

@@ -40,6 +40,9 @@ pub(crate) async fn enter(
             return Err(ClusterError::Alone { dir }.into());
         }
         (Some(identity), _) => identity,
+        (None, FirstStart::Alone) if config.cluster.is_configured() => {
+            return Err(ClusterError::NoIdentity { dir }.into());
+        }
         (None, FirstStart::Alone) => BrokerIdentity::draw(Membership::Alone),
         (None, FirstStart::Found) => {
             let identity = BrokerIdentity::draw(Membership::Cluster);

@@ -64,6 +64,16 @@ pub enum ClusterError {
         /// The directory.
         dir: PathBuf,
     },
+    /// A broker of a cluster, by its configuration, and no cluster that it is of.
+    #[error(
+        "{} holds no broker yet, and the configuration names an address for others of a cluster: found one with --init, or \
+         enter one with --join and --token; if this broker had data here, its disk is not in place",
+        dir.display()
+    )]
+    NoIdentity {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// The cluster did not let it in.
     #[error(transparent)]
     Join(#[from] JoinError),
@@ -360,8 +370,19 @@ impl Cluster {
         if self.metadata.image().brokers().filter(|broker| broker.is_active()).count() < 2 {
             return;
         }
-        if timeout(time, self.heartbeat.drain()).await.is_err() {
-            tracing::warn!("not every leadership moved away in time");
+        let moved = async {
+            tokio::select! {
+                () = self.heartbeat.drain() => true,
+                () = self.quorum_lost() => false,
+            }
+        };
+        match timeout(time, moved).await {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::warn!("no leadership moves away: most controllers are gone");
+                return;
+            }
+            Err(_) => tracing::warn!("not every leadership moved away in time"),
         }
         let Some(epoch) = *self.registration.epoch.borrow() else { return };
         // Out of every in-sync set, or the others wait a session for this broker's word.
@@ -371,6 +392,17 @@ impl Cluster {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::info!(%error, "the controller did not take the goodbye"),
             Err(_) => tracing::info!("the controller did not answer the goodbye in time"),
+        }
+    }
+
+    /// Returns once there was no leader with a quorum for longer than electing one takes.
+    async fn quorum_lost(&self) {
+        let mut last_seen = Instant::now();
+        while last_seen.elapsed() < 3 * limits::RAFT_ELECTION_TIME_MAX {
+            tokio::time::sleep(limits::RAFT_ELECTION_TIME_MAX / 4).await;
+            if self.metadata.has_quorum() {
+                last_seen = Instant::now();
+            }
         }
     }
 

@@ -60,6 +60,16 @@ pub struct ClusterConfig {
     pub passphrase: Option<Passphrase>,
 }
 
+/// Where brokers of a cluster listen for each other unless told otherwise.
+pub(super) const PEER_LISTEN_DEFAULT: &str = "0.0.0.0:9441";
+
+impl ClusterConfig {
+    /// Whether somebody said where this broker is for others of a cluster: then it is to be one of a cluster's.
+    pub(crate) fn is_configured(&self) -> bool {
+        self.peer_advertise.is_some() || self.peer_listen.to_string() != PEER_LISTEN_DEFAULT
+    }
+}
+
 /// How the logs are read again to find damage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ScrubConfig {

@@ -9,7 +9,10 @@ use rustls_pki_types::ServerName;
 use serde::{Deserialize, Serialize};
 
 use super::load::ConfigError;
-use super::{ClusterConfig, FirstStart, HostPort, MemoryConfig, NetworkConfig, ScrubConfig, TlsConfig};
+use super::{
+    ClusterConfig, FirstStart, HostPort, MemoryConfig, NetworkConfig, PEER_LISTEN_DEFAULT, ScrubConfig,
+    TlsConfig,
+};
 
 /// All options.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -103,7 +106,7 @@ impl Default for Network {
         Network {
             listen: "0.0.0.0:9440".into(),
             advertise: String::new(),
-            peer_listen: "0.0.0.0:9441".into(),
+            peer_listen: PEER_LISTEN_DEFAULT.into(),
             peer_advertise: String::new(),
             connections_max: limits::CONNECTIONS_MAX_DEFAULT,
         }

@@ -79,6 +79,10 @@ fn three_commands_make_a_cluster_that_keeps_every_record_three_times() {
     brokers.push(start(&home, 3, &["--join", &founder, "--token", token.trim()]));
     address(&home, 3);
 
+    let ran = home.quire(&["cluster", "profile", "--data", path(&data(&home, 3))]).assert().success();
+    let noted = text(&ran.get_output().stderr).to_owned();
+    assert_eq!(noted.matches("127.0.0.1:").count(), 3, "whoever of them is gone: {noted}");
+
     home.stdout(&["topic", "create", "flights", "--replicas", "3", "--partitions", "3"]);
     let records: String = (0..300).map(|number| format!("{number}\n")).collect();
     home.pipe(&["produce", "flights"], records.clone());
@@ -103,6 +107,9 @@ fn joining_without_a_token_or_with_half_of_one_is_a_usage_error() {
     assert!(home.failure(&half, 2).contains("incomplete or mistyped"));
     let both = [&join[..], &["--token", "quire-join-1-00", "--init"]].concat();
     home.failure(&both, 2);
+    let address = ["--listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0", "--no-admin"];
+    let new = home.failure(&[&["broker", "--data", path(&data)][..], &address].concat(), 1);
+    assert!(new.contains("holds no broker yet") && new.contains("its disk is not in place"), "{new}");
     let profile = home.failure(&["cluster", "profile", "--data", path(&data)], 1);
     assert!(profile.contains("client-profile.toml is not there"), "{profile}");
 }

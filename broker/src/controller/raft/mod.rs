@@ -36,6 +36,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use openraft::async_runtime::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
 use openraft::impls::ProgressResponder;
@@ -301,6 +302,19 @@ impl RaftMetadata {
     #[allow(dead_code, reason = "for tests, and for what users are shown of the cluster")]
     pub fn is_active(&self) -> bool {
         self.node.driver().deciding().is_some()
+    }
+
+    /// Whether, as far as this node can tell, there is a leader whom most voters follow.
+    pub fn has_quorum(&self) -> bool {
+        let metrics = self.node.metrics();
+        if metrics.membership_config.voter_ids().count() < 2 {
+            return true;
+        }
+        let is_heard = || {
+            let acked = metrics.last_quorum_acked.as_ref();
+            acked.is_some_and(|acked| acked.elapsed() < 2 * limits::RAFT_ELECTION_TIME_MAX)
+        };
+        metrics.current_leader.is_some_and(|leader| leader != self.node.id || is_heard())
     }
 
     /// Hands the leadership to another voter, if this node has it and there is one. Returns once another leads, or
