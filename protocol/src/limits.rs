@@ -207,6 +207,12 @@ pub const PRODUCER_ID_BLOCK: u64 = 1000;
 pub const BROKER_SESSION_DEFAULT: Duration = Duration::from_secs(1);
 /// A broker says so often that it is there, by default.
 pub const BROKER_HEARTBEAT_INTERVAL: Duration = Duration::from_millis(200);
+/// A preferred leader that came back leads again after so long, by default.
+pub const LEADER_RETURN_DEFAULT: Duration = Duration::from_secs(60);
+/// Partitions that go back to preferred leaders at once.
+pub const LEADER_RETURN_PARTITIONS: usize = 32;
+/// How long after some went back others may.
+pub const LEADER_RETURN_INTERVAL: Duration = Duration::from_secs(1);
 /// A segment of a cluster's metadata log is sealed at this size (bytes): what a snapshot made needless goes by segments.
 pub const METADATA_SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
 /// How long a change of the metadata may take, until its outcome is unknown.

@@ -182,6 +182,7 @@ impl Cluster {
             transport: Arc::new(PeerTransport::new(peers.clone())),
             timing: Timing::default(),
             session: config.cluster.session,
+            leader_return: config.cluster.leader_return,
         });
         let metadata = joined(control.handle().spawn(opening)).await?;
 

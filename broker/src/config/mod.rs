@@ -56,6 +56,8 @@ pub struct ClusterConfig {
     pub heartbeat: Duration,
     /// A follower that is longer behind than this leaves the in-sync replicas.
     pub replica_lag: Duration,
+    /// A preferred leader that came back leads again after so long, where it is in sync; `None` leaves that to operators.
+    pub leader_return: Option<Duration>,
     /// What the authority's key is sealed under in the metadata, in place of a key that each controller holds.
     pub passphrase: Option<Passphrase>,
 }

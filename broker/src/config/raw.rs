@@ -75,6 +75,7 @@ pub(super) struct Cluster {
     pub(super) session_ms: u64,
     pub(super) heartbeat_ms: u64,
     pub(super) replica_lag_ms: u64,
+    pub(super) leader_return_ms: u64,
 }
 
 impl Default for Cluster {
@@ -83,6 +84,7 @@ impl Default for Cluster {
             session_ms: limits::BROKER_SESSION_DEFAULT.as_millis() as u64,
             heartbeat_ms: limits::BROKER_HEARTBEAT_INTERVAL.as_millis() as u64,
             replica_lag_ms: limits::REPLICA_LAG_DEFAULT.as_millis() as u64,
+            leader_return_ms: limits::LEADER_RETURN_DEFAULT.as_millis() as u64,
         }
     }
 }
@@ -132,6 +134,7 @@ const MEMORY_BYTES_MAX: usize = 1 << 40;
 const SESSION_MS_MIN: u64 = 300;
 const SESSION_MS_MAX: u64 = 600_000;
 const HEARTBEAT_MS_MIN: u64 = 10;
+const LEADER_RETURN_MS_MAX: u64 = 24 * 3_600_000;
 const DRAIN_MS_MAX: u64 = 3_600_000;
 const DELETION_GRACE_MS_MAX: u64 = 30 * 24 * 3_600_000;
 const SCRUB_BYTES_PER_SECOND_MAX: u64 = 1 << 40;
@@ -151,6 +154,8 @@ impl Config {
         // Two may be lost before a broker counts as gone.
         let heartbeat_ms =
             in_range("cluster.heartbeat_ms", cluster.heartbeat_ms, HEARTBEAT_MS_MIN, session_ms / 3)?;
+        let leader_return_ms =
+            in_range("cluster.leader_return_ms", cluster.leader_return_ms, 0, LEADER_RETURN_MS_MAX)?;
         let admin_listen = address("admin.listen", &admin.listen)?;
         Ok(super::Config {
             data_dir: broker.data_dir,
@@ -207,6 +212,7 @@ impl Config {
                     REPLICA_LAG_MS_MIN,
                     REPLICA_LAG_MS_MAX,
                 )?),
+                leader_return: Some(Duration::from_millis(leader_return_ms)).filter(|rest| !rest.is_zero()),
                 passphrase: None,
             },
             first_start: FirstStart::Alone,

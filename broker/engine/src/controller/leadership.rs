@@ -146,7 +146,7 @@ pub(super) fn elect_preferred(image: &Image, partitions: &[TopicPartition]) -> (
 }
 
 /// The preferred leader, if it does not lead and could.
-fn preferred_leader(image: &Image, partition: &Partition) -> Option<BrokerId> {
+pub(super) fn preferred_leader(image: &Image, partition: &Partition) -> Option<BrokerId> {
     let preferred = *partition.replicas.first()?;
     let is_able = partition.in_sync.contains(&preferred) && image.is_unfenced(preferred);
     (is_able && partition.leader != Some(preferred)).then_some(preferred)

@@ -4,7 +4,7 @@
 //! state; applying the committed records is the only way the [`Image`] changes. Deciding is split by what is decided:
 //! `topics`, `brokers`, `in_sync`, `reassignment`, `producers`, `access`; `placement` chooses who holds a partition, and
 //! `leadership` says what becomes of one when anything around it changes. [`proposals`] is the controller on a log that
-//! other nodes write to as well; [`liveness`] tells which brokers are heard of.
+//! other nodes write to as well; [`liveness`] tells which brokers are heard of, [`preferred`] who is to lead again.
 
 mod access;
 mod brokers;
@@ -13,6 +13,7 @@ mod in_sync;
 mod leadership;
 pub mod liveness;
 mod placement;
+pub mod preferred;
 mod producers;
 pub mod proposals;
 mod reassignment;

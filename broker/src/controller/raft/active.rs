@@ -1,4 +1,5 @@
-//! What the active controller does of its own accord: it listens to the brokers, and fences those it does not hear.
+//! What the active controller does of its own accord: it listens to the brokers, fences those it does not hear, and has
+//! those that came back lead again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,10 +10,11 @@ use futures_util::stream::FuturesUnordered;
 use quire_engine::Time;
 use quire_engine::controller::image::BrokerState;
 use quire_engine::controller::liveness::{self, Action, Input, Liveness};
+use quire_engine::controller::preferred::{self, Pace, PreferredLeaders};
 use quire_engine::controller::proposals::Leadership;
 use quire_engine::controller::{Image, Record, Request};
 use quire_engine::machine::Reactive;
-use quire_protocol::BrokerId;
+use quire_protocol::{BrokerId, limits};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -104,17 +106,26 @@ fn leads_anything(image: &Image, broker: BrokerId) -> bool {
     partitions.any(|partition| partition.leader == Some(broker))
 }
 
-/// Watches the brokers' sessions whenever this node is the active controller, each time anew.
-pub(super) async fn watch_sessions(
+/// How patient the active controller is with brokers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// How long one is taken to be there that is not heard of.
+    pub(super) session: Duration,
+    /// After how long one that came back leads again what it is preferred for; `None` is never.
+    pub(super) leader_return: Option<Duration>,
+}
+
+/// Watches the brokers whenever this node is the active controller, each time anew.
+pub(super) async fn watch_brokers(
     node: Arc<Node>,
     mut heartbeats: mpsc::Receiver<Heartbeat>,
-    session: Duration,
+    patience: Patience,
 ) {
     let mut deciding = node.driver().watch_deciding();
     loop {
         let leadership = *deciding.borrow_and_update();
         match leadership {
-            Some(leadership) => watch_as_active(&node, leadership, &mut heartbeats, session).await,
+            Some(leadership) => watch_as_active(&node, leadership, &mut heartbeats, patience).await,
             None => {
                 if deciding.changed().await.is_err() {
                     return;
@@ -126,59 +137,123 @@ pub(super) async fn watch_sessions(
     }
 }
 
+/// The machines that an active controller runs, and when they next have something to do.
+struct Watch {
+    liveness: Liveness,
+    preferred: Option<PreferredLeaders>,
+}
+
+/// What a proposal was about.
+#[derive(Debug, Clone, Copy)]
+enum About {
+    Broker(BrokerId),
+    PreferredLeaders,
+}
+
+/// What happened.
+enum Happened {
+    Heard(liveness::Heartbeat),
+    Image(Arc<Image>),
+    /// A proposal is answered; whether it came to something.
+    Answered(About, bool),
+    TimePassed,
+}
+
+impl Watch {
+    fn new(now: Time, patience: Patience, image: &Arc<Image>) -> Watch {
+        let pace = |rest| Pace {
+            rest,
+            interval: limits::LEADER_RETURN_INTERVAL.min(rest),
+            partitions_max: limits::LEADER_RETURN_PARTITIONS,
+        };
+        let preferred = |rest| PreferredLeaders::new(now, pace(rest), Arc::clone(image));
+        Watch {
+            liveness: Liveness::new(now, patience.session, Arc::clone(image)),
+            preferred: patience.leader_return.map(preferred),
+        }
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        let preferred = self.preferred.as_ref().and_then(Reactive::deadline);
+        [self.liveness.deadline(), preferred].into_iter().flatten().min()
+    }
+
+    /// What is to be proposed.
+    fn handle(&mut self, now: Time, happened: Happened) -> Vec<(About, Request)> {
+        let (of_brokers, of_leaders) = match happened {
+            Happened::Heard(heartbeat) => (Input::Heartbeat(heartbeat), preferred::Input::TimePassed),
+            Happened::Image(image) => (Input::Image(Arc::clone(&image)), preferred::Input::Image(image)),
+            Happened::Answered(About::Broker(broker), false) => {
+                (Input::NotDone { broker }, preferred::Input::TimePassed)
+            }
+            Happened::Answered(About::PreferredLeaders, _) => (Input::TimePassed, preferred::Input::Answered),
+            Happened::Answered(About::Broker(_), true) | Happened::TimePassed => {
+                (Input::TimePassed, preferred::Input::TimePassed)
+            }
+        };
+        let (mut actions, mut elections) = (Vec::new(), Vec::new());
+        self.liveness.handle(now, of_brokers, &mut actions);
+        if let Some(preferred) = &mut self.preferred {
+            preferred.handle(now, of_leaders, &mut elections);
+        }
+        let about_broker = |Action::Propose { broker, request }: Action| (About::Broker(broker), request);
+        let about_leaders = |preferred::Action::Propose(request)| (About::PreferredLeaders, request);
+        actions.into_iter().map(about_broker).chain(elections.into_iter().map(about_leaders)).collect()
+    }
+}
+
 /// Until the leadership ends.
 async fn watch_as_active(
     node: &Arc<Node>,
     leadership: Leadership,
     heartbeats: &mut mpsc::Receiver<Heartbeat>,
-    session: Duration,
+    patience: Patience,
 ) {
     let mut deciding = node.driver().watch_deciding();
     let mut image = node.image.clone();
-    let mut liveness = Liveness::new(node.now(), session, image.borrow_and_update().clone());
+    let mut watch = Watch::new(node.now(), patience, &image.borrow_and_update().clone());
     let mut asked = FuturesUnordered::new();
     tracing::info!(term = leadership.0, "this broker is the active controller");
     loop {
-        let deadline = liveness.deadline().map(|deadline| deadline.since(node.now()));
-        let input = tokio::select! {
+        let deadline = watch.deadline().map(|deadline| deadline.since(node.now()));
+        let happened = tokio::select! {
             heartbeat = heartbeats.recv() => match heartbeat {
-                Some(heartbeat) => Input::Heartbeat(node.judge(&heartbeat)),
+                Some(heartbeat) => Happened::Heard(node.judge(&heartbeat)),
                 None => return,
             },
             changed = image.changed() => match changed {
-                Ok(()) => Input::Image(image.borrow_and_update().clone()),
+                Ok(()) => Happened::Image(image.borrow_and_update().clone()),
                 Err(_) => return,
             },
-            Some(not_done) = asked.next(), if !asked.is_empty() => match not_done {
-                Some(broker) => Input::NotDone { broker },
-                None => continue,
-            },
+            Some((about, is_done)) = asked.next(), if !asked.is_empty() => Happened::Answered(about, is_done),
             changed = deciding.changed() => {
                 if changed.is_err() || *deciding.borrow() != Some(leadership) {
                     return;
                 }
                 continue;
             }
-            () = sleep(deadline) => Input::TimePassed,
+            () = sleep(deadline) => Happened::TimePassed,
         };
-        let mut actions = Vec::new();
-        liveness.handle(node.now(), input, &mut actions);
-        for Action::Propose { broker, request } in actions {
-            asked.push(ask(node.clone(), broker, request));
+        for (about, request) in watch.handle(node.now(), happened) {
+            asked.push(ask(node.clone(), about, request));
         }
     }
 }
 
-/// The broker, if nothing came of it.
-async fn ask(node: Arc<Node>, broker: BrokerId, request: Request) -> Option<BrokerId> {
-    if matches!(request, Request::FenceBroker { .. }) {
-        tracing::warn!(broker = broker.0, "a broker is not heard of and is fenced");
+/// Answers whether something came of it.
+async fn ask(node: Arc<Node>, about: About, request: Request) -> (About, bool) {
+    match &request {
+        Request::FenceBroker { broker, .. } => {
+            tracing::warn!(broker = broker.0, "a broker is not heard of and is fenced");
+        }
+        Request::ElectPreferred { partitions } => {
+            tracing::info!(partitions = partitions.len(), "preferred leaders are back and lead again");
+        }
+        _ => {}
     }
     let deadline = Instant::now() + node.propose_time;
-    match node.propose_here(request, deadline).await {
-        Attempt::Made(..) => None,
-        Attempt::NotMade(_) | Attempt::Failed(_) => Some(broker),
-    }
+    let attempt = node.propose_here(request, deadline).await;
+    (about, matches!(attempt, Attempt::Made(..)))
 }
 
 async fn sleep(time: Option<Duration>) {

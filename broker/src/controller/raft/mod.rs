@@ -90,6 +90,8 @@ pub struct RaftMetadataOptions {
     pub timing: Timing,
     /// How long a broker is taken to be there that is not heard of.
     pub session: Duration,
+    /// After how long a preferred leader that came back leads again; `None` is never.
+    pub leader_return: Option<Duration>,
 }
 
 /// How patient the nodes of the log are with each other. The same on all of them.
@@ -230,7 +232,8 @@ impl RaftMetadata {
     /// # Errors
     /// If anything that the node ever promised may be missing.
     pub async fn open(options: RaftMetadataOptions) -> Result<RaftMetadata, RaftOpenError> {
-        let RaftMetadataOptions { disk, dir, clock, seed, member, transport, timing, session } = options;
+        let RaftMetadataOptions { disk, dir, clock, seed, member, transport, timing, session, leader_return } =
+            options;
         let config = config(timing)?;
         let files = Files::new(disk, dir);
         let opened = {
@@ -269,7 +272,10 @@ impl RaftMetadata {
             threads::spawn_task("metadata-writer", write(node.clone(), decisions)),
             threads::spawn_task("metadata-leadership", follow_leadership(node.clone())),
             threads::spawn_task("metadata-members", members::keep(node.clone())),
-            threads::spawn_task("metadata-sessions", active::watch_sessions(node.clone(), heard, session)),
+            threads::spawn_task(
+                "metadata-sessions",
+                active::watch_brokers(node.clone(), heard, active::Patience { session, leader_return }),
+            ),
         ];
         *node.tasks() = tasks;
         Ok(RaftMetadata { node })

@@ -144,6 +144,7 @@ impl Host {
             transport: Arc::new(port),
             timing,
             session: Duration::from_millis(300),
+            leader_return: None,
         });
         let metadata = opened.await?;
         mesh.state().nodes.insert(self.broker, metadata.clone());
