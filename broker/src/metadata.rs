@@ -85,8 +85,9 @@ pub(crate) fn assignment(partition: &image::Partition) -> control::Partition {
     }
 }
 
+/// How the log here stands, whether it is the leader's or not.
 fn add_log_state(described: &mut control::Partition, partitions: &Partitions, id: TopicPartition) {
-    match partitions.find(id) {
+    match partitions.find_replica(id) {
         Ok(partition) => {
             let reader = partition.reader();
             described.log_start_offset = reader.log_start().0;

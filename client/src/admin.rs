@@ -1,6 +1,7 @@
 //! Topics and the cluster: create, look at, change, delete.
 
 mod cluster;
+mod logs;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,7 +9,9 @@ use std::time::Duration;
 use quire_protocol::rpc::control::{self, request, response};
 use quire_protocol::{BrokerId, LeaderEpoch, Offset, PartitionIndex, Timestamp, TopicId};
 
-pub use cluster::{Acl, AclOperation, BrokerState, BrokerStatus, ClusterStatus, PartitionMove};
+pub use cluster::{
+    Acl, AclOperation, BrokerState, BrokerStatus, ClusterStatus, PartitionMove, SuspectReplica,
+};
 
 use crate::Client;
 use crate::connection::{Connection, broker_error};
@@ -167,6 +170,33 @@ pub struct PartitionDescription {
     pub size_bytes: u64,
     /// Why the partition does not serve everything, if it does not.
     pub error: Option<Error>,
+    /// How each replica's log stands, the leader's included, as far as their brokers answered.
+    pub logs: Vec<ReplicaLog>,
+}
+
+/// How one replica's log stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplicaLog {
+    /// The broker that holds it.
+    pub broker: BrokerId,
+    /// The oldest offset still there.
+    pub log_start: Offset,
+    /// The first offset that it does not know to be committed.
+    pub high_watermark: Offset,
+    /// The next offset to be written.
+    pub log_end: Offset,
+    /// What it takes on the disk (bytes).
+    pub size_bytes: u64,
+    /// Why it does not serve everything, if it does not.
+    pub error: Option<Error>,
+}
+
+impl PartitionDescription {
+    /// How many records a replica's log ends before its leader's; `None` if either did not answer.
+    pub fn behind(&self, replica: BrokerId) -> Option<u64> {
+        let end = |broker| self.logs.iter().find(|log| log.broker == broker).map(|log| log.log_end);
+        Some(end(self.leader?)?.0.saturating_sub(end(replica)?.0))
+    }
 }
 
 /// Where a position lies in one partition.
@@ -202,8 +232,8 @@ pub struct Broker {
 pub struct ClusterDescription {
     /// Its id.
     pub cluster_id: String,
-    /// The broker that controls it.
-    pub controller: BrokerId,
+    /// The broker that decides about it; `None` while there is none, or the one that answered does not know it.
+    pub controller: Option<BrokerId>,
     /// Its brokers.
     pub brokers: Vec<Broker>,
 }
@@ -268,13 +298,24 @@ impl Admin {
         Ok(topics)
     }
 
-    /// A topic with its configuration and the state of its partitions.
+    /// A topic with its configuration and the state of its partitions: of each log what its broker says. A broker that
+    /// does not answer within two seconds is left out; where it leads, the partition's error says so.
     ///
     /// # Errors
     /// If there is no such topic, with the nearest name there is, or as every request.
     pub async fn describe_topic(&self, name: &str) -> Result<TopicDescription, Error> {
-        let topic = self.client.metadata().describe(name, true).await?;
-        let connection = self.client.brokers().any().await?;
+        let (topic, connection) = self.client.metadata().describe(name).await?;
+        let mut description = describe(&connection, Some(topic))?;
+        logs::look(self.client.metadata(), &mut description).await;
+        Ok(description)
+    }
+
+    /// A topic with its configuration and its partitions, without the state of their logs: one request, whatever its size.
+    ///
+    /// # Errors
+    /// As [`Admin::describe_topic`].
+    pub async fn describe_topic_metadata(&self, name: &str) -> Result<TopicDescription, Error> {
+        let (topic, connection) = self.client.metadata().describe(name).await?;
         describe(&connection, Some(topic))
     }
 
@@ -350,12 +391,10 @@ impl Admin {
     /// As every request: the broker is not reachable, or refuses.
     pub async fn describe_cluster(&self) -> Result<ClusterDescription, Error> {
         let cluster = self.client.metadata().describe_cluster().await?;
-        let brokers = cluster.brokers.into_iter().map(describe_broker);
-        Ok(ClusterDescription {
-            cluster_id: cluster.cluster_id,
-            controller: BrokerId(cluster.controller_id),
-            brokers: brokers.collect(),
-        })
+        let brokers: Vec<_> = cluster.brokers.into_iter().map(describe_broker).collect();
+        // What is no broker's number says that there is no controller.
+        let controller = brokers.iter().map(|broker| broker.id).find(|id| id.0 == cluster.controller_id);
+        Ok(ClusterDescription { cluster_id: cluster.cluster_id, controller, brokers })
     }
 }
 
@@ -399,6 +438,7 @@ fn describe_partition(partition: control::Partition) -> PartitionDescription {
         log_end: Offset(partition.log_end_offset),
         size_bytes: partition.size_bytes,
         error: partition.error.filter(|error| error.code != 0).map(|error| broker_error(&error, "")),
+        logs: Vec::new(),
     }
 }
 

@@ -80,7 +80,8 @@ mod transport;
 
 pub use admin::{
     Acl, AclOperation, Admin, Broker, BrokerState, BrokerStatus, ClusterDescription, ClusterStatus, NewTopic,
-    PartitionDescription, PartitionMove, PartitionOffset, TopicAlteration, TopicDescription, TopicSummary,
+    PartitionDescription, PartitionMove, PartitionOffset, ReplicaLog, SuspectReplica, TopicAlteration,
+    TopicDescription, TopicSummary,
 };
 pub use config::{Address, Cipher, ClientConfig, DEFAULT_PORT};
 pub use consumer::{ConsumeError, ConsumedRecord, Consumer, ConsumerBuilder, PartitionChain, PartitionLag};

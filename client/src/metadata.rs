@@ -18,6 +18,8 @@ pub(crate) struct TopicMetadata {
     pub id: TopicId,
     /// In the order of their numbers, none missing.
     pub leaders: Vec<Leadership>,
+    /// The replicas in sync, of each partition.
+    pub in_sync: Vec<Vec<BrokerId>>,
     /// The topic's `max.message.bytes`.
     pub message_bytes_max: usize,
     pub timestamp_type: MessageTimestampType,
@@ -43,14 +45,21 @@ impl TopicMetadata {
         self.leaders.get(partition.0 as usize).copied()
     }
 
+    /// The replicas in sync, as of when the topic was asked for.
+    pub(crate) fn in_sync(&self, partition: PartitionIndex) -> &[BrokerId] {
+        self.in_sync.get(partition.0 as usize).map_or(&[], Vec::as_slice)
+    }
+
     /// A broker may answer that has not heard yet what another one told.
     fn keep_later_leaders(&mut self, known: &TopicMetadata) {
         if known.id != self.id {
             return;
         }
-        for (now, before) in self.leaders.iter_mut().zip(&known.leaders) {
+        for (place, before) in known.leaders.iter().enumerate() {
+            let Some(now) = self.leaders.get_mut(place) else { return };
             if now.epoch < before.epoch {
                 *now = *before;
+                self.in_sync[place].clone_from(&known.in_sync[place]);
             }
         }
     }
@@ -72,6 +81,8 @@ impl TopicMetadata {
                 epoch: LeaderEpoch(partition.leader_epoch),
             })
             .collect();
+        let ids = |ids: &[u32]| ids.iter().copied().map(BrokerId).collect();
+        let in_sync = partitions.iter().map(|partition| ids(&partition.in_sync_replicas)).collect();
         // Keys that this version does not know belong to a newer broker and are none of a client's business.
         let overrides = topic.overrides.into_iter().collect();
         let config = TopicConfig::with_overrides(&overrides).unwrap_or_default();
@@ -79,12 +90,16 @@ impl TopicMetadata {
             name: topic.name.into(),
             id,
             leaders,
+            in_sync,
             message_bytes_max: config.message_bytes_max,
             timestamp_type: config.timestamp_type,
             asked_at: Instant::now(),
         })
     }
 }
+
+/// The racks of the brokers that are heard of and stand in one.
+pub(crate) type Racks = HashMap<BrokerId, String>;
 
 /// The cache of topics.
 #[derive(Debug)]
@@ -94,12 +109,20 @@ pub(crate) struct Metadata {
     /// One look-up at a time: whoever waited finds its answer in the cache.
     asking: tokio::sync::Mutex<()>,
     age_max: Duration,
+    /// Where the brokers stand that are heard of, and when that was asked.
+    racks: RwLock<Option<(Instant, Arc<Racks>)>>,
 }
 
 impl Metadata {
     pub(crate) fn new(brokers: Arc<Brokers>) -> Metadata {
         let age_max = brokers.config().metadata_age_max;
-        Metadata { brokers, topics: RwLock::default(), asking: tokio::sync::Mutex::default(), age_max }
+        Metadata {
+            brokers,
+            topics: RwLock::default(),
+            asking: tokio::sync::Mutex::default(),
+            age_max,
+            racks: RwLock::default(),
+        }
     }
 
     /// The topic of this name, from the cache unless that is too old.
@@ -139,17 +162,38 @@ impl Metadata {
         let leader = topic.leadership(partition).and_then(|leadership| leadership.leader);
         let no_leader = || Error::NoLeader { topic: topic.name.to_string(), partition, leader };
         let id = leader.ok_or_else(no_leader)?;
+        match self.try_broker(id).await? {
+            Some(connection) => Ok(connection),
+            None => Err(no_leader()),
+        }
+    }
+
+    /// A connection to this broker.
+    ///
+    /// # Errors
+    /// If the cluster has no such broker, or it can not be reached.
+    pub(crate) async fn broker(&self, id: BrokerId) -> Result<Arc<Connection>, Error> {
+        let unknown = || Error::Broker {
+            code: ErrorCode::UnknownBroker,
+            message: format!("no broker {id} in this cluster"),
+            suggestion: None,
+        };
+        self.try_broker(id).await?.ok_or_else(unknown)
+    }
+
+    /// `None` if the cluster has no such broker.
+    async fn try_broker(&self, id: BrokerId) -> Result<Option<Arc<Connection>>, Error> {
         match self.brokers.broker(id).await {
             Some(Err(error)) if error.is_unreachable() => {
                 // It may have come back at another address: for the next attempt.
                 let _ = self.describe_cluster().await;
                 return Err(error);
             }
-            Some(connection) => return connection,
+            Some(connection) => return connection.map(Some),
             None => {}
         }
         self.describe_cluster().await?;
-        self.brokers.broker(id).await.ok_or_else(no_leader)?
+        self.brokers.broker(id).await.transpose()
     }
 
     /// The cluster; takes note of where its brokers are.
@@ -159,36 +203,60 @@ impl Metadata {
         match answer {
             response::Body::DescribeCluster(cluster) => {
                 self.brokers.learn(&cluster.brokers);
+                let is_there = |broker: &&control::Broker| broker.state() != control::BrokerState::Fenced;
+                let racks = cluster.brokers.iter().filter(is_there).filter(|broker| !broker.rack.is_empty());
+                let racks = racks.map(|broker| (BrokerId(broker.id), broker.rack.clone())).collect();
+                let mut known = self.racks.write().unwrap_or_else(PoisonError::into_inner);
+                *known = Some((Instant::now(), Arc::new(racks)));
+                drop(known);
                 Ok(cluster)
             }
             _ => Err(connection.protocol("it answered another request than describe cluster")),
         }
     }
 
-    /// The topic as a broker describes it.
-    pub(crate) async fn describe(&self, name: &str, with_log_state: bool) -> Result<control::Topic, Error> {
-        self.describe_by(None, name, with_log_state).await
+    /// The racks of the brokers that are heard of, not older than this.
+    ///
+    /// # Errors
+    /// If they have to be asked for and no broker answers.
+    pub(crate) async fn racks(&self, age_max: Duration) -> Result<Arc<Racks>, Error> {
+        let known = || {
+            let known = self.racks.read().unwrap_or_else(PoisonError::into_inner);
+            known.as_ref().filter(|(at, _)| at.elapsed() < age_max).map(|(_, racks)| Arc::clone(racks))
+        };
+        if let Some(racks) = known() {
+            return Ok(racks);
+        }
+        let _asking = self.asking.lock().await;
+        if let Some(racks) = known() {
+            return Ok(racks);
+        }
+        self.describe_cluster().await?;
+        Ok(known().unwrap_or_default())
     }
 
+    /// The topic as a broker describes it, whichever answers first, without the state of any log.
+    pub(crate) async fn describe(&self, name: &str) -> Result<(control::Topic, Arc<Connection>), Error> {
+        self.describe_by(None, name).await
+    }
+
+    /// As [`Metadata::describe`], by others than the broker that was asked last, if there are any.
     async fn describe_by(
         &self,
         asked_last: Option<BrokerId>,
         name: &str,
-        with_log_state: bool,
-    ) -> Result<control::Topic, Error> {
-        let names = vec![name.to_owned()];
-        let request = request::Body::DescribeTopics(control::DescribeTopicsRequest { names, with_log_state });
+    ) -> Result<(control::Topic, Arc<Connection>), Error> {
+        let request = describe_request(name, false);
         let (answer, connection) =
             self.brokers.ask_others_first(asked_last, "describe topics", request).await?;
-        let response::Body::DescribeTopics(answer) = answer else {
-            return Err(connection.protocol("it answered another request than describe topics"));
-        };
-        let topic = answer.topics.into_iter().next();
-        let topic = topic.ok_or_else(|| connection.protocol("it left out the topic asked for"))?;
-        match &topic.error {
-            Some(error) if error.code != 0 => Err(broker_error(error, &topic.suggestion)),
-            _ => Ok(topic),
-        }
+        Ok((described(&connection, answer)?, connection))
+    }
+
+    /// The topic with the state of the logs that this broker holds.
+    pub(crate) async fn describe_at(&self, broker: BrokerId, name: &str) -> Result<control::Topic, Error> {
+        let connection = self.broker(broker).await?;
+        let answer = connection.rpc("describe topics", describe_request(name, true)).await?;
+        described(&connection, answer)
     }
 
     /// Forgets a topic, so that it is asked for when it is next needed.
@@ -210,7 +278,7 @@ impl Metadata {
         if let Some(topic) = self.cached(name).filter(|topic| time.is_none_or(|time| topic.asked_at > time)) {
             return Ok(topic);
         }
-        let described = self.describe_by(asked_last, name, false).await;
+        let described = self.describe_by(asked_last, name).await.map(|(topic, _)| topic);
         if described.as_ref().is_err_and(|error| error.code() == Some(ErrorCode::UnknownTopic)) {
             self.forget(name);
         }
@@ -226,6 +294,23 @@ impl Metadata {
     }
 }
 
+fn describe_request(name: &str, with_log_state: bool) -> request::Body {
+    let names = vec![name.to_owned()];
+    request::Body::DescribeTopics(control::DescribeTopicsRequest { names, with_log_state })
+}
+
+fn described(connection: &Connection, answer: response::Body) -> Result<control::Topic, Error> {
+    let response::Body::DescribeTopics(answer) = answer else {
+        return Err(connection.protocol("it answered another request than describe topics"));
+    };
+    let topic = answer.topics.into_iter().next();
+    let topic = topic.ok_or_else(|| connection.protocol("it left out the topic asked for"))?;
+    match &topic.error {
+        Some(error) if error.code != 0 => Err(broker_error(error, &topic.suggestion)),
+        _ => Ok(topic),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,6 +319,7 @@ mod tests {
         let partitions = indexes.iter().map(|index| control::Partition {
             index: *index,
             leader: Some(*index + 10),
+            in_sync_replicas: vec![*index + 10],
             ..Default::default()
         });
         control::Topic {
@@ -249,6 +335,7 @@ mod tests {
         let topic = TopicMetadata::parse(described(&[1, 0, 2])).expect("complete");
         let leaders: Vec<_> = topic.leaders.iter().filter_map(|l| l.leader).collect();
         assert_eq!(leaders, [BrokerId(10), BrokerId(11), BrokerId(12)]);
+        assert_eq!(topic.in_sync(PartitionIndex(1)), [BrokerId(11)]);
     }
 
     #[test]

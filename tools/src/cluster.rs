@@ -1,6 +1,7 @@
 //! `quire cluster`: what concerns the brokers rather than the records.
 
 pub mod operations;
+pub mod rebalance;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -37,7 +38,7 @@ pub enum ClusterCommand {
     /// Remove a broker that holds nothing, for good
     Remove(operations::RemoveArgs),
     /// Even out who holds and leads what; shows the plan unless told to carry it out
-    Rebalance(operations::RebalanceArgs),
+    Rebalance(rebalance::RebalanceArgs),
 }
 
 /// A new token.
@@ -75,7 +76,7 @@ pub async fn run(profile: Option<&str>, command: &ClusterCommand) -> Result<Exit
         ClusterCommand::Status(args) => operations::status(client, args.json).await,
         ClusterCommand::Drain(args) => operations::drain(client, args).await,
         ClusterCommand::Remove(args) => operations::remove(client, args).await,
-        ClusterCommand::Rebalance(args) => operations::rebalance(client, args).await,
+        ClusterCommand::Rebalance(args) => rebalance::run(client, args).await,
     };
     if let ClusterCommand::Profile(args) = command {
         return write_profile(profile, args).await.map(|()| Exit::Done);

@@ -327,6 +327,7 @@ fn page(topic: &TopicDescription, palette: Palette) -> String {
         ("ISR", Align::Left),
         ("ELR", Align::Left),
         ("EPOCH", Align::Right),
+        ("PART EPOCH", Align::Right),
         ("LOG START", Align::Right),
         ("HIGH WATERMARK", Align::Right),
         ("SIZE", Align::Right),
@@ -363,6 +364,7 @@ fn row(partition: &PartitionDescription, palette: Palette) -> Vec<String> {
         output::list(&partition.in_sync_replicas),
         output::list(&partition.eligible_leader_replicas),
         partition.leader_epoch.to_string(),
+        partition.partition_epoch.to_string(),
         thousands(partition.log_start.0),
         thousands(partition.high_watermark.0),
         output::bytes(partition.size_bytes),
@@ -379,9 +381,23 @@ fn row(partition: &PartitionDescription, palette: Palette) -> Vec<String> {
             let (adding, removing) = (&partition.adding_replicas, &partition.removing_replicas);
             cells.push(format!("adding {}, removing {}", output::list(adding), output::list(removing)));
         }
-        None => {}
+        None => {
+            let out_of_sync = partition.replicas.iter().filter(|id| !partition.in_sync_replicas.contains(id));
+            let behind: Vec<_> = out_of_sync.map(|id| behind(partition, *id)).collect();
+            if !behind.is_empty() {
+                cells.push(palette.warning(&format!("! {}", behind.join(", "))).into_owned());
+            }
+        }
     }
     cells
+}
+
+/// What is known of a replica that is not in sync.
+fn behind(partition: &PartitionDescription, broker: BrokerId) -> String {
+    match partition.behind(broker) {
+        Some(records) => format!("broker {broker} is {} behind", thousands(records)),
+        None => format!("broker {broker} does not answer"),
+    }
 }
 
 fn records(topic: &TopicDescription) -> u64 {
@@ -446,6 +462,20 @@ struct PartitionJson {
     log_end: u64,
     size_bytes: u64,
     error: Option<String>,
+    /// Of each replica whose broker answered.
+    logs: Vec<LogJson>,
+}
+
+#[derive(Serialize)]
+struct LogJson {
+    broker: u32,
+    log_start: u64,
+    high_watermark: u64,
+    log_end: u64,
+    /// Records that the leader has beyond its end; null if the leader did not answer.
+    behind: Option<u64>,
+    size_bytes: u64,
+    error: Option<String>,
 }
 
 impl<'a> From<&'a TopicDescription> for TopicJson<'a> {
@@ -480,6 +510,19 @@ impl From<&PartitionDescription> for PartitionJson {
             log_end: partition.log_end.0,
             size_bytes: partition.size_bytes,
             error: partition.error.as_ref().map(ToString::to_string),
+            logs: partition
+                .logs
+                .iter()
+                .map(|log| LogJson {
+                    broker: log.broker.0,
+                    log_start: log.log_start.0,
+                    high_watermark: log.high_watermark.0,
+                    log_end: log.log_end.0,
+                    behind: partition.behind(log.broker),
+                    size_bytes: log.size_bytes,
+                    error: log.error.as_ref().map(ToString::to_string),
+                })
+                .collect(),
         }
     }
 }
@@ -487,6 +530,7 @@ impl From<&PartitionDescription> for PartitionJson {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use quire_client::ReplicaLog;
     use quire_protocol::topic_config::TopicConfig;
     use quire_protocol::{LeaderEpoch, Offset, TopicId};
 
@@ -507,6 +551,7 @@ mod tests {
             log_end: Offset(39_262),
             size_bytes: 8_493_466,
             error: None,
+            logs: Vec::new(),
         }
     }
 
@@ -526,11 +571,31 @@ mod tests {
         assert_eq!(
             page(&topic(), Palette::PLAIN),
             "flights   2 partitions   3 replicas   min.insync.replicas 1   sync always   retention 7d   segment.bytes 65536\n \
-             PART  LEADER  ISR    ELR  EPOCH  LOG START  HIGH WATERMARK     SIZE\n    \
-             0       1  1,2,3  -        4         10          39,262  8.1 MiB\n    \
-             1       -  -      -        4         10          39,262  8.1 MiB  ! no leader\n \
+             PART  LEADER  ISR    ELR  EPOCH  PART EPOCH  LOG START  HIGH WATERMARK     SIZE\n    \
+             0       1  1,2,3  -        4           5         10          39,262  8.1 MiB\n    \
+             1       -  -      -        4           5         10          39,262  8.1 MiB  ! no leader\n \
              78,504 records   1 under-replicated   1 offline\n"
         );
+    }
+
+    #[test]
+    fn a_replica_out_of_sync_is_named_with_what_it_lacks() {
+        let log = |broker: u32, end: u64| ReplicaLog {
+            broker: BrokerId(broker),
+            log_start: Offset(10),
+            high_watermark: Offset(end),
+            log_end: Offset(end),
+            size_bytes: 1,
+            error: None,
+        };
+        let mut lagging = partition(0, Some(1));
+        lagging.in_sync_replicas = vec![BrokerId(1)];
+        lagging.logs = vec![log(1, 39_262), log(2, 38_850)];
+        let cells = row(&lagging, Palette::PLAIN);
+        let last = cells.last().map(String::as_str);
+        assert_eq!(last, Some("! broker 2 is 412 behind, broker 3 does not answer"));
+        let json = serde_json::to_value(PartitionJson::from(&lagging)).expect("it serialises");
+        assert_eq!((&json["logs"][1]["broker"], &json["logs"][1]["behind"]), (&2.into(), &412.into()));
     }
 
     #[test]

@@ -9,14 +9,18 @@ use quire_protocol::rpc::control;
 use quire_protocol::rpc::control::{
     BrokerStatus, ClusterStatusResponse, DrainBrokerRequest, DrainBrokerResponse, ElectLeadersRequest,
     ElectLeadersResponse, PartitionMove, PlanRebalanceRequest, PlanRebalanceResponse, ReassignRequest,
-    ReassignResponse, RemoveBrokerRequest, RemoveBrokerResponse,
+    ReassignResponse, RemoveBrokerRequest, RemoveBrokerResponse, SuspectReplica,
 };
 use quire_protocol::{BrokerId, ErrorCode, PartitionIndex, TopicPartition, limits};
 
 use super::{access, topics};
+use crate::context::Context;
 use crate::error::RequestError;
 use crate::metadata;
 use crate::net::connection::Session;
+
+/// Most suspect replicas that one answer names; how many there are it says anyway.
+const SUSPECTS_SHOWN: usize = 100;
 
 /// Who is there, and how partitions stand.
 ///
@@ -24,7 +28,45 @@ use crate::net::connection::Session;
 /// If that is not allowed.
 pub(super) fn status(session: &Session) -> Result<ClusterStatusResponse, RequestError> {
     access::check(session, Operation::Administer, "")?;
-    Ok(status_of(&session.context.metadata.image()))
+    let context = &session.context;
+    let (image, quorum) = (context.metadata.image(), context.metadata.quorum());
+    let brokers = |nodes: &BTreeMap<u64, BrokerId>| {
+        let brokers: BTreeSet<_> = nodes.values().map(|broker| broker.0).collect();
+        brokers.into_iter().collect()
+    };
+    let suspects = suspects(context, &image);
+    Ok(ClusterStatusResponse {
+        controller_id: quorum.leader.map(|(_, broker)| broker.0),
+        controller_term: quorum.term,
+        voters: brokers(&quorum.voters),
+        learners: brokers(&quorum.learners),
+        suspect_count: suspects.len() as u32,
+        suspects: suspects.into_iter().take(SUSPECTS_SHOWN).collect(),
+        answered_by: context.identity.broker.0,
+        ..status_of(&image)
+    })
+}
+
+/// This broker's replicas that may lack what was acknowledged: those that say so themselves, and those that do not know
+/// since their last stop. One of the latter that is in sync again has everything.
+fn suspects(context: &Context, image: &Image) -> Vec<SuspectReplica> {
+    let mut suspects = context.partitions.suspects();
+    suspects.sort();
+    let shown = suspects.into_iter().filter_map(|id| {
+        let topic = image.topic(id.topic)?;
+        let error = match context.partitions.find_replica(id) {
+            Ok(partition) => partition.state().error(),
+            Err(error) => Some(error),
+        };
+        let is_in_sync = topic.partition(id.partition)?.in_sync.contains(&context.identity.broker);
+        let why = match error {
+            Some(error) => error.message,
+            None if is_in_sync => return None,
+            None => "its last stop may have lost records".to_owned(),
+        };
+        Some(SuspectReplica { topic: topic.name.to_string(), partition: id.partition.0, why })
+    });
+    shown.collect()
 }
 
 fn status_of(image: &Image) -> ClusterStatusResponse {
@@ -51,27 +93,31 @@ fn status_of(image: &Image) -> ClusterStatusResponse {
         count(&partition.replicas, |broker| broker.replicas += 1);
         count(&partition.in_sync, |broker| broker.in_sync += 1);
         count(partition.leader.as_slice(), |broker| broker.leads += 1);
+        count(preferred.map_or(&[], std::slice::from_ref), |broker| broker.preferred += 1);
     }
     status.brokers = brokers.into_values().collect();
     status
 }
 
 fn status_of_broker(broker: &image::Broker) -> BrokerStatus {
+    let described = describe_broker(broker);
+    let state = described.state;
+    BrokerStatus { broker: Some(described), epoch: broker.epoch, state, ..BrokerStatus::default() }
+}
+
+/// A broker as clients are told of it.
+pub(super) fn describe_broker(broker: &image::Broker) -> control::Broker {
     let state = match broker.state {
         BrokerState::Unfenced => control::BrokerState::Unfenced,
         BrokerState::Draining => control::BrokerState::Draining,
         BrokerState::Fenced => control::BrokerState::Fenced,
     };
-    BrokerStatus {
-        broker: Some(control::Broker {
-            id: broker.id.0,
-            host: broker.host.clone(),
-            port: broker.port.into(),
-            rack: broker.rack.clone(),
-        }),
-        epoch: broker.epoch,
+    control::Broker {
+        id: broker.id.0,
+        host: broker.host.clone(),
+        port: broker.port.into(),
+        rack: broker.rack.clone(),
         state: state.into(),
-        ..BrokerStatus::default()
     }
 }
 

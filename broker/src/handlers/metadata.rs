@@ -2,12 +2,12 @@
 
 use quire_protocol::rpc::PROTOCOL_VERSION;
 use quire_protocol::rpc::control::{
-    Broker, DescribeClusterResponse, DescribeTopicsRequest, DescribeTopicsResponse, HelloRequest,
-    HelloResponse, ListTopicsResponse,
+    DescribeClusterResponse, DescribeTopicsRequest, DescribeTopicsResponse, HelloRequest, HelloResponse,
+    ListTopicsResponse,
 };
 use quire_protocol::{ErrorCode, limits};
 
-use super::access;
+use super::{access, cluster};
 use crate::context::Context;
 use crate::error::RequestError;
 use crate::metadata::{self, LogState};
@@ -47,12 +47,7 @@ pub(super) fn hello(session: &Session, request: &HelloRequest) -> Result<HelloRe
 
 pub(super) fn describe_cluster(context: &Context) -> DescribeClusterResponse {
     let image = context.metadata.image();
-    let brokers = image.brokers().map(|broker| Broker {
-        id: broker.id.0,
-        host: broker.host.clone(),
-        port: broker.port.into(),
-        rack: broker.rack.clone(),
-    });
+    let brokers = image.brokers().map(cluster::describe_broker);
     DescribeClusterResponse {
         cluster_id: context.identity.cluster_id.clone(),
         // 0 while nobody leads the metadata.

@@ -1,17 +1,33 @@
 //! What operators ask: how the cluster is, who is to leave, what is to move, who may do what.
 
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use quire_protocol::rpc::control::{self, request, response};
 use quire_protocol::{BrokerId, PartitionIndex};
+use tokio::time::timeout;
 
 use super::{Admin, Broker, PartitionDescription, describe_broker, describe_partition, other_answer};
 use crate::connection::Connection;
 use crate::error::Error;
+
+/// How long each broker is waited for that is asked about its own replicas.
+pub(super) const EACH_BROKER_TIME: Duration = Duration::from_secs(2);
 
 /// How a cluster is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterStatus {
     /// Its id.
     pub cluster_id: String,
+    /// The broker that decides about the cluster; `None` while there is none, or nobody asked knows it.
+    pub controller: Option<BrokerId>,
+    /// Counts the controllers' leaderships; 0 for a broker that is its own controller.
+    pub controller_term: u64,
+    /// The brokers that elect the controller.
+    pub voters: Vec<BrokerId>,
+    /// The brokers that only follow the metadata.
+    pub learners: Vec<BrokerId>,
     /// Its brokers, by number.
     pub brokers: Vec<BrokerStatus>,
     /// How many partitions there are.
@@ -26,6 +42,25 @@ pub struct ClusterStatus {
     pub reassigning: u32,
     /// How many are not led by their preferred leader, although it is in sync.
     pub unbalanced: u32,
+    /// How many replicas may lack what was acknowledged, on the brokers that could be asked.
+    pub suspect_count: u32,
+    /// The first of them, of each broker.
+    pub suspects: Vec<SuspectReplica>,
+    /// The brokers that were not asked about their replicas, or did not answer.
+    pub unasked: Vec<BrokerId>,
+}
+
+/// A replica that may lack what was acknowledged: it leads nothing until it caught up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SuspectReplica {
+    /// The broker that holds it.
+    pub broker: BrokerId,
+    /// The topic's name.
+    pub topic: String,
+    /// The partition.
+    pub partition: PartitionIndex,
+    /// What happened to it.
+    pub why: String,
 }
 
 /// How a broker is.
@@ -39,6 +74,8 @@ pub struct BrokerStatus {
     pub state: BrokerState,
     /// How many partitions it leads.
     pub leads: u32,
+    /// Of how many it is the preferred leader.
+    pub preferred: u32,
     /// How many replicas it holds.
     pub replicas: u32,
     /// How many of them are in sync.
@@ -112,24 +149,75 @@ macro_rules! ask {
 }
 
 impl Admin {
-    /// How the cluster is.
+    /// How the cluster is. One broker says what the metadata holds; each that is heard of is asked for its own replicas,
+    /// for at most two seconds.
     ///
     /// # Errors
     /// If the principal is no administrator, or as every request.
     pub async fn cluster_status(&self) -> Result<ClusterStatus, Error> {
         let (answer, connection) =
             ask!(self, "cluster status", ClusterStatus, control::ClusterStatusRequest {});
-        let brokers = answer.brokers.into_iter().map(|broker| status_of(&connection, broker));
-        Ok(ClusterStatus {
-            brokers: brokers.collect::<Result<_, _>>()?,
-            cluster_id: answer.cluster_id,
+        let answered_by = BrokerId(answer.answered_by);
+        let ids = |ids: &[u32]| ids.iter().copied().map(BrokerId).collect();
+        let mut status = ClusterStatus {
+            controller: answer.controller_id.map(BrokerId),
+            controller_term: answer.controller_term,
+            voters: ids(&answer.voters),
+            learners: ids(&answer.learners),
             partitions: answer.partitions,
             under_replicated: answer.under_replicated,
             offline: answer.offline,
             recovering: answer.recovering,
             reassigning: answer.reassigning,
             unbalanced: answer.unbalanced,
-        })
+            suspect_count: 0,
+            suspects: Vec::new(),
+            unasked: Vec::new(),
+            cluster_id: answer.cluster_id.clone(),
+            brokers: answer
+                .brokers
+                .iter()
+                .map(|broker| status_of(&connection, broker.clone()))
+                .collect::<Result<_, _>>()?,
+        };
+        status.take_suspects(answered_by, answer);
+        self.ask_the_others(&mut status, answered_by).await;
+        Ok(status)
+    }
+
+    /// A replica's state is known where it is. A broker that does not answer is named, and fails nothing.
+    async fn ask_the_others(&self, status: &mut ClusterStatus, answered_by: BrokerId) {
+        let others: Vec<_> = status.brokers.iter().filter(|other| other.broker.id != answered_by).collect();
+        let mut asked: FuturesUnordered<_> = others
+            .into_iter()
+            .map(|other| {
+                let (id, is_there) = (other.broker.id, other.state != BrokerState::Fenced);
+                async move {
+                    let answer = async {
+                        let connection = self.client.metadata().broker(id).await.ok()?;
+                        let body = request::Body::ClusterStatus(control::ClusterStatusRequest {});
+                        match connection.rpc("cluster status", body).await.ok()? {
+                            response::Body::ClusterStatus(answer) => Some(answer),
+                            _ => None,
+                        }
+                    };
+                    let answer = async { if is_there { answer.await } else { None } };
+                    (id, timeout(EACH_BROKER_TIME, answer).await.ok().flatten())
+                }
+            })
+            .collect();
+        let mut answers = Vec::new();
+        while let Some(answer) = asked.next().await {
+            answers.push(answer);
+        }
+        drop(asked);
+        answers.sort_by_key(|(id, _)| *id);
+        for (id, answer) in answers {
+            match answer {
+                Some(answer) => status.take_suspects(id, answer),
+                None => status.unasked.push(id),
+            }
+        }
     }
 
     /// Moves leaderships away from a broker; answers how many nobody else can take yet.
@@ -263,6 +351,23 @@ impl Admin {
     }
 }
 
+impl ClusterStatus {
+    fn take_suspects(&mut self, broker: BrokerId, answer: control::ClusterStatusResponse) {
+        self.suspect_count += answer.suspect_count;
+        self.suspects.extend(answer.suspects.into_iter().map(|suspect| SuspectReplica {
+            broker,
+            topic: suspect.topic,
+            partition: PartitionIndex(suspect.partition),
+            why: suspect.why,
+        }));
+        // Whoever asks the controller itself hears of it first.
+        if answer.controller_id == Some(broker.0) && answer.controller_term >= self.controller_term {
+            self.controller = Some(broker);
+            self.controller_term = answer.controller_term;
+        }
+    }
+}
+
 fn status_of(connection: &Connection, status: control::BrokerStatus) -> Result<BrokerStatus, Error> {
     let state = match status.state() {
         control::BrokerState::Unfenced => BrokerState::Unfenced,
@@ -275,6 +380,7 @@ fn status_of(connection: &Connection, status: control::BrokerStatus) -> Result<B
         epoch: status.epoch,
         state,
         leads: status.leads,
+        preferred: status.preferred,
         replicas: status.replicas,
         in_sync: status.in_sync,
     })

@@ -1,18 +1,13 @@
-//! How the cluster is, who is to leave, what is to move.
-
-use std::time::Duration;
+//! How the cluster is, and who is to leave.
 
 use clap::Args;
-use quire_client::{BrokerState, BrokerStatus, Client, ClusterStatus, PartitionMove};
+use quire_client::{BrokerState, BrokerStatus, Client, ClusterStatus, SuspectReplica};
 use quire_protocol::BrokerId;
 use serde::Serialize;
 
 use crate::args::JsonArg;
 use crate::failure::Failure;
 use crate::output::{self, Align, Palette, Table, counted, thousands};
-
-/// How often progress is looked at.
-const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A broker to drain.
 #[derive(Debug, Args)]
@@ -31,22 +26,6 @@ pub struct DrainArgs {
 pub struct RemoveArgs {
     /// Its number
     broker: u32,
-    #[command(flatten)]
-    output: JsonArg,
-}
-
-/// How to rebalance.
-#[derive(Debug, Args)]
-pub struct RebalanceArgs {
-    /// Leave nothing on this broker; may be repeated
-    #[arg(long, value_name = "BROKER")]
-    without: Vec<u32>,
-    /// Carry the plan out, and wait until it is done
-    #[arg(long)]
-    execute: bool,
-    /// Partitions whose records are copied at the same time
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
-    at_once: u32,
     #[command(flatten)]
     output: JsonArg,
 }
@@ -88,67 +67,6 @@ pub(super) async fn remove(client: &Client, args: &RemoveArgs) -> Result<(), Fai
     output::print(&format!("removed broker {}; its number is not given again\n", args.broker))
 }
 
-pub(super) async fn rebalance(client: &Client, args: &RebalanceArgs) -> Result<(), Failure> {
-    let without: Vec<_> = args.without.iter().map(|id| BrokerId(*id)).collect();
-    let plan = client.admin().plan_rebalance(&without).await?;
-    if args.output.json {
-        plan.iter().try_for_each(|planned| output::print_json(&MoveJson::from(planned)))?;
-    } else if plan.is_empty() {
-        output::print("balanced: nothing to move\n")?;
-    } else {
-        output::print(&plan_page(&plan, Palette::stdout()))?;
-    }
-    if args.execute {
-        return execute(client, &plan, args.at_once as usize).await;
-    }
-    if !plan.is_empty() {
-        output::note("nothing moved yet   to do it: the same command with --execute");
-    }
-    Ok(())
-}
-
-/// So many moves at a time: each copies all records of a partition, beside what producers write meanwhile.
-async fn execute(client: &Client, plan: &[PartitionMove], at_once: usize) -> Result<(), Failure> {
-    let admin = client.admin();
-    let mut done = 0;
-    for moves in plan.chunks(at_once) {
-        for planned in moves {
-            admin.reassign(&planned.topic, planned.partition, Some(&planned.to)).await?;
-        }
-        for planned in moves {
-            while is_under_way(client, planned).await? {
-                tokio::time::sleep(LOOK_INTERVAL).await;
-            }
-            done += 1;
-            output::note(&format!(
-                "{done} of {} moved: {} partition {}",
-                plan.len(),
-                planned.topic,
-                planned.partition
-            ));
-        }
-    }
-    let elected = admin.elect_preferred_leaders(None).await?;
-    if elected > 0 {
-        output::note(&format!(
-            "{} led by their preferred leader again",
-            counted(elected.into(), "partition")
-        ));
-    }
-    Ok(())
-}
-
-/// A topic that was deleted meanwhile has nothing left to move.
-async fn is_under_way(client: &Client, planned: &PartitionMove) -> Result<bool, Failure> {
-    let topic = match client.admin().describe_topic(&planned.topic).await {
-        Ok(topic) => topic,
-        Err(error) if error.code() == Some(quire_protocol::ErrorCode::UnknownTopic) => return Ok(false),
-        Err(error) => return Err(error.into()),
-    };
-    let partition = topic.partitions.iter().find(|partition| partition.partition == planned.partition);
-    Ok(partition.is_some_and(|p| !p.adding_replicas.is_empty() || !p.removing_replicas.is_empty()))
-}
-
 fn page(status: &ClusterStatus, palette: Palette) -> String {
     let mut table = Table::new(&[
         ("BROKER", Align::Right),
@@ -156,25 +74,53 @@ fn page(status: &ClusterStatus, palette: Palette) -> String {
         ("RACK", Align::Left),
         ("STATE", Align::Left),
         ("LEADS", Align::Right),
+        ("PREFERRED", Align::Right),
         ("IN SYNC", Align::Right),
         ("REPLICAS", Align::Right),
     ]);
     for broker in &status.brokers {
         table.row(row(broker, palette));
     }
-    format!(
-        "cluster {}   {}\n{} {}   {} under-replicated   {} offline   {} recovering   {} reassigning   \
-         {} not on their preferred leader\n",
+    let mut page = format!(
+        "cluster {}   {}   {}\n{} {}   {} under-replicated   {} offline   {} suspect   {} recovering   \
+         {} reassigning   {} not on their preferred leader\n",
         palette.bold(&status.cluster_id),
         counted(status.brokers.len() as u64, "broker"),
+        controller(status, palette),
         table.render(palette),
         counted(status.partitions.into(), "partition"),
         thousands(status.under_replicated.into()),
         thousands(status.offline.into()),
+        thousands(status.suspect_count.into()),
         thousands(status.recovering.into()),
         thousands(status.reassigning.into()),
         thousands(status.unbalanced.into()),
-    )
+    );
+    for suspect in &status.suspects {
+        let (broker, topic, partition) = (suspect.broker, &suspect.topic, suspect.partition);
+        let line = format!("! broker {broker}: {topic} partition {partition} is suspect: {}", suspect.why);
+        page.push_str(&format!(" {}\n", palette.warning(&line)));
+    }
+    let unshown = (status.suspect_count as usize).saturating_sub(status.suspects.len());
+    if unshown > 0 {
+        page.push_str(&format!(" and {} more suspect\n", thousands(unshown as u64)));
+    }
+    if !status.unasked.is_empty() {
+        page.push_str(&format!(
+            " whether replicas of broker {} are suspect is not known: no answer from there\n",
+            output::list(&status.unasked)
+        ));
+    }
+    page
+}
+
+fn controller(status: &ClusterStatus, palette: Palette) -> String {
+    match status.controller {
+        // A broker that is its own controller was never elected.
+        Some(controller) if status.controller_term == 0 => format!("controller {controller}"),
+        Some(controller) => format!("controller {controller} (term {})", status.controller_term),
+        None => palette.warning("! no controller: nothing can be changed").into_owned(),
+    }
 }
 
 fn row(status: &BrokerStatus, palette: Palette) -> Vec<String> {
@@ -185,6 +131,7 @@ fn row(status: &BrokerStatus, palette: Palette) -> Vec<String> {
         broker.rack.clone().unwrap_or_else(|| "-".to_owned()),
         state(status.state).to_owned(),
         thousands(status.leads.into()),
+        thousands(status.preferred.into()),
         thousands(status.in_sync.into()),
         thousands(status.replicas.into()),
     ];
@@ -205,35 +152,15 @@ fn state(state: BrokerState) -> &'static str {
     }
 }
 
-fn plan_page(plan: &[PartitionMove], palette: Palette) -> String {
-    let mut table = Table::new(&[
-        ("TOPIC", Align::Left),
-        ("PART", Align::Right),
-        ("REPLICAS", Align::Left),
-        ("TO", Align::Left),
-    ]);
-    for planned in plan {
-        let to = output::list(&planned.to);
-        let what = if planned.copies() { to } else { format!("{to}  (leader only)") };
-        table.row(vec![
-            planned.topic.clone(),
-            planned.partition.to_string(),
-            output::list(&planned.from),
-            what,
-        ]);
-    }
-    let copies = plan.iter().filter(|planned| planned.copies()).count() as u64;
-    format!(
-        "{} {}, {} copied\n",
-        table.render(palette),
-        counted(plan.len() as u64, "move"),
-        thousands(copies)
-    )
-}
-
 #[derive(Serialize)]
 struct StatusJson<'a> {
     cluster_id: &'a str,
+    /// Null while there is none.
+    controller: Option<u32>,
+    controller_term: u64,
+    /// Who elects it.
+    voters: Vec<u32>,
+    learners: Vec<u32>,
     brokers: Vec<BrokerJson<'a>>,
     partitions: u32,
     under_replicated: u32,
@@ -241,6 +168,19 @@ struct StatusJson<'a> {
     recovering: u32,
     reassigning: u32,
     not_on_preferred_leader: u32,
+    suspect: u32,
+    /// The first of them, of each broker.
+    suspect_replicas: Vec<SuspectJson<'a>>,
+    /// Brokers whose replicas nobody could be asked about.
+    not_asked: Vec<u32>,
+}
+
+#[derive(Serialize)]
+struct SuspectJson<'a> {
+    broker: u32,
+    topic: &'a str,
+    partition: u32,
+    why: &'a str,
 }
 
 #[derive(Serialize)]
@@ -252,6 +192,7 @@ struct BrokerJson<'a> {
     epoch: u64,
     state: &'static str,
     leads: u32,
+    preferred: u32,
     in_sync: u32,
     replicas: u32,
 }
@@ -266,11 +207,23 @@ impl<'a> From<&'a ClusterStatus> for StatusJson<'a> {
             epoch: status.epoch,
             state: state(status.state),
             leads: status.leads,
+            preferred: status.preferred,
             in_sync: status.in_sync,
             replicas: status.replicas,
         };
+        let numbers = |ids: &[BrokerId]| ids.iter().map(|id| id.0).collect();
+        let suspect = |suspect: &'a SuspectReplica| SuspectJson {
+            broker: suspect.broker.0,
+            topic: &suspect.topic,
+            partition: suspect.partition.0,
+            why: &suspect.why,
+        };
         StatusJson {
             cluster_id: &status.cluster_id,
+            controller: status.controller.map(|id| id.0),
+            controller_term: status.controller_term,
+            voters: numbers(&status.voters),
+            learners: numbers(&status.learners),
             brokers: status.brokers.iter().map(broker).collect(),
             partitions: status.partitions,
             under_replicated: status.under_replicated,
@@ -278,6 +231,9 @@ impl<'a> From<&'a ClusterStatus> for StatusJson<'a> {
             recovering: status.recovering,
             reassigning: status.reassigning,
             not_on_preferred_leader: status.unbalanced,
+            suspect: status.suspect_count,
+            suspect_replicas: status.suspects.iter().map(suspect).collect(),
+            not_asked: numbers(&status.unasked),
         }
     }
 }
@@ -296,26 +252,6 @@ struct RemovedJson {
     removed: bool,
 }
 
-#[derive(Serialize)]
-struct MoveJson<'a> {
-    topic: &'a str,
-    partition: u32,
-    from: Vec<u32>,
-    to: Vec<u32>,
-}
-
-impl<'a> From<&'a PartitionMove> for MoveJson<'a> {
-    fn from(planned: &'a PartitionMove) -> MoveJson<'a> {
-        let numbers = |ids: &[BrokerId]| ids.iter().map(|id| id.0).collect();
-        MoveJson {
-            topic: &planned.topic,
-            partition: planned.partition.0,
-            from: numbers(&planned.from),
-            to: numbers(&planned.to),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -323,7 +259,7 @@ mod tests {
 
     fn broker(id: u32, state: BrokerState, in_sync: u32) -> BrokerStatus {
         let broker = Broker { id: BrokerId(id), host: "10.0.0.1".into(), port: 9440, rack: None };
-        BrokerStatus { broker, epoch: 3, state, leads: 2, replicas: 8, in_sync }
+        BrokerStatus { broker, epoch: 3, state, leads: 2, preferred: 3, replicas: 8, in_sync }
     }
 
     #[test]
@@ -333,8 +269,18 @@ mod tests {
             broker(1, BrokerState::Unfenced, 7),
             broker(2, BrokerState::Fenced, 0),
         ];
-        let status = ClusterStatus {
+        let suspect = SuspectReplica {
+            broker: BrokerId(1),
+            topic: "flights".into(),
+            partition: quire_client::PartitionIndex(4),
+            why: "a sync failed".into(),
+        };
+        let mut status = ClusterStatus {
             cluster_id: "c-1".into(),
+            controller: Some(BrokerId(1)),
+            controller_term: 7,
+            voters: vec![BrokerId(0), BrokerId(1), BrokerId(2)],
+            learners: Vec::new(),
             brokers,
             partitions: 8,
             under_replicated: 8,
@@ -342,16 +288,24 @@ mod tests {
             recovering: 0,
             reassigning: 1,
             unbalanced: 2,
+            suspect_count: 3,
+            suspects: vec![suspect],
+            unasked: vec![BrokerId(2)],
         };
         assert_eq!(
             page(&status, Palette::PLAIN),
-            "cluster c-1   3 brokers\n \
-             BROKER  ADDRESS        RACK  STATE    LEADS  IN SYNC  REPLICAS\n      \
-             0  10.0.0.1:9440  -     serving      2        8         8\n      \
-             1  10.0.0.1:9440  -     serving      2        7         8  ! 1 behind\n      \
-             2  10.0.0.1:9440  -     fenced       2        0         8  ! not heard of\n \
-             8 partitions   8 under-replicated   0 offline   0 recovering   1 reassigning   \
-             2 not on their preferred leader\n"
+            "cluster c-1   3 brokers   controller 1 (term 7)\n \
+             BROKER  ADDRESS        RACK  STATE    LEADS  PREFERRED  IN SYNC  REPLICAS\n      \
+             0  10.0.0.1:9440  -     serving      2          3        8         8\n      \
+             1  10.0.0.1:9440  -     serving      2          3        7         8  ! 1 behind\n      \
+             2  10.0.0.1:9440  -     fenced       2          3        0         8  ! not heard of\n \
+             8 partitions   8 under-replicated   0 offline   3 suspect   0 recovering   1 reassigning   \
+             2 not on their preferred leader\n \
+             ! broker 1: flights partition 4 is suspect: a sync failed\n \
+             and 2 more suspect\n \
+             whether replicas of broker 2 are suspect is not known: no answer from there\n"
         );
+        status.controller = None;
+        assert!(page(&status, Palette::PLAIN).contains("! no controller: nothing can be changed\n"));
     }
 }
