@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use quire_protocol::limits;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::config::Config;
 use crate::controller::Metadata;
@@ -31,6 +31,8 @@ pub(crate) struct Context {
     pub(crate) stopping: Stopping,
     /// Where brokers join the cluster; `None` for a broker alone.
     pub(crate) gate: Option<Arc<Gate>>,
+    /// Whether the controller heard this broker within a session; `None` for a broker alone.
+    pub(crate) is_heard: Option<watch::Receiver<bool>>,
     /// The certificates that are void; none for a broker alone.
     pub(crate) revoked: Arc<Revoked>,
 }

@@ -120,6 +120,8 @@ pub struct Builder {
     disk: Option<Arc<dyn Disk>>,
     peer_listen: Option<SocketAddr>,
     first_start: FirstStart,
+    rack: String,
+    leader_return: Option<Duration>,
 }
 
 impl Broker {
@@ -247,6 +249,20 @@ impl Builder {
         self
     }
 
+    /// The failure domain that the broker stands in: replicas are placed in different ones, and consumers may ask for one.
+    /// Default: none.
+    pub fn rack(mut self, rack: impl Into<String>) -> Builder {
+        self.rack = rack.into();
+        self
+    }
+
+    /// After how long a broker that came back leads again what it is the preferred leader of, while this one is the
+    /// active controller. Default: a minute.
+    pub fn leader_return(mut self, rest: Duration) -> Builder {
+        self.leader_return = Some(rest);
+        self
+    }
+
     /// Starts the broker; returns when it serves.
     ///
     /// # Errors
@@ -261,6 +277,8 @@ impl Builder {
         let loopback = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
         config.cluster.peer_listen = self.peer_listen.unwrap_or(loopback);
         config.first_start = self.first_start;
+        config.rack = self.rack;
+        config.cluster.leader_return = self.leader_return.or(config.cluster.leader_return);
         Broker::start(config, self.disk.unwrap_or_else(|| Arc::new(OsDisk))).await
     }
 }

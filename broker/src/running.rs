@@ -469,6 +469,7 @@ fn context(
         connections: Underway::new(),
         stopping,
         gate: logs.metadata.cluster().map(|cluster| Arc::clone(&cluster.gate)),
+        is_heard: logs.metadata.cluster().map(Cluster::is_heard),
         revoked,
     }
 }

@@ -57,6 +57,9 @@ pub struct ConsumeArgs {
     /// Order records of all partitions by their timestamps
     #[arg(long)]
     merge_by_time: bool,
+    /// Read from in-sync replicas in this rack where there are any, from the leaders else
+    #[arg(long, value_name = "RACK")]
+    rack: Option<String>,
     /// How a record is written
     #[arg(short, long, value_name = "TEMPLATE", conflicts_with = "json", allow_hyphen_values = true)]
     format: Option<Template>,
@@ -146,6 +149,9 @@ async fn start(client: &Client, args: &ConsumeArgs) -> Result<Consumer, ConsumeE
         .merge_by_time(args.merge_by_time);
     if !args.partition.is_empty() {
         consumer = consumer.partitions(args.partition.iter().flat_map(PartitionRange::partitions));
+    }
+    if let Some(rack) = &args.rack {
+        consumer = consumer.rack(rack);
     }
     if !follows {
         consumer = consumer.until(args.until.map_or(Position::End, |until| until.0));

@@ -34,6 +34,7 @@ struct Shared {
     standing: watch::Sender<Standing>,
     /// The last registration that the controller does not know as this broker's.
     stale: watch::Sender<Option<u64>>,
+    is_heard: watch::Sender<bool>,
 }
 
 impl HeartbeatHandle {
@@ -43,6 +44,7 @@ impl HeartbeatHandle {
             wants_drain: watch::Sender::new(false),
             standing: watch::Sender::new(fenced),
             stale: watch::Sender::new(None),
+            is_heard: watch::Sender::new(true),
         };
         HeartbeatHandle { shared: Arc::new(shared) }
     }
@@ -51,6 +53,11 @@ impl HeartbeatHandle {
     pub(super) async fn drain(&self) {
         self.shared.wants_drain.send_replace(true);
         let _ = self.shared.standing.subscribe().wait_for(|standing| standing.may_stop).await;
+    }
+
+    /// Whether the controller heard the broker within a session: if not, what it knows of the metadata may be old.
+    pub(super) fn is_heard(&self) -> watch::Receiver<bool> {
+        self.shared.is_heard.subscribe()
     }
 
     /// Returns once the controller takes the broker for there.
@@ -106,6 +113,7 @@ pub(super) async fn run(heartbeats: Heartbeats, handle: HeartbeatHandle) {
         });
         if pulse.has_lapsed(now()) != has_lapsed {
             has_lapsed = !has_lapsed;
+            handle.shared.is_heard.send_replace(!has_lapsed);
             match has_lapsed {
                 true => tracing::warn!(
                     session = ?heartbeats.session,

@@ -270,6 +270,11 @@ impl Cluster {
         self.registration.epoch.subscribe()
     }
 
+    /// Whether the controller heard this broker within a session.
+    pub(crate) fn is_heard(&self) -> watch::Receiver<bool> {
+        self.heartbeat.is_heard()
+    }
+
     /// Founds the cluster, or is let into its log, if that was not done before.
     async fn take_part(
         &self,

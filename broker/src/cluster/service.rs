@@ -82,6 +82,9 @@ impl PeerService for Service {
 }
 
 async fn hear(metadata: &RaftMetadata, from: BrokerId, request: HeartbeatRequest) -> HeartbeatResponse {
+    if metadata.image().is_removed(from) {
+        return HeartbeatResponse { is_removed: true, is_stale: true, ..HeartbeatResponse::default() };
+    }
     let HeartbeatRequest { broker_epoch, applied, wants_drain } = request;
     let heartbeat = Heartbeat { broker: from, epoch: broker_epoch, applied, wants_drain };
     match metadata.heartbeat(heartbeat).await {

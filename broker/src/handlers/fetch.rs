@@ -60,13 +60,14 @@ pub(crate) async fn serve(
     access::check_partition(session, Operation::Consume, header.partition)?;
     // A replica in sync serves what it knows to be committed.
     let partition = context.partitions.find_replica(header.partition)?;
-    is_readable(&partition)?;
+    is_readable(context, &partition)?;
     let next = resolve(context, &partition, header.start).await?;
     let mut consumption = Consumption {
         context,
         cold_reads: &session.cold_reads,
         changes: partition.changes(),
         stopping: context.stopping.clone(),
+        is_heard: context.is_heard.clone(),
         partition,
         next,
         credit: Credit::default(),
@@ -94,6 +95,8 @@ async fn resolve(
             offsets::end_is_known(partition)?;
             Ok(reader.high_watermark())
         }
+        // What was read of the leader is in sync here, and known to be committed a little later.
+        Start::Offset(offset) if !partition.standing().is_leading && is_held(reader, offset) => Ok(offset),
         Start::Offset(offset) => {
             if offset > reader.high_watermark() {
                 offsets::end_is_known(partition)?;
@@ -108,10 +111,20 @@ async fn resolve(
     }
 }
 
-/// Whether what is committed can be read here.
-fn is_readable(partition: &PartitionHandle) -> Result<(), RequestError> {
+/// Whether this is a record of the log, or the next one to come.
+fn is_held(reader: &LogReader, offset: Offset) -> bool {
+    reader.log_start() <= offset && offset <= reader.end_offset()
+}
+
+/// Whether what is committed can be read here. A follower that the controller does not hear may be in sync no more without
+/// knowing, and its readers would wait for what others have long read.
+fn is_readable(context: &Context, partition: &PartitionHandle) -> Result<(), RequestError> {
     let standing = partition.standing();
-    if standing.is_readable { Ok(()) } else { Err(not_leader(standing.leader)) }
+    let is_heard = || context.is_heard.as_ref().is_none_or(|is_heard| *is_heard.borrow());
+    if standing.is_leading || (standing.is_readable && is_heard()) {
+        return Ok(());
+    }
+    Err(not_leader(standing.leader))
 }
 
 /// What a consumer still takes: granted by the client, overdrawn by at most one frame.
@@ -166,6 +179,7 @@ struct Consumption<'a> {
     partition: PartitionHandle,
     changes: watch::Receiver<Watermarks>,
     stopping: Stopping,
+    is_heard: Option<watch::Receiver<bool>>,
     /// The first offset not sent yet.
     next: Offset,
     credit: Credit,
@@ -219,7 +233,7 @@ impl<'a> Consumption<'a> {
             if self.changes.borrow().is_closed {
                 return Err(self.why_closed().into());
             }
-            is_readable(&self.partition)?;
+            is_readable(self.context, &self.partition)?;
             let (log_start, high_watermark) = self.range();
             if self.next < log_start {
                 return Err(RequestError::out_of_range(self.next, log_start, high_watermark).into());
@@ -247,7 +261,17 @@ impl<'a> Consumption<'a> {
         if self.next < self.partition.reader().high_watermark() && self.credit.available() > 0 {
             return Ok(());
         }
+        let is_heard = &mut self.is_heard;
+        let hearing_changed = async {
+            if let Some(is_heard) = is_heard
+                && is_heard.changed().await.is_ok()
+            {
+                return;
+            }
+            std::future::pending().await
+        };
         tokio::select! {
+            () = hearing_changed => Ok(()),
             changed = self.changes.changed() => match changed {
                 Ok(()) => Ok(()),
                 Err(_) => Err(self.why_closed().into()),

@@ -14,8 +14,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::mmap::Mapping;
-
+pub use crate::mmap::Mapping;
 pub use os::OsDisk;
 pub use sim::{Counters, CrashOptions, Event, Fault, Operation, SimDisk, Stopped, Survival};
 

@@ -18,6 +18,7 @@ use crate::streams;
 use super::cursor::{Bound, Cursor};
 use super::fetcher::Fetcher;
 use super::merge::{Front, Merge};
+use super::near::Near;
 use super::shelf::Shelves;
 use super::{ConsumeError, Consumer, Order};
 
@@ -38,6 +39,7 @@ pub(crate) struct ConsumerOptions {
     pub merge_by_time: bool,
     pub memory_bytes: usize,
     pub retry_timeout: Duration,
+    pub rack: Option<String>,
 }
 
 impl ConsumerBuilder {
@@ -51,6 +53,7 @@ impl ConsumerBuilder {
             merge_by_time: false,
             memory_bytes: limits::CONSUMER_MEMORY_BYTES_DEFAULT,
             retry_timeout: Duration::from_secs(60),
+            rack: None,
         };
         ConsumerBuilder { client, options }
     }
@@ -110,6 +113,17 @@ impl ConsumerBuilder {
     #[must_use]
     pub fn retry_timeout(mut self, timeout: Duration) -> ConsumerBuilder {
         self.options.retry_timeout = timeout;
+        self
+    }
+
+    /// Reads from replicas in this rack (`broker.rack` in the brokers' configuration) where they are in sync, and from the
+    /// leader where there is none. Default the leader, always.
+    ///
+    /// Only what is committed is read, from wherever; a near replica may know of it a little later than the leader. Where
+    /// one fails or is in sync no more, reading goes on at the leader, and comes back some time after.
+    #[must_use]
+    pub fn rack(mut self, rack: impl Into<String>) -> ConsumerBuilder {
+        self.options.rack = Some(rack.into()).filter(|rack| !rack.is_empty());
         self
     }
 
@@ -240,6 +254,8 @@ fn start(client: Client, options: &ConsumerOptions, topic: &Arc<TopicMetadata>, 
             end: plan.bound.end,
             share,
             retry_timeout: options.retry_timeout,
+            near: options.rack.clone().map(Near::new),
+            is_near: false,
         };
         fetchers.spawn(fetcher.run());
     }
@@ -285,6 +301,7 @@ mod tests {
             merge_by_time: false,
             memory_bytes: 1,
             retry_timeout: Duration::ZERO,
+            rack: None,
         }
     }
 

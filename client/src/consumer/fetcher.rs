@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use quinn::SendStream;
 use quire_protocol::frame::FrameSeed;
 use quire_protocol::stream::{Answer, ConsumeHeader, Failure, Opened, Start, StreamKind};
-use quire_protocol::{ErrorCode, Offset, PartitionIndex};
+use quire_protocol::{BrokerId, ErrorCode, Offset, PartitionIndex};
 use tokio::time::{sleep_until, timeout};
 
 use crate::Client;
@@ -21,6 +21,7 @@ use crate::streams::StreamPermit;
 use super::ConsumeError;
 use super::credit::Credit;
 use super::frames::FrameReader;
+use super::near::{self, Near, Replicas};
 use super::shelf::{Generation, Shelves, Status};
 
 /// Most credit messages that may wait to be written (bytes); a broker that takes none of them is not reading.
@@ -39,6 +40,10 @@ pub(super) struct Fetcher {
     /// Bytes it may hold.
     pub share: u64,
     pub retry_timeout: Duration,
+    /// Where a replica is wanted that is near.
+    pub near: Option<Near>,
+    /// Whether the replica last read from was chosen for being near.
+    pub is_near: bool,
 }
 
 /// What one request has come to.
@@ -66,6 +71,8 @@ enum Stop {
     Failed(ConsumeError),
     /// The stream is lost; another may do.
     Lost(Error),
+    /// Another replica is the one to read from now.
+    Moved,
 }
 
 struct ConsumeStream {
@@ -98,17 +105,39 @@ impl Fetcher {
         loop {
             let before = progress.position();
             let stop = self.read(&mut progress, lost_since.is_some()).await;
+            self.shelves.set_source(self.place, None);
             if let Some(reader) = &mut progress.reader {
                 reader.restart();
             }
+            let stop = match stop {
+                Stop::Failed(error) if self.is_near => {
+                    tracing::info!(topic = %self.topic.name, partition = %self.partition, %error, "the near replica fails");
+                    Stop::Lost(Error::ConnectionLost {
+                        address: "the near replica".into(),
+                        why: error.to_string(),
+                    })
+                }
+                stop => stop,
+            };
             // A topic may be quiet, or its consumer slow: a stream that lasted was no failure, though nothing came.
-            let lasted = progress.opened_at.take().is_some_and(|at| at.elapsed() >= backoff.longest);
+            let lasted = progress.opened_at.take().map_or(Duration::ZERO, |at| at.elapsed());
+            if let Some(near) = self.near.as_mut().filter(|_| self.is_near) {
+                near.served(lasted);
+            }
+            let lasted = lasted >= backoff.longest;
             if lasted || progress.position() != before {
                 lost_since = None;
                 retry.succeeded();
             }
             let status = match stop {
                 Stop::Superseded => return,
+                Stop::Moved => continue,
+                // The leader has its turn at once.
+                Stop::Lost(_) if self.is_near => {
+                    lost_since.get_or_insert_with(Instant::now);
+                    self.near_failed();
+                    continue;
+                }
                 Stop::Ended => Status::Ended,
                 Stop::Failed(error) => Status::Failed(error),
                 Stop::Lost(error) => {
@@ -165,14 +194,57 @@ impl Fetcher {
             stream.answers.stop();
             return Stop::Ended;
         }
+        self.shelves.set_source(self.place, Some(stream.broker()));
+        let mut look_at = self.near.as_ref().map(|_| Instant::now() + near::LOOK_INTERVAL);
         loop {
             if let Some(stop) = self.apply(progress, &mut stream) {
                 stream.answers.stop();
                 return stop;
             }
-            if let Err(error) = stream.exchange(&self.shelves, self.place).await {
-                return Stop::Lost(error);
+            match stream.exchange(&self.shelves, self.place, look_at).await {
+                Err(error) => return Stop::Lost(error),
+                Ok(Woken::ByStream) => {}
+                Ok(Woken::ToLook) => {
+                    if self.is_elsewhere(stream.broker()).await {
+                        stream.answers.stop();
+                        return Stop::Moved;
+                    }
+                    look_at = Some(Instant::now() + near::LOOK_INTERVAL);
+                }
             }
+        }
+    }
+
+    /// Whether another replica than this broker's is the one to read from. What can not be found out is not acted upon.
+    async fn is_elsewhere(&mut self, reads_from: BrokerId) -> bool {
+        let after = self.client.brokers().config().request_timeout;
+        let looked = async {
+            self.refresh().await?;
+            self.choose().await
+        };
+        let Ok(Ok(chosen)) = timeout(after, looked).await else { return false };
+        let leader = self.topic.leadership(self.partition).and_then(|leadership| leadership.leader);
+        chosen.or(leader).is_some_and(|broker| broker != reads_from)
+    }
+
+    /// The near replica to read from; `None` is the leader.
+    async fn choose(&self) -> Result<Option<BrokerId>, Error> {
+        let Some(near) = &self.near else { return Ok(None) };
+        let racks = self.client.metadata().racks(near::LOOK_INTERVAL).await?;
+        Ok(near.choose(
+            Instant::now(),
+            &Replicas {
+                partition: self.partition,
+                leader: self.topic.leadership(self.partition).and_then(|leadership| leadership.leader),
+                in_sync: self.topic.in_sync(self.partition),
+                racks: &racks,
+            },
+        ))
+    }
+
+    fn near_failed(&mut self) {
+        if let Some(near) = &mut self.near {
+            near.failed(Instant::now());
         }
     }
 
@@ -181,10 +253,31 @@ impl Fetcher {
         progress: &mut Progress,
         is_stale: bool,
     ) -> Result<Result<(ConsumeStream, Opened), Failure>, Error> {
+        self.is_near = false;
         if is_stale {
             self.refresh().await?;
         }
-        let connection = self.client.metadata().leader(&self.topic, self.partition).await?;
+        let near = self.choose().await?;
+        self.is_near = near.is_some();
+        let Some(broker) = near else {
+            let connection = self.client.metadata().leader(&self.topic, self.partition).await?;
+            return self.open_at(progress, connection).await;
+        };
+        let opening = async {
+            let connection = self.client.metadata().broker(broker).await?;
+            self.open_at(progress, connection).await
+        };
+        // The leader is waiting: one that does not answer is not waited for as if there were no other.
+        let after = near::OPENING_TIME_MAX;
+        let (address, what) = (format!("broker {broker}"), "opening a consume stream");
+        timeout(after, opening).await.unwrap_or(Err(Error::TimedOut { address, what, after }))
+    }
+
+    async fn open_at(
+        &self,
+        progress: &mut Progress,
+        connection: Arc<Connection>,
+    ) -> Result<Result<(ConsumeStream, Opened), Failure>, Error> {
         let permit = connection.stream_for_consuming().await?;
         let start = match &progress.reader {
             Some(reader) => Start::Offset(reader.next_offset()),
@@ -216,7 +309,7 @@ impl Fetcher {
     /// Answers whether there is nothing to read before the end.
     fn opened(&self, progress: &mut Progress, opened: &Opened) -> bool {
         let seed = FrameSeed::new(self.topic.partition(self.partition));
-        self.shelves.set_high_watermark(self.place, opened.high_watermark);
+        self.note_high_watermark(opened.high_watermark);
         if progress.opened(seed, opened, self.end) {
             return true;
         }
@@ -253,7 +346,7 @@ impl Fetcher {
             match stream.answers.inbox.answer() {
                 Ok(None) => return None,
                 Ok(Some(Answer::Frames(frames))) => {
-                    self.shelves.set_high_watermark(self.place, frames.high_watermark);
+                    self.note_high_watermark(frames.high_watermark);
                     let announced = progress.reader.as_mut().map(|r| r.announce(frames.length as usize));
                     if let Some(Err(why)) = announced {
                         return Some(Stop::Failed(stream.connection.protocol(why).into()));
@@ -289,6 +382,12 @@ impl Fetcher {
             }
             self.note_position(progress);
         }
+    }
+
+    /// A replica may know less of what is committed than the leader told.
+    fn note_high_watermark(&self, high_watermark: Offset) {
+        let known = if self.is_near { self.shelves.high_watermark(self.place) } else { Offset::ZERO };
+        self.shelves.set_high_watermark(self.place, high_watermark.max(known));
     }
 
     /// Tells the consumer when everything up to the high watermark has been read, and when no longer.
@@ -367,9 +466,26 @@ impl Progress {
     }
 }
 
+/// Why waiting ended.
+enum Woken {
+    /// Something was received or written, or the request changed.
+    ByStream,
+    /// It is time to look whether another replica is the one to read from.
+    ToLook,
+}
+
 impl ConsumeStream {
-    /// Waits until something was received or the request changed; writes credit meanwhile.
-    async fn exchange(&mut self, shelves: &Shelves, place: usize) -> Result<(), Error> {
+    fn broker(&self) -> BrokerId {
+        BrokerId(self.connection.greeting.broker_id)
+    }
+
+    /// Waits until something was received, the request changed or it is time to look; writes credit meanwhile.
+    async fn exchange(
+        &mut self,
+        shelves: &Shelves,
+        place: usize,
+        look_at: Option<Instant>,
+    ) -> Result<Woken, Error> {
         let ConsumeStream { connection, send, answers, outgoing, .. } = self;
         let write = async {
             match outgoing.is_empty() {
@@ -377,25 +493,32 @@ impl ConsumeStream {
                 false => send.write(outgoing).await,
             }
         };
+        let look = async {
+            match look_at {
+                Some(at) => sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            () = look => Ok(Woken::ToLook),
             received = answers.fill() => match received {
-                Ok(true) => Ok(()),
+                Ok(true) => Ok(Woken::ByStream),
                 Ok(false) => Err(connection.stream_lost("the broker ended the stream")),
                 Err(error) => Err(connection.stream_lost(error)),
             },
             written = write => match written {
                 Ok(count) => {
                     outgoing.drain(..count);
-                    Ok(())
+                    Ok(Woken::ByStream)
                 }
                 // The broker says why on its own side of the stream.
                 Err(quinn::WriteError::Stopped(_)) => {
                     outgoing.clear();
-                    Ok(())
+                    Ok(Woken::ByStream)
                 }
                 Err(error) => Err(connection.stream_lost(error)),
             },
-            () = shelves.request_changed(place) => Ok(()),
+            () = shelves.request_changed(place) => Ok(Woken::ByStream),
         }
     }
 }

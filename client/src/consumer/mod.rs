@@ -14,6 +14,7 @@ mod error;
 mod fetcher;
 mod frames;
 mod merge;
+mod near;
 mod shelf;
 
 pub use builder::ConsumerBuilder;
@@ -29,7 +30,7 @@ use futures_core::Stream;
 use quire_protocol::batch::Header;
 use quire_protocol::frame::Chain;
 use quire_protocol::stream::Start;
-use quire_protocol::{Offset, PartitionIndex, Timestamp};
+use quire_protocol::{BrokerId, Offset, PartitionIndex, Timestamp};
 use tokio::task::JoinSet;
 
 use crate::Client;
@@ -176,6 +177,12 @@ impl Consumer {
     /// in hand, 64 KiB and up to one frame more a partition, may still be to come. Once a partition has ended, none are.
     pub fn chains(&self) -> Vec<PartitionChain> {
         self.cursors.iter().map(Cursor::chain).collect()
+    }
+
+    /// The broker that each partition is read from at the moment, if it is read.
+    pub fn sources(&self) -> Vec<(PartitionIndex, Option<BrokerId>)> {
+        let source = |(place, cursor): (usize, &Cursor)| (cursor.partition(), self.shelves.source(place));
+        self.cursors.iter().enumerate().map(source).collect()
     }
 
     /// Bytes of frames that were read and not yet handed out.

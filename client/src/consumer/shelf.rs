@@ -7,8 +7,8 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::task::Waker;
 
-use quire_protocol::Offset;
 use quire_protocol::stream::Start;
+use quire_protocol::{BrokerId, Offset};
 use tokio::sync::Notify;
 
 use crate::connection::lock;
@@ -40,6 +40,8 @@ struct Shelf {
     slices: VecDeque<Slice>,
     status: Status,
     high_watermark: Offset,
+    /// The broker that it is read from.
+    source: Option<BrokerId>,
     is_listed: bool,
 }
 
@@ -92,6 +94,7 @@ impl Shelves {
                     slices: VecDeque::new(),
                     status: if start.is_some() { Status::Reading } else { Status::Ended },
                     high_watermark,
+                    source: None,
                     is_listed: false,
                 };
                 (RequestBox { request, changed: Notify::new() }, shelf)
@@ -125,6 +128,16 @@ impl Shelves {
     /// Takes note of the high watermark.
     pub(super) fn set_high_watermark(&self, place: usize, high_watermark: Offset) {
         lock(&self.state).shelves[place].high_watermark = high_watermark;
+    }
+
+    /// Takes note of the broker that is read from.
+    pub(super) fn set_source(&self, place: usize, source: Option<BrokerId>) {
+        lock(&self.state).shelves[place].source = source;
+    }
+
+    /// The broker that was last read from.
+    pub(super) fn source(&self, place: usize) -> Option<BrokerId> {
+        lock(&self.state).shelves[place].source
     }
 
     fn update(&self, place: usize, generation: Generation, change: impl FnOnce(&mut Shelf)) -> bool {

@@ -4,4 +4,5 @@ mod consuming;
 mod failures;
 mod managing;
 mod producing;
+mod rack;
 mod support;
