@@ -1,6 +1,7 @@
 //! A broker's heartbeats to the active controller, on the control runtime, so that no load keeps them waiting.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use quire_engine::Time;
@@ -35,6 +36,8 @@ struct Shared {
     /// The last registration that the controller does not know as this broker's.
     stale: watch::Sender<Option<u64>>,
     is_heard: watch::Sender<bool>,
+    /// The broker was removed, and that was said.
+    is_removed: AtomicBool,
 }
 
 impl HeartbeatHandle {
@@ -45,6 +48,7 @@ impl HeartbeatHandle {
             standing: watch::Sender::new(fenced),
             stale: watch::Sender::new(None),
             is_heard: watch::Sender::new(true),
+            is_removed: AtomicBool::new(false),
         };
         HeartbeatHandle { shared: Arc::new(shared) }
     }
@@ -142,6 +146,9 @@ impl Heartbeats {
         };
         if answer.is_elsewhere {
             return Outcome::Elsewhere;
+        }
+        if answer.is_removed && !handle.shared.is_removed.swap(true, Ordering::Relaxed) {
+            tracing::error!("this broker was removed from the cluster: it serves nothing any more, stop it");
         }
         if answer.is_stale {
             handle.is_stale(epoch);

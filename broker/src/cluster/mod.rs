@@ -18,7 +18,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use quire_engine::controller::{RegisterBroker, Request};
+use quire_engine::controller::{Refusal, RegisterBroker, Request};
+use quire_protocol::rpc::peer::{HeartbeatRequest, request, response};
 use quire_protocol::{BrokerId, Timestamp, limits};
 use quire_storage::disk::Disk;
 use tokio::runtime::{Handle, Runtime};
@@ -54,6 +55,8 @@ pub(crate) use entry::enter;
 
 /// How long a start waits for the cluster before it says so, again and again.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often a start that waits looks whether it waits in vain, and how long one broker is asked.
+const REMOVAL_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A broker could not become, or be, one of a cluster's.
 #[derive(Debug, thiserror::Error)]
@@ -316,7 +319,14 @@ impl Cluster {
         broker: RegisterBroker,
         partitions: &Partitions,
     ) -> Result<u64, ClusterError> {
-        let epoch = self.registration.register(broker.clone()).await?;
+        let id = broker.broker;
+        let epoch = tokio::select! {
+            registered = self.registration.register(broker.clone()) => registered?,
+            () = self.removed(id) => {
+                let refusal = Refusal::BrokerRemoved { broker: id };
+                return Err(ClusterError::Refused(ProposeError::Refused(refusal)));
+            }
+        };
         let partitions = partitions.clone();
         let suspects = move || {
             let partitions = partitions.clone();
@@ -329,6 +339,25 @@ impl Cluster {
         let kept = self.registration.clone().keep(broker, self.heartbeat.clone(), suspects);
         self.tasks.push(self.control.handle().spawn(kept));
         Ok(epoch)
+    }
+
+    /// Returns once somebody says that this broker was removed: the cluster's log does not reach it any more, so that it
+    /// would wait for a controller for ever.
+    async fn removed(&self, broker: BrokerId) {
+        loop {
+            tokio::time::sleep(REMOVAL_LOOK_INTERVAL).await;
+            let image = self.metadata.image();
+            if image.is_removed(broker) {
+                return;
+            }
+            for other in image.brokers().filter(|other| other.id != broker && other.peer_port != 0) {
+                let asked = request::Body::Heartbeat(HeartbeatRequest::default());
+                let answer = self.peers.call(other.id, asked, REMOVAL_LOOK_INTERVAL).await;
+                if matches!(answer, Ok(response::Body::Heartbeat(answer)) if answer.is_removed) {
+                    return;
+                }
+            }
+        }
     }
 
     /// Gives the authority into the metadata, sealed, if this broker still has it alone.

@@ -84,7 +84,10 @@ pub enum Refusal {
         given: String,
     },
     /// A broker id that was given up.
-    #[error("broker {broker} was removed from the cluster; let it join again, under another id")]
+    #[error(
+        "broker {broker} was removed from the cluster, and its number is not given again; to bring its machine back, join \
+         with a new data directory and a new token ('quire cluster token')"
+    )]
     BrokerRemoved {
         /// The broker.
         broker: BrokerId,
