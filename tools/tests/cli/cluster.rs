@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::support::{Home, Running, path, text};
 
@@ -20,11 +21,77 @@ fn data(home: &Home, broker: u32) -> PathBuf {
 
 /// Starts a broker of the example on free ports.
 fn start(home: &Home, broker: u32, flags: &[&str]) -> Running {
+    start_with(home, broker, flags, &[])
+}
+
+fn start_with(home: &Home, broker: u32, flags: &[&str], environment: &[(&str, &Path)]) -> Running {
     let (config, data) = (example(broker), data(home, broker));
     let mut args = vec!["broker", "--config", path(&config), "--data", path(&data), "--no-admin"];
     args.extend(["--listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0"]);
     args.extend(flags);
-    home.spawn(&args)
+    home.spawn_with(&args, environment)
+}
+
+/// Three brokers of the example, each in its own rack; the default profile reaches the first.
+pub struct Three {
+    pub home: Home,
+    pub brokers: Vec<Option<Running>>,
+}
+
+impl Three {
+    pub fn start() -> Three {
+        Three::start_with(&[])
+    }
+
+    pub fn start_with(environment: &[(&str, &str)]) -> Three {
+        let home = Home::new();
+        let environment: Vec<_> = environment.iter().map(|(key, value)| (*key, Path::new(*value))).collect();
+        let mut brokers = vec![Some(start_with(&home, 1, &["--init"], &environment))];
+        let founder = address(&home, 1);
+        home.stdout(&["cluster", "profile", "--data", path(&data(&home, 1))]);
+        for broker in [2, 3] {
+            let token = home.stdout(&["cluster", "token"]);
+            let join = ["--join", &founder, "--token", token.trim()];
+            brokers.push(Some(start_with(&home, broker, &join, &environment)));
+            address(&home, broker);
+            // For requests to this broker first.
+            let name = format!("broker-{broker}");
+            home.stdout(&["--profile", &name, "cluster", "profile", "--data", path(&data(&home, broker))]);
+        }
+        home.stdout(&["--profile", "broker-1", "cluster", "profile", "--data", path(&data(&home, 1))]);
+        Three { home, brokers }
+    }
+
+    /// As if its machine lost power; what it had synced is still there.
+    pub fn kill(&mut self, broker: u32) {
+        let killed = self.brokers[broker as usize - 1].take().expect("it runs");
+        killed.signal(Signal::KILL);
+        killed.end();
+    }
+
+    /// Starts a broker again that was killed.
+    pub fn restart(&mut self, broker: u32, environment: &[(&str, &str)]) {
+        let environment: Vec<_> = environment.iter().map(|(key, value)| (*key, Path::new(*value))).collect();
+        self.brokers[broker as usize - 1] = Some(start_with(&self.home, broker, &[], &environment));
+    }
+
+    /// What `quire cluster status` says through this broker.
+    pub fn status(&self, broker: u32) -> Value {
+        self.home.json(&["--profile", &format!("broker-{broker}"), "cluster", "status", "--json"]).remove(0)
+    }
+
+    /// Waits for a status, asked through this broker.
+    pub fn wait_for_status(&self, broker: u32, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+        let began = Instant::now();
+        loop {
+            let status = self.status(broker);
+            if is_so(&status) {
+                return status;
+            }
+            assert!(began.elapsed() < PATIENCE, "{what}: {status}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
 }
 
 fn wait_for(file: &Path) {
