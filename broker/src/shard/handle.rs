@@ -42,6 +42,12 @@ pub enum PartitionState {
         /// What failed.
         what: String,
     },
+    /// Its log knows a later leadership than the metadata does: nothing is written until the metadata has caught up. It can be
+    /// trusted as ever.
+    Outdated {
+        /// What each of them knows.
+        what: String,
+    },
     /// It was deleted, or the broker is shutting down.
     Closed,
 }
@@ -59,7 +65,9 @@ impl PartitionState {
             }
             PartitionState::Corrupt { what } => Some(RequestError::corrupt_log(what)),
             PartitionState::Lost { what } => Some(RequestError::new(ErrorCode::CorruptLog, what)),
-            PartitionState::Failed { what } => Some(RequestError::storage_failed(what)),
+            PartitionState::Failed { what } | PartitionState::Outdated { what } => {
+                Some(RequestError::storage_failed(what))
+            }
             PartitionState::Closed => {
                 Some(RequestError::new(ErrorCode::Unavailable, "the partition is closed"))
             }

@@ -127,7 +127,7 @@ impl Partition {
             (Some(what), _) => PartitionState::Corrupt { what },
             (None, Some(what)) => {
                 tracing::warn!(partition = %partition.core.shared.id, what, "the partition takes nothing");
-                PartitionState::Failed { what }
+                PartitionState::Outdated { what }
             }
         });
         partition

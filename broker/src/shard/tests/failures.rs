@@ -314,7 +314,7 @@ fn metadata_older_than_the_log_is_told_and_reads_go_on() {
     rig.disk.kill();
     rig.disk.heal();
     let mut rig = Rig::led(rig.disk.fork(2), TopicConfig::default(), LeaderEpoch(0));
-    let PartitionState::Failed { what } = (*rig.handle().state()).clone() else {
+    let PartitionState::Outdated { what } = (*rig.handle().state()).clone() else {
         panic!("it can not lead in an epoch that has passed")
     };
     assert!(what.contains("leader epoch 1, but the metadata knows only 0"), "{what}");
@@ -333,7 +333,7 @@ fn metadata_that_catches_up_with_the_log_ends_the_wait() {
     rig.disk.kill();
     rig.disk.heal();
     let mut rig = Rig::led(rig.disk.fork(2), TopicConfig::default(), LeaderEpoch(0));
-    assert!(matches!(*rig.handle().state(), PartitionState::Failed { .. }));
+    assert!(matches!(*rig.handle().state(), PartitionState::Outdated { .. }));
     let caught_up = |epoch| Event::Configure {
         partition: PARTITION,
         assignment: alone(LeaderEpoch(epoch)),
