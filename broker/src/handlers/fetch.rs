@@ -335,7 +335,7 @@ impl<'a> Consumption<'a> {
             error @ ReadError::Corrupt { .. } => self.partition.read_failed(error).await.into(),
             error => {
                 tracing::error!(partition = %self.partition.id(), offset = %self.next, %error, "cannot read");
-                error.into()
+                self.partition.read_failed(error).await.into()
             }
         }
     }

@@ -13,7 +13,7 @@ use quire_storage::{Completed, JobDone, JobKind, Log, LogOptions, Want};
 use super::assignment::Assignment;
 use super::clock::Now;
 use super::flush::Task;
-use super::handle::{PartitionState, Shared};
+use super::handle::{PartitionState, Shared, damaged_here};
 use super::partition::Wanted;
 use super::producers;
 use crate::error::RequestError;
@@ -174,21 +174,24 @@ impl Core {
         if self.log.is_corrupt() {
             return false;
         }
-        match self.shared.assignment().membership.replicas.len() {
-            0 | 1 => tracing::error!(
-                partition = %self.shared.id, what,
-                "the log is damaged: what is intact can be read, nothing is appended until it is restored"
-            ),
-            _ => tracing::error!(
+        match self.shared.is_replicated() {
+            true => tracing::error!(
                 partition = %self.shared.id, what,
                 "the log is damaged: it does not lead, and is fetched again from the replica that does"
+            ),
+            false => tracing::error!(
+                partition = %self.shared.id, what,
+                "the log is damaged: what is intact can be read, nothing is appended until it is restored"
             ),
         }
         self.log.mark_corrupt();
         if self.refusal.is_some() && !std::mem::take(&mut self.is_outdated) {
             return false;
         }
-        self.refusal = Some(RequestError::corrupt_log(&what));
+        self.refusal = Some(match self.shared.is_replicated() {
+            true => damaged_here(),
+            false => RequestError::corrupt_log(&what),
+        });
         self.shared.publish_state(PartitionState::Corrupt { what });
         true
     }

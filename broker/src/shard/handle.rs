@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use super::assignment::Assignment;
 use super::event::{Event, ProduceRequest};
 use super::pool::Router;
+use super::scrubbing::is_damage;
 use crate::controller::Metadata;
 use crate::error::RequestError;
 
@@ -185,16 +186,23 @@ impl PartitionHandle {
     }
 
     /// What a client is told when [`PartitionHandle::reader`] fails. Damage is told to the shard before: what is
-    /// produced from then on is refused.
+    /// produced from then on is refused. Where others have what is damaged here, the client is sent to them.
     pub(crate) async fn read_failed(&self, error: ReadError) -> RequestError {
-        if let ReadError::Corrupt { offset, segment, position, what } = &error {
-            let what = format!("offset {offset} can not be read; {segment}, byte {position}: {what}");
-            if !matches!(*self.state(), PartitionState::Corrupt { .. }) {
-                // A shard that has ended takes no more records anyway.
-                let _ = self.0.queue.send(Event::Damaged { partition: self.0.id, what }).await;
-            }
+        let is_replicated = self.0.is_replicated();
+        if !is_damage(&error, is_replicated) {
+            return error.into();
         }
-        error.into()
+        if !matches!(*self.state(), PartitionState::Corrupt { .. }) {
+            let what = match &error {
+                ReadError::Corrupt { offset, segment, position, what } => {
+                    format!("offset {offset} can not be read; {segment}, byte {position}: {what}")
+                }
+                other => other.to_string(),
+            };
+            // A shard that has ended takes no more records anyway.
+            let _ = self.0.queue.send(Event::Damaged { partition: self.0.id, what }).await;
+        }
+        if is_replicated { damaged_here() } else { error.into() }
     }
 }
 
@@ -220,6 +228,11 @@ impl Shared {
             reader: OnceLock::new(),
             watermarks: watch::Sender::new(Watermarks::default()),
         }
+    }
+
+    /// Whether others are to have what this replica has.
+    pub(super) fn is_replicated(&self) -> bool {
+        self.assignment.load().membership.replicas.len() > 1
     }
 
     pub(super) fn told(&self) -> Arc<Assignment> {
@@ -486,6 +499,11 @@ pub(crate) fn not_leader(leader: Option<BrokerId>) -> RequestError {
         None => "nobody leads the partition at the moment".to_owned(),
     };
     RequestError::new(ErrorCode::NotLeader, message)
+}
+
+/// What is told of a replica that is damaged, where others have its records: nothing of what was asked was done.
+pub(super) fn damaged_here() -> RequestError {
+    RequestError::new(ErrorCode::NotLeader, "the replica here is damaged, and another takes its place")
 }
 
 fn opening() -> RequestError {

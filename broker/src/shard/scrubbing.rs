@@ -150,24 +150,26 @@ impl Shard {
             scrubbing.stepped(now.time, id, bytes, rest);
         }
         let Err(error) = result else { return };
-        if !is_damage(&error) {
-            tracing::warn!(partition = %id, %error, "a log can not be read again for now");
+        let Some(Slot::Open { partition, .. }) = self.slots.get_mut(&id) else { return };
+        if !is_damage(&error, partition.shared().is_replicated()) {
+            tracing::error!(partition = %id, %error, "a log can not be read");
             return;
         }
         self.metrics.scrub_damage.increment(1);
-        if let Some(Slot::Open { partition, .. }) = self.slots.get_mut(&id) {
-            partition.damaged(now, format!("found by reading it again: {error}"));
-            self.touch(id);
-        }
+        partition.damaged(now, format!("found by reading it again: {error}"));
+        self.touch(id);
     }
 }
 
-/// Whether the disk does not have what was written. A lack of descriptors or of memory passes.
-fn is_damage(error: &ReadError) -> bool {
+/// Whether the disk does not have what was written. That it can not be read may pass, as a lack of descriptors or of memory
+/// does: the only replica is not given up for it.
+pub(super) fn is_damage(error: &ReadError, is_replicated: bool) -> bool {
     match error {
         ReadError::Corrupt { .. } => true,
         ReadError::Io { source, .. } => {
-            source.kind() == io::ErrorKind::UnexpectedEof || source.raw_os_error() == Some(EIO)
+            let is_unreadable =
+                source.kind() == io::ErrorKind::UnexpectedEof || source.raw_os_error() == Some(EIO);
+            is_unreadable && is_replicated
         }
         ReadError::OutOfRange { .. } | ReadError::NotResident => false,
     }

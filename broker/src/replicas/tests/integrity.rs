@@ -105,7 +105,7 @@ async fn damage_that_a_reader_finds_takes_a_follower_out_until_it_was_fetched_ag
     let broker = cluster.follower(id);
     cluster.damage(broker, id);
     let before = cluster.metadata.image().partition(id).expect("it exists").partition_epoch;
-    assert_eq!(read_all(&cluster.handle(broker, id)).await, Err(ErrorCode::CorruptLog));
+    assert_eq!(read_all(&cluster.handle(broker, id)).await, Err(ErrorCode::NotLeader));
     let has_left = |cluster: &Cluster| {
         cluster.metadata.image().partition(id).is_some_and(|known| known.partition_epoch > before)
     };
@@ -120,7 +120,7 @@ async fn a_leader_whose_log_is_damaged_leads_no_more_and_follows() {
     let id = cluster.filled(&[]).await;
     let broker = cluster.leader(id).expect("somebody leads");
     cluster.damage(broker, id);
-    assert_eq!(read_all(&cluster.handle(broker, id)).await, Err(ErrorCode::CorruptLog));
+    assert_eq!(read_all(&cluster.handle(broker, id)).await, Err(ErrorCode::NotLeader));
     cluster.until("another leads", |cluster| cluster.leader(id).is_some_and(|leader| leader != broker)).await;
     cluster.until_fetched_again(broker, id).await;
     assert_ne!(cluster.leader(id), Some(broker));

@@ -82,21 +82,34 @@ fn damage_that_is_found_takes_the_only_replica_out_of_service_for_producers_alon
 }
 
 #[test]
-fn a_disk_that_can_not_read_a_block_counts_as_damage_and_a_lack_of_descriptors_does_not() {
+fn what_can_not_be_read_counts_as_damage_where_others_have_it() {
     let mut rig = filled();
     rig.shard.scrub(rig.now, OPTIONS);
     rig.disk.inject(quire_storage::disk::Fault::FewDescriptors { count: 0 });
     assert!(rig.scrub_step());
     rig.disk.heal();
-    assert_eq!(*rig.handle().state(), PartitionState::Online);
     let dir = store(&rig.disk).partition_dir(PARTITION);
     let names = rig.disk.list(&dir).expect("there");
     let path = dir.join(names.iter().find(|name| name.ends_with(".log")).expect("many segments"));
     rig.disk.inject(quire_storage::disk::Fault::ReadFails { path, range: 4_096..8_192 });
-    // What the step took ends the round.
-    rig.advance(Duration::from_secs(2));
-    assert!(!rig.scrub_step());
-    rig.advance(OPTIONS.interval);
-    rig.scrub_round();
+    for is_replicated in [false, true] {
+        assert_eq!(*rig.handle().state(), PartitionState::Online);
+        if is_replicated {
+            let mut assignment = Assignment::clone(&alone(LeaderEpoch(1)));
+            let other = quire_engine::replication::Replica { broker_epoch: 1, is_eligible: true };
+            assignment.membership.replicas.insert(BrokerId(1), other);
+            let (assignment, config) = (Arc::new(assignment), rig.handle().config());
+            rig.apply(Event::Configure { partition: PARTITION, assignment, config });
+        }
+        // What the step before took ends the round.
+        rig.advance(Duration::from_secs(2));
+        rig.scrub_round();
+        rig.advance(OPTIONS.interval);
+        rig.scrub_round();
+    }
     assert!(matches!(*rig.handle().state(), PartitionState::Corrupt { .. }));
+    assert!(matches!(rig.shard.take_outgoing()[..], [Outgoing::Distrust { partition: PARTITION }]));
+    let mut refused = Stream::new(Acks::All);
+    rig.produce(&refused, "one more");
+    assert_eq!(refused.outcomes(), [Err(ErrorCode::NotLeader)], "another may take it");
 }
