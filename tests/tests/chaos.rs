@@ -49,9 +49,9 @@ async fn row_05_kill_random_brokers() -> Result<()> {
     let (kills, mut killed, mut round) = (rounds(75, 300), 0, 0);
     let mut restarts = Vec::new();
     while killed < kills {
-        let subset: Vec<BrokerId> = match trial.draw(7) as u32 + 1 {
-            subset => BROKERS.into_iter().filter(|broker| subset & (1 << (broker.0 - 1)) != 0).collect(),
-        };
+        let drawn = trial.draw(7) as u32 + 1;
+        let subset: Vec<BrokerId> =
+            BROKERS.into_iter().filter(|broker| drawn & (1 << (broker.0 - 1)) != 0).collect();
         trial.fault(&format!("kill -9 {subset:?}"));
         for broker in &subset {
             trial.node(*broker)?.kill()?;

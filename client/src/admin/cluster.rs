@@ -16,7 +16,7 @@ use crate::error::Error;
 pub(super) const EACH_BROKER_TIME: Duration = Duration::from_secs(2);
 
 /// How a cluster is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClusterStatus {
     /// Its id.
     pub cluster_id: String,

@@ -58,16 +58,7 @@ mod tests {
 
     #[test]
     fn a_cluster_that_lacks_nothing_is_whole() {
-        let mut status = ClusterStatus {
-            cluster_id: String::new(),
-            brokers: Vec::new(),
-            partitions: 8,
-            under_replicated: 0,
-            offline: 0,
-            recovering: 0,
-            reassigning: 0,
-            unbalanced: 3,
-        };
+        let mut status = ClusterStatus { partitions: 8, unbalanced: 3, ..ClusterStatus::default() };
         assert_eq!(missing(&status), None);
         status.offline = 2;
         status.under_replicated = 1;
