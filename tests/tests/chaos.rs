@@ -49,7 +49,8 @@ async fn row_05_kill_random_brokers() -> Result<()> {
     let (kills, mut killed, mut round) = (rounds(75, 300), 0, 0);
     let mut restarts = Vec::new();
     while killed < kills {
-        let drawn = trial.draw(7) as u32 + 1;
+        // One bit for each.
+        let drawn = 1 + trial.draw(7);
         let subset: Vec<BrokerId> =
             BROKERS.into_iter().filter(|broker| drawn & (1 << (broker.0 - 1)) != 0).collect();
         trial.fault(&format!("kill -9 {subset:?}"));
