@@ -86,6 +86,26 @@ async fn row_05_kill_random_brokers() -> Result<()> {
     Ok(())
 }
 
+/// Row 5, by itself: how long writes stand still when a leader is killed and everything else is well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_05_failover_time() -> Result<()> {
+    let mut trial = Trial::start("failover", 0x50, |_, _| {}).await?;
+    for _ in 0..rounds(3, 50) {
+        let partition = trial.draw(8) as usize;
+        let leader = trial.leader(partition).await?;
+        trial.fault(&format!("kill -9 broker {leader}"));
+        trial.node(leader)?.kill()?;
+        trial.resumed().await?;
+        trial.cluster.heal().await?;
+        trial.whole().await?;
+        trial.client.admin().elect_preferred_leaders(None).await?;
+        let pause = trial.draw_time(ms(200), ms(700));
+        sleep(pause).await;
+    }
+    trial.finish().await?;
+    Ok(())
+}
+
 /// Row 6: the leader is out, a second broker loses power, the third stops, the first two come back: the second one has all
 /// that was acknowledged, and leads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
