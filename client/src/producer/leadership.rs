@@ -11,6 +11,9 @@ use crate::metadata::TopicMetadata;
 
 /// Without any answer for so long, other brokers are asked who leads.
 const SILENCE_TIME_MAX: Duration = Duration::from_millis(500);
+/// And again so often while the silence lasts: the next leader is found soon after it is elected, and not up to another
+/// [`SILENCE_TIME_MAX`] later.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// How a stream gets on.
 #[derive(Debug, Default)]
@@ -36,15 +39,18 @@ pub(super) async fn has_moved(
     progress: Arc<Progress>,
 ) -> bool {
     let led = known.leadership(partition);
+    let mut pause = SILENCE_TIME_MAX;
     loop {
         let before = progress.received.load(Ordering::Relaxed);
-        tokio::time::sleep(SILENCE_TIME_MAX).await;
+        tokio::time::sleep(pause).await;
         if !progress.is_waiting.load(Ordering::Relaxed) {
             return false;
         }
         if progress.received.load(Ordering::Relaxed) != before {
+            pause = SILENCE_TIME_MAX;
             continue;
         }
+        pause = LOOK_AGAIN_AFTER;
         // Nobody may answer: then there is nowhere else to go.
         let Ok(now) = client.metadata().refresh_from_others(&known, led).await else { continue };
         if now.id != known.id || now.leadership(partition) != led {
