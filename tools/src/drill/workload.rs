@@ -248,7 +248,10 @@ impl Producing {
         Ok(async move {
             match delivery.await {
                 Ok(sent) => tell(Kind::Ok, Some(sent)),
-                Err(error) => tell(kind_of(&error), None),
+                Err(error) => {
+                    self.record.note(&format!("{value} was given up: {error}"));
+                    tell(kind_of(&error), None);
+                }
             }
         })
     }
