@@ -224,8 +224,9 @@ pub const CONTROLLERS_MAX: usize = 3;
 pub const RAFT_HEARTBEAT_INTERVAL: Duration = Duration::from_millis(100);
 /// A voter that did not hear from the leader for a time from here on asks for an election.
 pub const RAFT_ELECTION_TIME_MIN: Duration = Duration::from_millis(500);
-/// See [`RAFT_ELECTION_TIME_MIN`].
-pub const RAFT_ELECTION_TIME_MAX: Duration = Duration::from_millis(1000);
+/// See [`RAFT_ELECTION_TIME_MIN`]. For so long after they heard from a leader, voters elect no other, and only then does the
+/// time to an election begin: a leader is missed for 1.2 s before it is replaced, which is more than a broker's session.
+pub const RAFT_ELECTION_TIME_MAX: Duration = Duration::from_millis(700);
 /// A snapshot takes the place of the metadata log after so many entries.
 pub const RAFT_SNAPSHOT_ENTRIES: u64 = 4096;
 /// Entries sent to another node at once (bytes); one entry may exceed it.
