@@ -58,6 +58,8 @@ pub(super) struct Core {
     pub(super) has_moved: bool,
     /// The log began anew: before it is as far as its leader had committed it is not to lead.
     lacks_to: Option<Offset>,
+    /// It began anew after a write or a sync had failed: what fails again stays so.
+    has_begun_anew_failed: bool,
     jobs_under_way: u32,
     /// When `sync = interval` wants the next sync; `None` if all that was appended is covered by one.
     sync_due: Option<Time>,
@@ -97,6 +99,7 @@ impl Core {
             wanted: Vec::new(),
             has_moved: true,
             lacks_to: None,
+            has_begun_anew_failed: false,
             jobs_under_way: 0,
             sync_due: None,
             is_used: true,
@@ -136,14 +139,28 @@ impl Core {
     pub(super) fn trust(&mut self) {
         let is_held = self.log.suspicion().is_any() && !self.log.is_corrupt() && !self.log.is_poisoned();
         if is_held && self.lacks_to.is_none() && self.shared.trust() {
-            tracing::info!(partition = %self.shared.id, "this replica has caught up, and is trusted again");
+            if self.shared.is_replicated() {
+                tracing::info!(partition = %self.shared.id, "this replica has caught up, and is trusted again");
+            }
             self.log.trust();
         }
     }
 
-    /// Whether the log can be made the same as a leader's: it may be damaged, and not have failed.
+    /// Whether the log can be made the same as a leader's: it may be damaged, and have failed once.
     pub(super) fn is_followable(&self, assignment: &Assignment) -> bool {
-        !self.log.is_poisoned() && assignment.leader_epoch >= self.log.leader_epoch()
+        let is_lost = self.log.is_poisoned() && !self.may_begin_anew();
+        !is_lost && assignment.leader_epoch >= self.log.leader_epoch()
+    }
+
+    /// Whether a log that failed is to be fetched anew, into other files. A disk that fails again is left alone until the
+    /// broker is started again.
+    pub(super) fn may_begin_anew(&self) -> bool {
+        self.shared.is_replicated() && !self.has_begun_anew_failed && self.log.can_begin_anew()
+    }
+
+    /// The log is about to begin anew.
+    pub(super) fn begins_anew(&mut self) {
+        self.has_begun_anew_failed |= self.log.is_poisoned();
     }
 
     /// Takes over settings and assignment, and shows them.
@@ -201,7 +218,7 @@ impl Core {
         self.lacks_to = Some(self.log.end_offset());
         self.shared.mark_suspect();
         if self.refusal.take().is_some() {
-            tracing::info!(partition = %self.shared.id, "the damaged log was dropped and is fetched anew");
+            tracing::info!(partition = %self.shared.id, "the log was dropped and is fetched anew");
             self.shared.publish_state(PartitionState::Online);
         }
     }
@@ -209,7 +226,16 @@ impl Core {
     /// Nothing is appended any more: the log refuses it.
     pub(super) fn fail(&mut self, why: &str) -> RequestError {
         let what = self.log.poisoned().map_or_else(|| why.to_owned(), ToString::to_string);
-        tracing::error!(partition = %self.shared.id, %what, "the partition takes nothing more until the broker is started again");
+        match self.may_begin_anew() {
+            true => tracing::error!(
+                partition = %self.shared.id, %what,
+                "a write or sync failed: this replica does not lead, and is fetched again from the one that does"
+            ),
+            false => tracing::error!(
+                partition = %self.shared.id, %what,
+                "the partition takes nothing more until the broker is started again"
+            ),
+        }
         let error = RequestError::storage_failed(&what);
         self.shared.publish_state(PartitionState::Failed { what });
         self.sync_due = None;

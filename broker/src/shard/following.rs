@@ -63,7 +63,7 @@ impl Following {
             high_watermark: core.log.high_watermark(),
             ends: core.ends(),
             is_counted: assignment.is_counted,
-            is_damaged: core.log.is_corrupt(),
+            is_damaged: core.log.is_corrupt() || core.log.is_poisoned(),
         };
         let mut following = Following {
             leader,
@@ -341,8 +341,10 @@ impl Following {
 
     fn fail(&mut self, core: &mut Core, now: Now) {
         self.queued.clear();
+        // Begun anew in vain: it is not known what is there.
+        let begins_anew = core.may_begin_anew() && !self.is_cutting();
         core.fail("a write or sync of its log failed");
-        self.tell(core, now, FollowerInput::Failed);
+        self.tell(core, now, if begins_anew { FollowerInput::Damaged } else { FollowerInput::Failed });
     }
 
     /// Tells the follower and does what it wants done.
@@ -401,6 +403,7 @@ impl Following {
             "the log is dropped, and fetched from the leader's log start on"
         );
         self.restarts_at = Some(at);
+        core.begins_anew();
         core.log.restart_at(at);
     }
 }

@@ -38,7 +38,8 @@ pub enum PartitionState {
         /// What is there instead, and what to do.
         what: String,
     },
-    /// The disk refused to open its log, or it failed: nothing can be written until the broker was started again.
+    /// The disk refused to open its log, or it failed: nothing can be written until it was fetched again from another
+    /// replica, or the broker was started again.
     Failed {
         /// What failed.
         what: String,

@@ -342,6 +342,12 @@ impl Log {
         self.poisoned().is_some()
     }
 
+    /// Whether [`Log::restart_at`] makes good a failed write or sync: not where the log had no file yet, and it is not known
+    /// what is there.
+    pub fn can_begin_anew(&self) -> bool {
+        !self.upkeep.is_new
+    }
+
     /// What is damaged, if recovery found records damaged that were on disk.
     pub fn corruption(&self) -> Option<&Corruption> {
         self.corruption.as_ref()

@@ -415,6 +415,48 @@ fn a_replica_whose_sync_failed_is_suspect_until_it_is_trusted() {
     assert!(!report.is_suspect, "{report:?}");
 }
 
+/// The system says of files whose write-back failed that all is well: nothing of them is used again.
+#[test]
+fn a_log_whose_sync_failed_goes_on_in_other_files_alone() {
+    let mut harness = filled(20);
+    harness.append(vec![new_batch(1, 100, 1, Timestamp(9))]).expect("room");
+    harness.disk.inject(Fault::SyncFails { nth: 1 });
+    harness.settle(SYNC);
+    assert!(harness.log.is_poisoned() && harness.log.can_begin_anew());
+    let before = files(&harness.disk, "log");
+    harness.log.restart_at(Offset(7));
+    let completed = harness.log.run_jobs(NO_SYNC);
+    assert_eq!((completed.cut, completed.poisoned), (Some(Offset(7)), None));
+    assert!(!harness.log.is_poisoned());
+    assert!(harness.log.suspicion().is_unclean && !harness.log.suspicion().has_lost_writes);
+    let at = AppendContext {
+        leader_epoch: LeaderEpoch(9),
+        now: Timestamp(9),
+        high_watermark: Offset(7),
+        timestamp_type: TimestampType::CreateTime,
+    };
+    let mut batches = vec![new_batch(2, 100, 1, Timestamp(9))];
+    while let Err(error) = harness.log.append(batches, at) {
+        assert!(matches!(error.kind, AppendErrorKind::NoSpaceYet), "{error}");
+        batches = error.batches;
+        let _ = harness.log.run_jobs(NO_SYNC);
+    }
+    let _ = harness.log.run_jobs(SYNC);
+    assert_eq!((harness.log.start_offset(), harness.log.durable_end()), (Offset(7), Offset(9)));
+    let after = files(&harness.disk, "log");
+    assert!(!after.is_empty() && after.iter().all(|file| !before.contains(file)), "{before:?} {after:?}");
+    harness.disk.crash(&CrashOptions::default());
+    let (mut log, report) = open(&harness.disk, &options()).expect("it is whole");
+    assert!(report.is_suspect && report.corruption.is_none(), "{report:?}");
+    assert_eq!(log.end_offset(), Offset(9));
+
+    // One that fails in it is not known to be either.
+    log.restart_at(Offset(3));
+    harness.disk.inject(Fault::SyncFails { nth: 2 });
+    let completed = log.run_jobs(NO_SYNC);
+    assert!(completed.cut.is_none() && completed.poisoned.is_some() && log.is_poisoned());
+}
+
 /// Recovery starts at the checkpoint: damage before it that a reader came across was forgotten with the process.
 #[test]
 fn damage_that_a_reader_found_is_known_to_the_next_open() {

@@ -1,10 +1,12 @@
 //! Damaged, lost and suspect replicas: they leave the in-sync replicas, lead nothing, are fetched again from a leader, and
 //! are trusted then.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use quire_protocol::LeaderEpoch;
 use quire_protocol::batch::TimestampType;
+use quire_storage::disk::Fault;
 use quire_storage::{AppendContext, AppendError, Log, LogOptions, NewBatch, ReadError, Want};
 
 use super::*;
@@ -158,15 +160,53 @@ async fn an_unclean_stop_without_syncs_makes_a_replica_suspect_until_it_caught_u
     }
 }
 
+/// In other files: what the system says of those that failed is not to be relied on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_whose_sync_failed_is_suspect_after_the_next_start_and_then_trusted() {
+async fn a_replica_whose_sync_failed_leads_no_more_and_is_fetched_again() {
+    let mut cluster = Cluster::start().await;
+    let id = cluster.filled(&[]).await;
+    for broker in [cluster.follower(id), cluster.leader(id).expect("somebody leads")] {
+        cluster.disks[&broker].inject(Fault::SyncFails { nth: 1 });
+        let before = files_of(&cluster, broker, id);
+        // Taken by the two others, or refused by a leader that fails.
+        let _ = produce(&cluster.leading(id).await, "not on all disks").await;
+        let is_elsewhere = |cluster: &Cluster| {
+            files_of(cluster, broker, id).is_disjoint(&before) && cluster.is_in_sync(broker, id)
+        };
+        cluster.until("it is back with other files", is_elsewhere).await;
+        assert_ne!(cluster.leader(id), Some(broker));
+        cluster.until_fetched_again(broker, id).await;
+        cluster.crash(broker).await;
+        cluster.start_broker(broker).await;
+        assert_eq!(cluster.brokers[&broker].shards.partitions().suspects(), []);
+        cluster.until_fetched_again(broker, id).await;
+    }
+}
+
+fn files_of(cluster: &Cluster, broker: u32, id: TopicPartition) -> BTreeSet<String> {
+    let names = cluster.disks[&broker].list(&dir_of(id)).unwrap_or_default();
+    names.into_iter().filter(|name| name.ends_with(".log")).collect()
+}
+
+/// Fetching it again is tried once, and what fails again is suspect at the next start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_fails_again_is_left_alone_until_the_next_start() {
     let mut cluster = Cluster::start().await;
     let id = cluster.filled(&[]).await;
     let broker = cluster.follower(id);
-    cluster.disks[&broker].inject(quire_storage::disk::Fault::SyncFails { nth: 1 });
+    // The sync of the record, and one of the many while it is fetched again.
+    let last = cluster.disks[&broker].counters().syncs + 8;
+    for nth in [1, 8] {
+        cluster.disks[&broker].inject(Fault::SyncFails { nth });
+    }
     let handle = cluster.leading(id).await;
     produce(&handle, "not on all disks").await.expect("two suffice");
-    cluster.until("it left", |cluster| !cluster.is_in_sync(broker, id)).await;
+    let has_failed_for_good = |cluster: &Cluster| {
+        let state = cluster.handle(broker, id).state();
+        let is_over = cluster.disks[&broker].counters().syncs >= last;
+        is_over && matches!(*state, PartitionState::Failed { .. }) && !cluster.is_in_sync(broker, id)
+    };
+    cluster.until("it failed", has_failed_for_good).await;
     cluster.crash(broker).await;
     cluster.start_broker(broker).await;
     assert!(!cluster.is_in_sync(broker, id), "it was registered as suspect");

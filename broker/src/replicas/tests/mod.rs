@@ -439,6 +439,7 @@ async fn too_few_in_sync_replicas_take_nothing_and_a_laggard_leaves_and_returns(
     let follower = (0..3).find(|broker| cluster.leader(id) != Some(*broker)).expect("two follow");
     // It is alive as far as the controller knows, and its streams are dead.
     cluster.brokers[&follower].replicas.abort();
+    cluster.brokers[&follower].peers.close().await;
     let mut waiting = send(&handle, "two", Acks::All).await;
     cluster.until("the laggard left", |cluster| cluster.in_sync(id) == 2).await;
     cluster.until("it is said", |_| !handle.standing().has_enough_replicas).await;

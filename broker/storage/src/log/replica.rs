@@ -11,6 +11,7 @@ use super::{Log, Upkeep};
 use crate::disk::DiskFile;
 use crate::error::{AppendErrorKind, AppendFramesError, AppendFramesErrorKind};
 use crate::jobs::{CutDone, CutTo, CutWork};
+use crate::poison::Poison;
 use crate::suspicion::Suspicion;
 
 impl Log {
@@ -103,7 +104,7 @@ impl Log {
         self.upkeep.cut = Some(CutTo::End(to));
     }
 
-    /// Drops all that is in the log, and begins anew at `at`, damage forgotten; what it has to catch up with is held against
+    /// Drops all that is in the log, and begins anew at `at` in other files, damage and failed syncs forgotten; what it has to catch up with is held against
     /// it until [`Log::trust`]. As [`Log::truncate`].
     pub fn restart_at(&mut self, at: Offset) {
         self.upkeep.cut = Some(CutTo::Anew(at));
@@ -156,6 +157,7 @@ impl Log {
         self.producers = self.producers.take().filter(|known| known.covers <= end && !is_anew);
         self.producers_told_to = self.producers.as_ref().map_or(self.start_offset(), |known| known.covers);
         if is_anew {
+            self.poison = Poison::default();
             self.corruption = None;
             self.is_marked_corrupt = false;
             self.suspicion = if is_new { Suspicion::default() } else { Suspicion::UNCLEAN };

@@ -144,9 +144,9 @@ impl Log {
     /// [`Log::complete`]. Ask again until there is none, after appends and after completions. At most one sync and
     /// one other job of a log are out at a time.
     pub fn next_job(&mut self, want: Want) -> Option<Job> {
-        // A log that begins anew leaves its damage behind.
+        // A log that begins anew leaves its damage behind, and files that could not be written or synced.
         let begins_anew = matches!(self.upkeep.cut, Some(CutTo::Anew(_)));
-        if self.is_poisoned() {
+        if self.is_poisoned() && !begins_anew {
             return None;
         }
         if self.is_corrupt() && !begins_anew {
@@ -576,6 +576,8 @@ impl Log {
             FailureKind::Exhausted => AppendErrorKind::Exhausted(format!("{operation}: {error}")),
             FailureKind::Fatal => {
                 let reason = self.poison(operation, &error);
+                // What a cut that failed left is not known, and it is not tried again.
+                self.upkeep.cut = None;
                 return Completed { poisoned: Some((*reason).clone()), space: true, ..Completed::default() };
             }
         };
