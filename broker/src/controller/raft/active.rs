@@ -81,7 +81,8 @@ impl RaftMetadata {
     /// Takes a broker's heartbeat. Only the active controller hears it.
     pub async fn heartbeat(&self, heartbeat: Heartbeat) -> HeartbeatAnswer {
         let node = &self.node;
-        if node.driver().deciding().is_none() {
+        // One that is cut off from the others decides nothing, and must not take itself for heard either.
+        if node.driver().deciding().is_none() || !self.has_quorum() {
             let elsewhere = node.leader().filter(|(leader, _)| *leader != node.id);
             return HeartbeatAnswer::Elsewhere(elsewhere.map(|(_, member)| member.broker));
         }
