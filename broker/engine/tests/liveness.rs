@@ -30,7 +30,7 @@ impl Watched {
             commit(&mut controller, &mut random, registration(broker, 1));
         }
         let image = Arc::clone(controller.image());
-        Watched { controller, random, liveness: Liveness::new(Time::ZERO, SESSION, image) }
+        Watched { controller, random, liveness: Liveness::new(Time::ZERO, SESSION, image, None) }
     }
 
     fn give(&mut self, at: Duration, input: Input) -> Vec<Request> {
@@ -127,11 +127,28 @@ fn a_new_controller_gives_everybody_a_whole_session() {
     let mut watched = Watched::new();
     watched.unfence_all();
     let image = Arc::clone(watched.controller.image());
-    watched.liveness = Liveness::new(Time::after_origin(seconds(100)), SESSION, image);
+    watched.liveness = Liveness::new(Time::after_origin(seconds(100)), SESSION, image, None);
     assert_eq!(watched.deadline(), Some(seconds(108)));
     assert_eq!(watched.give(seconds(107), Input::TimePassed), []);
     let both = [watched.fence(ONE), watched.fence(TWO)];
     assert_eq!(watched.give(seconds(108), Input::TimePassed), both);
+}
+
+#[test]
+fn the_controller_before_has_a_session_from_when_it_was_last_heard_of() {
+    let mut watched = Watched::new();
+    watched.unfence_all();
+    let image = Arc::clone(watched.controller.image());
+    let heard = |at| Some((TWO, Time::after_origin(at)));
+    let now = Time::after_origin(seconds(100));
+    watched.liveness = Liveness::new(now, SESSION, Arc::clone(&image), heard(seconds(95)));
+    assert_eq!(watched.give(seconds(102), Input::TimePassed), []);
+    assert_eq!(watched.give(seconds(103), Input::TimePassed), [watched.fence(TWO)]);
+    assert_eq!(watched.deadline(), Some(seconds(108)), "the others have a whole one");
+
+    watched.liveness = Liveness::new(now, SESSION, image, heard(seconds(95)));
+    assert_eq!(watched.beat(seconds(101), TWO), []);
+    assert_eq!(watched.give(seconds(108), Input::TimePassed), [watched.fence(ONE)], "it only handed over");
 }
 
 #[test]

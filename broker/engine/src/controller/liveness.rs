@@ -1,7 +1,9 @@
 //! Which brokers are heard of. Only the active controller runs this; what it finds becomes requests to fence and unfence.
 //!
 //! A session begins with a heartbeat and lasts as long as the next one comes in time. A controller that has just become
-//! active knows nothing of sessions: it gives everybody a whole one first, so that its own election fences nobody.
+//! active knows nothing of sessions: it gives everybody a whole one first, so that its own election fences nobody. The one
+//! exception is the controller before it, whose silence it was elected for: that one's session began when it was last heard
+//! of as such.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -77,10 +79,21 @@ struct Session {
 }
 
 impl Liveness {
-    /// Of a controller that has become active now: everybody has a whole session before them.
-    pub fn new(now: Time, session: Duration, image: std::sync::Arc<Image>) -> Liveness {
+    /// Of a controller that has become active now: everybody has a whole session before them, but for the controller before
+    /// it, if there was another and it was heard of here.
+    pub fn new(
+        now: Time,
+        session: Duration,
+        image: std::sync::Arc<Image>,
+        predecessor: Option<(BrokerId, Time)>,
+    ) -> Liveness {
         let mut liveness = Liveness { session, image: Default::default(), sessions: BTreeMap::new() };
         liveness.follow(now, image);
+        if let Some((broker, heard)) = predecessor
+            && let Some(known) = liveness.sessions.get_mut(&broker)
+        {
+            known.ends = known.ends.min(heard + session);
+        }
         liveness
     }
 

@@ -161,7 +161,12 @@ enum Happened {
 }
 
 impl Watch {
-    fn new(now: Time, patience: Patience, image: &Arc<Image>) -> Watch {
+    fn new(
+        now: Time,
+        patience: Patience,
+        image: &Arc<Image>,
+        predecessor: Option<(BrokerId, Time)>,
+    ) -> Watch {
         let pace = |rest| Pace {
             rest,
             interval: limits::LEADER_RETURN_INTERVAL.min(rest),
@@ -169,7 +174,7 @@ impl Watch {
         };
         let preferred = |rest| PreferredLeaders::new(now, pace(rest), Arc::clone(image));
         Watch {
-            liveness: Liveness::new(now, patience.session, Arc::clone(image)),
+            liveness: Liveness::new(now, patience.session, Arc::clone(image), predecessor),
             preferred: patience.leader_return.map(preferred),
         }
     }
@@ -212,7 +217,9 @@ async fn watch_as_active(
 ) {
     let mut deciding = node.driver().watch_deciding();
     let mut image = node.image.clone();
-    let mut watch = Watch::new(node.now(), patience, &image.borrow_and_update().clone());
+    // Used up: this node may lead again without another between.
+    let predecessor = node.led_by.lock().expect("nobody panics while holding it").take();
+    let mut watch = Watch::new(node.now(), patience, &image.borrow_and_update().clone(), predecessor);
     let mut asked = FuturesUnordered::new();
     tracing::info!(term = leadership.0, "this broker is the active controller");
     loop {
@@ -265,7 +272,7 @@ async fn sleep(time: Option<Duration>) {
 }
 
 impl Node {
-    fn now(&self) -> Time {
+    pub(super) fn now(&self) -> Time {
         self.clock.now().time
     }
 

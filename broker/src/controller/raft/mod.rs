@@ -42,10 +42,11 @@ use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
 use openraft::impls::ProgressResponder;
 use openraft::{Config, RaftMetrics, ServerState, SnapshotPolicy};
 use prost::Message;
+use quire_engine::Time;
 use quire_engine::controller::proposals::{self, Input, Leadership, NotDone};
 use quire_engine::controller::{Image, Request, Response};
-use quire_protocol::limits;
 use quire_protocol::rpc::raft as wire_form;
+use quire_protocol::{BrokerId, limits};
 use quire_storage::CloseError;
 use quire_storage::disk::Disk;
 use tokio::sync::{mpsc, watch};
@@ -223,6 +224,8 @@ struct Node {
     applied: watch::Receiver<u64>,
     is_stopping: watch::Sender<bool>,
     arriving: Mutex<Option<service::Arriving>>,
+    /// The other node's broker that led last, and when it was heard of as such.
+    led_by: Mutex<Option<(BrokerId, Time)>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -266,6 +269,7 @@ impl RaftMetadata {
             applied,
             is_stopping: watch::Sender::new(false),
             arriving: Mutex::new(None),
+            led_by: Mutex::new(None),
             tasks: Mutex::new(Vec::new()),
         });
         let tasks = vec![

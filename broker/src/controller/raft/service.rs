@@ -54,6 +54,7 @@ impl Node {
         Ok(match body {
             Body::Append(request) => {
                 let response = self.raft.append_entries(convert::to_append(request)?).await?;
+                self.heard_of_leader();
                 form::response::Body::Append(convert::from_append_response(&response))
             }
             Body::Vote(request) => {
@@ -77,6 +78,15 @@ impl Node {
             Body::Propose(request) => form::response::Body::Propose(self.decide_for_another(request).await?),
             Body::Join(request) => form::response::Body::Join(self.admit(request).await?),
         })
+    }
+
+    /// Somebody appends here as the leader.
+    fn heard_of_leader(&self) {
+        let metrics = self.metrics();
+        let Some(leader) = metrics.current_leader.filter(|leader| *leader != self.id) else { return };
+        let Some(member) = metrics.membership_config.membership().get_node(&leader) else { return };
+        let heard = (member.broker, self.now());
+        *self.led_by.lock().expect("nobody panics while holding it") = Some(heard);
     }
 
     async fn decide_for_another(
