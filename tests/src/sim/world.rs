@@ -223,6 +223,8 @@ pub struct World {
     brokers: BTreeMap<BrokerId, BrokerProcess>,
     invariants: Invariants,
     next_value: u64,
+    /// Until then nothing is committed: the controllers' disks or links are slow.
+    commits_from: Time,
     is_healing: bool,
     coverage: Coverage,
 }
@@ -276,6 +278,7 @@ impl World {
             controllers,
             brokers,
             next_value: 0,
+            commits_from: Time::ZERO,
             is_healing: false,
             coverage: Coverage::default(),
         }
@@ -418,7 +421,7 @@ impl World {
             }
             Happening::CatchUp(broker) => self.catch_up(broker, effects),
             Happening::Commit => {
-                if self.quorum.commit() {
+                if self.schedule.now() >= self.commits_from && self.quorum.commit() {
                     let committed = self.quorum.committed();
                     self.say(format_args!("committed: {committed} entries"));
                 }

@@ -3,12 +3,16 @@
 use std::time::Duration;
 
 use quire_engine::mutant::{self, Mutant};
+use quire_engine::replication::Proposal;
 use quire_protocol::BrokerId;
 
 use super::super::control::{Answer, Request};
 use super::super::network::Node;
 use super::super::quorum::{Index, Proposed};
 use super::{CALL_TIMEOUT, CONTROLLERS, Happening, SESSION, World, node};
+
+/// Requests to grow the in-sync replicas that a loss of power overtakes, in a thousand.
+const OVERTAKEN_PER_MILLE: u64 = 60;
 
 impl World {
     pub(super) fn call(&mut self, id: BrokerId, request: Request) {
@@ -22,9 +26,22 @@ impl World {
             self.controllers.keys().copied().filter(|node| self.quorum.belief(*node).is_some()).collect();
         let Some(to) = self.dice.pick(&believers).copied() else { return };
         let now = self.schedule.now();
-        if let Some(due) = self.network.call(now, node(id), to) {
+        if let Some(mut due) = self.network.call(now, node(id), to) {
+            let added = match &request {
+                Request::ChangeInSync { proposal, .. } if !self.is_healing => self.added(id, proposal),
+                _ => None,
+            };
+            if let Some(added) = added.filter(|_| self.dice.happens(OVERTAKEN_PER_MILLE)) {
+                due = now + self.overtake(added);
+            }
             self.schedule.at(due, Happening::Call { to, from: id, incarnation, number, request });
         }
+    }
+
+    /// Whom a leader wants among the in-sync replicas who is not.
+    fn added(&self, leader: BrokerId, proposal: &Proposal) -> Option<BrokerId> {
+        let before = &self.brokers[&leader].image.partition.in_sync;
+        proposal.in_sync.iter().map(|(id, _)| *id).find(|id| *id != leader && !before.contains(id))
     }
 
     pub(super) fn controller_call(
@@ -78,7 +95,11 @@ impl World {
                 self.controllers.get_mut(&at).expect("it exists").pending_at = Some(index);
                 Some((Some(index), answer))
             }
-            Proposed::Nowhere => None,
+            Proposed::Nowhere => {
+                // Nobody is ever told what rests on it, however often the same is asked again.
+                self.controllers.get_mut(&at).expect("it exists").pending_at = Some(Index::MAX);
+                None
+            }
         }
     }
 

@@ -19,7 +19,7 @@ impl World {
         }
         let ids: Vec<BrokerId> = self.brokers.keys().copied().collect();
         let id = *self.dice.pick(&ids).expect("there are brokers");
-        match self.dice.below(14) {
+        match self.dice.below(16) {
             0 | 1 => self.crash(id, Crash::Kill),
             2 => self.crash(id, Crash::PowerLoss),
             3 => {
@@ -39,6 +39,7 @@ impl World {
                     self.decide(at, &Request::Move { to: id });
                 }
             }
+            13 | 14 => self.slow_log(),
             _ => {
                 self.quorum.orphan();
                 self.say(format_args!("the controllers are without a leader"));
@@ -49,6 +50,24 @@ impl World {
         let mean = self.options.fault_every;
         let delay = self.dice.wait(mean / 4, mean * 4);
         self.schedule.after(delay, Happening::Fault);
+    }
+
+    /// Nothing is committed for a while, and meanwhile another controller comes to lead: it finds entries that it has not
+    /// applied, and is asked for decisions before it has.
+    fn slow_log(&mut self) {
+        let lasts = self.dice.wait(Duration::from_millis(20), Duration::from_millis(300));
+        self.commits_from = self.schedule.now() + lasts;
+        self.say(format_args!("nothing is committed for {lasts:?}"));
+        let delay = self.dice.wait(Duration::from_millis(5), lasts / 2);
+        self.schedule.after(delay, Happening::ElectController);
+    }
+
+    /// A request to take a broker among the in-sync replicas is long on its way, and the broker loses power and is back
+    /// before it arrives.
+    pub(super) fn overtake(&mut self, added: BrokerId) -> Duration {
+        self.crash(added, Crash::PowerLoss);
+        self.schedule.after(Duration::from_millis(5), Happening::Start(added));
+        self.dice.wait(Duration::from_millis(50), Duration::from_millis(900))
     }
 
     pub(super) fn crash(&mut self, id: BrokerId, crash: Crash) {
@@ -152,6 +171,7 @@ impl World {
 
     pub(super) fn heal(&mut self) {
         self.is_healing = true;
+        self.commits_from = self.schedule.now();
         self.say(format_args!("the faults are over"));
         self.network.weather.loss_per_mille = 0;
         self.network.weather.stray_per_mille = 0;
