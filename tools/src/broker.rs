@@ -89,6 +89,7 @@ impl BrokerArgs {
         }
         if let Some(listen) = self.peer_listen {
             config.cluster.peer_listen = listen;
+            config.cluster.is_expected = true;
         }
         config.admin_listen = self.admin.or(config.admin_listen).filter(|_| !self.no_admin);
         config.first_start = match (self.init, &self.join, &self.token) {

@@ -40,7 +40,7 @@ pub(crate) async fn enter(
             return Err(ClusterError::Alone { dir }.into());
         }
         (Some(identity), _) => identity,
-        (None, FirstStart::Alone) if config.cluster.is_configured() => {
+        (None, FirstStart::Alone) if config.cluster.is_expected => {
             return Err(ClusterError::NoIdentity { dir }.into());
         }
         (None, FirstStart::Alone) => BrokerIdentity::draw(Membership::Alone),

@@ -50,6 +50,9 @@ pub struct ClusterConfig {
     pub peer_listen: SocketAddr,
     /// Where other brokers are told to connect; `None` tells them the address listened on.
     pub peer_advertise: Option<HostPort>,
+    /// Whether an operator said where this broker is for others: it is to be one of a cluster's, and does not begin as a
+    /// broker by itself.
+    pub is_expected: bool,
     /// A broker that is not heard of for so long is fenced.
     pub session: Duration,
     /// A broker says so often that it is there.
@@ -64,13 +67,6 @@ pub struct ClusterConfig {
 
 /// Where brokers of a cluster listen for each other unless told otherwise.
 pub(super) const PEER_LISTEN_DEFAULT: &str = "0.0.0.0:9441";
-
-impl ClusterConfig {
-    /// Whether somebody said where this broker is for others of a cluster: then it is to be one of a cluster's.
-    pub(crate) fn is_configured(&self) -> bool {
-        self.peer_advertise.is_some() || self.peer_listen.to_string() != PEER_LISTEN_DEFAULT
-    }
-}
 
 /// How the logs are read again to find damage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

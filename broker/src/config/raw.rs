@@ -202,6 +202,7 @@ impl Config {
                 cold_read_bytes: memory_bytes("memory.cold_read_bytes", memory.cold_read_bytes)?,
             },
             cluster: ClusterConfig {
+                is_expected: network.peer_listen != PEER_LISTEN_DEFAULT || !network.peer_advertise.is_empty(),
                 peer_listen: address("network.peer_listen", &network.peer_listen)?,
                 peer_advertise: advertised("network.peer_advertise", &network.peer_advertise)?,
                 session: Duration::from_millis(session_ms),
