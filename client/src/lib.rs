@@ -69,6 +69,7 @@ mod config;
 mod connection;
 mod consumer;
 mod error;
+mod leadership;
 mod metadata;
 mod offsets;
 mod position;

@@ -18,6 +18,8 @@ pub(crate) struct TopicMetadata {
     pub id: TopicId,
     /// In the order of their numbers, none missing.
     pub leaders: Vec<Leadership>,
+    /// How many replicas each partition has.
+    replicas: Vec<usize>,
     /// The replicas in sync, of each partition.
     pub in_sync: Vec<Vec<BrokerId>>,
     /// The topic's `max.message.bytes`.
@@ -48,6 +50,11 @@ impl TopicMetadata {
     /// The replicas in sync, as of when the topic was asked for.
     pub(crate) fn in_sync(&self, partition: PartitionIndex) -> &[BrokerId] {
         self.in_sync.get(partition.0 as usize).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether another broker than the leader may ever lead the partition, its replicas being those known.
+    pub(crate) fn has_followers(&self, partition: PartitionIndex) -> bool {
+        self.replicas.get(partition.0 as usize).is_some_and(|count| *count > 1)
     }
 
     /// A broker may answer that has not heard yet what another one told.
@@ -81,6 +88,7 @@ impl TopicMetadata {
                 epoch: LeaderEpoch(partition.leader_epoch),
             })
             .collect();
+        let replicas = partitions.iter().map(|partition| partition.replicas.len()).collect();
         let ids = |ids: &[u32]| ids.iter().copied().map(BrokerId).collect();
         let in_sync = partitions.iter().map(|partition| ids(&partition.in_sync_replicas)).collect();
         // Keys that this version does not know belong to a newer broker and are none of a client's business.
@@ -90,6 +98,7 @@ impl TopicMetadata {
             name: topic.name.into(),
             id,
             leaders,
+            replicas,
             in_sync,
             message_bytes_max: config.message_bytes_max,
             timestamp_type: config.timestamp_type,

@@ -14,6 +14,7 @@ use crate::Client;
 use crate::answers::{self, AnswerStream};
 use crate::connection::Connection;
 use crate::error::Error;
+use crate::leadership;
 use crate::metadata::TopicMetadata;
 use crate::retry::{Jitter, Retry};
 use crate::streams::StreamPermit;
@@ -26,6 +27,14 @@ use super::shelf::{Generation, Shelves, Status};
 
 /// Most credit messages that may wait to be written (bytes); a broker that takes none of them is not reading.
 const CREDIT_BYTES_WAITING_MAX: usize = 4096;
+
+/// Without anything from the leader for so long, other brokers are asked who leads: one that is cut off from them, and not
+/// from its consumers, goes on saying that it does, and one that stands still says nothing.
+const SILENCE_TIME_MAX: Duration = Duration::from_secs(1);
+/// A partition may be quiet as well: the longer it is, the more seldom others are asked, down to this.
+const SILENT_LOOK_INTERVAL_MAX: Duration = Duration::from_secs(10);
+/// How long looking who leads may keep a stream from being read.
+const LOOK_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// One partition's fetcher.
 pub(super) struct Fetcher {
@@ -81,6 +90,8 @@ struct ConsumeStream {
     answers: AnswerStream,
     /// Credit messages yet to be written.
     outgoing: Vec<u8>,
+    /// Whether anything came since that was last looked at.
+    has_received: bool,
     _permit: StreamPermit,
 }
 
@@ -195,7 +206,12 @@ impl Fetcher {
             return Stop::Ended;
         }
         self.shelves.set_source(self.place, Some(stream.broker()));
-        let mut look_at = self.near.as_ref().map(|_| Instant::now() + near::LOOK_INTERVAL);
+        let mut pause = match self.near {
+            Some(_) => near::LOOK_INTERVAL,
+            None => SILENCE_TIME_MAX,
+        };
+        let looks = self.near.is_some() || self.topic.has_followers(self.partition);
+        let mut look_at = looks.then(|| Instant::now() + pause);
         loop {
             if let Some(stop) = self.apply(progress, &mut stream) {
                 stream.answers.stop();
@@ -204,12 +220,19 @@ impl Fetcher {
             match stream.exchange(&self.shelves, self.place, look_at).await {
                 Err(error) => return Stop::Lost(error),
                 Ok(Woken::ByStream) => {}
+                Ok(Woken::ToLook) if self.near.is_none() && std::mem::take(&mut stream.has_received) => {
+                    pause = SILENCE_TIME_MAX;
+                    look_at = Some(Instant::now() + pause);
+                }
                 Ok(Woken::ToLook) => {
                     if self.is_elsewhere(stream.broker()).await {
                         stream.answers.stop();
                         return Stop::Moved;
                     }
-                    look_at = Some(Instant::now() + near::LOOK_INTERVAL);
+                    if self.near.is_none() {
+                        pause = (pause * 2).min(SILENT_LOOK_INTERVAL_MAX);
+                    }
+                    look_at = Some(Instant::now() + pause);
                 }
             }
         }
@@ -217,7 +240,7 @@ impl Fetcher {
 
     /// Whether another replica than this broker's is the one to read from. What can not be found out is not acted upon.
     async fn is_elsewhere(&mut self, reads_from: BrokerId) -> bool {
-        let after = self.client.brokers().config().request_timeout;
+        let after = self.client.brokers().config().request_timeout.min(LOOK_TIME_MAX);
         let looked = async {
             self.refresh().await?;
             self.choose().await
@@ -260,8 +283,7 @@ impl Fetcher {
         let near = self.choose().await?;
         self.is_near = near.is_some();
         let Some(broker) = near else {
-            let connection = self.client.metadata().leader(&self.topic, self.partition).await?;
-            return self.open_at(progress, connection).await;
+            return self.open_at_leader(progress).await;
         };
         let opening = async {
             let connection = self.client.metadata().broker(broker).await?;
@@ -271,6 +293,27 @@ impl Fetcher {
         let after = near::OPENING_TIME_MAX;
         let (address, what) = (format!("broker {broker}"), "opening a consume stream");
         timeout(after, opening).await.unwrap_or(Err(Error::TimedOut { address, what, after }))
+    }
+
+    async fn open_at_leader(
+        &mut self,
+        progress: &mut Progress,
+    ) -> Result<Result<(ConsumeStream, Opened), Failure>, Error> {
+        loop {
+            // A leader that was killed does not answer, and another may lead meanwhile.
+            let (client, topic) = (self.client.clone(), Arc::clone(&self.topic));
+            let waiting = Arc::new(leadership::Progress::waiting());
+            let moved = leadership::has_moved(client, topic, self.partition, waiting);
+            let opening = async {
+                let connection = self.client.metadata().leader(&self.topic, self.partition).await?;
+                self.open_at(progress, connection).await
+            };
+            tokio::select! {
+                opened = opening => return opened,
+                _ = moved => {}
+            }
+            self.refresh().await?;
+        }
     }
 
     async fn open_at(
@@ -288,13 +331,24 @@ impl Fetcher {
         ConsumeHeader { partition, start, credit: progress.credit.open() }.encode(&mut header);
         let opened = answers::open(&connection, &header).await?;
         Ok(opened.map(|(send, answers, opened)| {
-            (ConsumeStream { connection, send, answers, outgoing: Vec::new(), _permit: permit }, opened)
+            (
+                ConsumeStream {
+                    connection,
+                    send,
+                    answers,
+                    outgoing: Vec::new(),
+                    has_received: false,
+                    _permit: permit,
+                },
+                opened,
+            )
         }))
     }
 
-    /// Another topic of the same name is none of ours: its offsets mean other records.
+    /// Asks others than the leader first. Another topic of the same name is none of ours: its offsets mean other records.
     async fn refresh(&mut self) -> Result<(), Error> {
-        let refreshed = self.client.metadata().refresh(&self.topic).await?;
+        let led = self.topic.leadership(self.partition);
+        let refreshed = self.client.metadata().refresh_from_others(&self.topic, led).await?;
         if refreshed.id != self.topic.id {
             return Err(Error::Broker {
                 code: ErrorCode::UnknownTopic,
@@ -486,7 +540,7 @@ impl ConsumeStream {
         place: usize,
         look_at: Option<Instant>,
     ) -> Result<Woken, Error> {
-        let ConsumeStream { connection, send, answers, outgoing, .. } = self;
+        let ConsumeStream { connection, send, answers, outgoing, has_received, .. } = self;
         let write = async {
             match outgoing.is_empty() {
                 true => std::future::pending().await,
@@ -502,7 +556,10 @@ impl ConsumeStream {
         tokio::select! {
             () = look => Ok(Woken::ToLook),
             received = answers.fill() => match received {
-                Ok(true) => Ok(Woken::ByStream),
+                Ok(true) => {
+                    *has_received = true;
+                    Ok(Woken::ByStream)
+                }
                 Ok(false) => Err(connection.stream_lost("the broker ended the stream")),
                 Err(error) => Err(connection.stream_lost(error)),
             },

@@ -10,7 +10,6 @@ mod accumulator;
 mod delivery;
 mod error;
 mod ids;
-mod leadership;
 mod numbers;
 mod partitioner;
 mod pipeline;

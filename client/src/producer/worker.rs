@@ -19,6 +19,7 @@ use crate::Client;
 use crate::answers::{self, AnswerStream};
 use crate::connection::{Connection, lock};
 use crate::error::Error;
+use crate::leadership::{self, Progress};
 use crate::metadata::TopicMetadata;
 use crate::streams::{Promise, StreamPermit};
 
@@ -26,7 +27,6 @@ use super::SendError;
 use super::accumulator::{Accumulator, SealedBatch};
 use super::delivery::{Completer, Outcome};
 use super::ids::ProducerIds;
-use super::leadership::{self, Progress};
 use super::numbers::Claim;
 use super::pipeline::{Action, Established, Input, Pipeline, ReadyBatch};
 

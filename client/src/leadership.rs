@@ -17,7 +17,7 @@ const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// How a stream gets on.
 #[derive(Debug, Default)]
-pub(super) struct Progress {
+pub(crate) struct Progress {
     /// Grows with what comes from the broker.
     pub received: AtomicU64,
     /// Whether an answer is waited for.
@@ -26,13 +26,13 @@ pub(super) struct Progress {
 
 impl Progress {
     /// One that waits from the beginning.
-    pub(super) fn waiting() -> Progress {
+    pub(crate) fn waiting() -> Progress {
         Progress { is_waiting: AtomicBool::new(true), ..Progress::default() }
     }
 }
 
 /// Watches for as long as an answer is waited for. Whether there is another leader.
-pub(super) async fn has_moved(
+pub(crate) async fn has_moved(
     client: Client,
     mut known: Arc<TopicMetadata>,
     partition: PartitionIndex,

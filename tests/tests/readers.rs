@@ -1,0 +1,79 @@
+//! Consumers of a cluster whose leaders are lost in ways that nobody tells them.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use quire::drill::relay::Conditions;
+use quire_client::{BrokerId, Client, Consumer, Offset, PartitionIndex, Position};
+use quire_tests::chaos::Trial;
+use tokio::time::timeout;
+
+const BROKERS: [BrokerId; 3] = [BrokerId(1), BrokerId(2), BrokerId(3)];
+const PARTITION: PartitionIndex = PartitionIndex(0);
+/// How soon a consumer has found its partition's next leader, once there is one. Well below the idle timeout, after which
+/// the connection to a broker that stands still is lost by itself.
+const FOUND_WITHIN: Duration = Duration::from_secs(6);
+
+/// Cuts a broker off from the others, both ways, and from no client; or lets it through again.
+fn set_links(trial: &Trial, broker: BrokerId, conditions: Conditions) {
+    for other in BROKERS.into_iter().filter(|other| *other != broker) {
+        trial.cluster.set_link(broker, other, conditions);
+        trial.cluster.set_link(other, broker, conditions);
+    }
+}
+
+/// Reads on until a record of this offset or a later one comes.
+async fn read_to(consumer: &mut Consumer, offset: Offset) -> Result<()> {
+    loop {
+        let record = consumer.next().await.context("a consumer that follows has no end")??;
+        if record.offset >= offset {
+            return Ok(());
+        }
+    }
+}
+
+/// Follows the partition through the loss of its leader, up to what the next leader has taken.
+async fn goes_on(trial: &mut Trial, consumer: &mut Consumer, topic: &str, lost: BrokerId) -> Result<()> {
+    trial.moved_away(lost).await?;
+    trial.resumed().await?;
+    let ends = trial.client.admin().list_offsets(topic, [(PARTITION, Position::End)]).await?;
+    let end = ends.first().context("one was asked for")?.offset;
+    let found = timeout(FOUND_WITHIN, read_to(consumer, end)).await;
+    found.with_context(|| format!("the consumer still reads from broker {lost}, which leads no more"))?
+}
+
+/// A leader that the others do not reach goes on serving its clients, and says nothing that is new. One that stands still
+/// says nothing at all. Consumers waited for either: for the first until the end of the fault, for the second until
+/// its connection was lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_leaves_a_leader_that_leads_no_more() -> Result<()> {
+    let mut topic = String::new();
+    let mut trial = Trial::start("readers of a lost leader", 0x131, |setup, load| {
+        setup.peer_relays = Some(0x131);
+        topic.clone_from(&load.topic);
+    })
+    .await?;
+    let client = Client::connect_with(trial.cluster.profile()?).await?;
+    let from_end = client.consumer().topic(&topic).partitions([PARTITION]).from(Position::End);
+    let mut consumer = from_end.follow(true).build().await?;
+    read_to(&mut consumer, Offset(0)).await?;
+
+    let leader = trial.leader(0).await?;
+    trial.fault(&format!("broker {leader} and the others do not reach each other"));
+    set_links(&trial, leader, Conditions::CUT);
+    goes_on(&mut trial, &mut consumer, &topic, leader).await?;
+    set_links(&trial, leader, Conditions::default());
+    trial.whole().await?;
+
+    let leader = trial.leader(0).await?;
+    trial.fault(&format!("SIGSTOP broker {leader}"));
+    trial.node(leader)?.pause()?;
+    goes_on(&mut trial, &mut consumer, &topic, leader).await?;
+    trial.node(leader)?.resume()?;
+    trial.whole().await?;
+
+    drop(consumer);
+    client.close().await;
+    trial.finish().await?;
+    Ok(())
+}
