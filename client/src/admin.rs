@@ -381,7 +381,7 @@ impl Admin {
         positions: impl IntoIterator<Item = (PartitionIndex, Position)>,
     ) -> Result<Vec<PartitionOffset>, Error> {
         let positions: Vec<_> = positions.into_iter().collect();
-        let (topic, answers) = offsets::list_of(self.client.metadata(), topic, &positions).await?;
+        let (topic, answers) = offsets::list_of(&self.client, topic, &positions).await?;
         answers.into_iter().map(|answer| answer.map_err(|refused| refused.into_error(&topic))).collect()
     }
 

@@ -2,15 +2,21 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use quire_protocol::rpc::control::{self, request, response};
 use quire_protocol::{BrokerId, ErrorCode, Offset, PartitionIndex, Timestamp};
 
+use tokio::time::sleep_until;
+
+use crate::Client;
 use crate::admin::PartitionOffset;
 use crate::connection::broker_error;
 use crate::error::Error;
-use crate::metadata::{Metadata, TopicMetadata};
+use crate::leadership::{self, Progress};
+use crate::metadata::TopicMetadata;
 use crate::position::Position;
+use crate::retry::{Jitter, Retry};
 
 /// Most partitions asked about in one request.
 const PARTITIONS_PER_REQUEST: usize = 2048;
@@ -44,17 +50,20 @@ impl Refused {
     }
 }
 
+/// The topic as it was asked about, and one answer for each position, in the order given.
+pub(crate) type Listed = (Arc<TopicMetadata>, Vec<Result<PartitionOffset, Refused>>);
+
 /// Looks the topic up and asks each partition's leader; once more if what was known of the topic has changed.
 ///
 /// # Errors
 /// If the topic does not exist, or a leader can not be asked at all.
 pub(crate) async fn list_of(
-    metadata: &Metadata,
+    client: &Client,
     topic: &str,
     positions: &[(PartitionIndex, Position)],
-) -> Result<(Arc<TopicMetadata>, Vec<Result<PartitionOffset, Refused>>), Error> {
-    let known = metadata.topic(topic).await?;
-    let first = list(metadata, &known, positions).await;
+) -> Result<Listed, Error> {
+    let known = client.metadata().topic(topic).await?;
+    let first = list(client, &known, positions).await;
     let is_outdated = match &first {
         Err(error) => is_outdated(error),
         Ok(answers) => answers.iter().any(|answer| match answer {
@@ -66,9 +75,41 @@ pub(crate) async fn list_of(
     if !is_outdated {
         return first.map(|answers| (known, answers));
     }
-    let refreshed = metadata.refresh(&known).await?;
-    let answers = list(metadata, &refreshed, positions).await?;
+    let refreshed = client.metadata().refresh(&known).await?;
+    let answers = list(client, &refreshed, positions).await?;
     Ok((refreshed, answers))
+}
+
+/// As [`list_of`], and again while what failed may come right, for so long: a partition has no leader for a moment while
+/// one is elected.
+///
+/// # Errors
+/// As [`list_of`].
+pub(crate) async fn list_within(
+    time: Duration,
+    client: &Client,
+    topic: &str,
+    positions: &[(PartitionIndex, Position)],
+) -> Result<Listed, Error> {
+    let end = Instant::now() + time;
+    let mut retry = Retry::new(client.brokers().config().backoff, Jitter::from_entropy());
+    loop {
+        let listed = list_of(client, topic, positions).await;
+        let failure = match &listed {
+            Err(error) => Some(error),
+            Ok((_, answers)) => answers.iter().find_map(|answer| match answer {
+                Err(Refused::Other(error)) if error.is_retriable() => Some(error),
+                _ => None,
+            }),
+        };
+        let Some(error) = failure.filter(|error| error.is_retriable()) else { return listed };
+        let due = retry.failed(Instant::now());
+        if due > end {
+            return listed;
+        }
+        tracing::debug!(topic, %error, "looking for positions again");
+        sleep_until(due.into()).await;
+    }
 }
 
 fn is_outdated(error: &Error) -> bool {
@@ -82,8 +123,8 @@ fn is_outdated(error: &Error) -> bool {
 /// # Errors
 /// If a leader can not be asked at all.
 async fn list(
-    metadata: &Metadata,
-    topic: &TopicMetadata,
+    client: &Client,
+    topic: &Arc<TopicMetadata>,
     positions: &[(PartitionIndex, Position)],
 ) -> Result<Vec<Result<PartitionOffset, Refused>>, Error> {
     let mut by_leader: BTreeMap<Option<BrokerId>, Vec<usize>> = BTreeMap::new();
@@ -98,21 +139,36 @@ async fn list(
     }
     for chunk in by_leader.values().flat_map(|indexes| indexes.chunks(PARTITIONS_PER_REQUEST)) {
         let asked: Vec<_> = chunk.iter().map(|index| positions[*index]).collect();
-        let answered = ask(metadata, topic, &asked).await?;
+        let answered = ask(client, topic, &asked).await?;
         answers.extend(chunk.iter().copied().zip(answered));
     }
     let missing = || Error::Protocol { address: "the broker".into(), why: "it left out a partition".into() };
     (0..positions.len()).map(|index| answers.remove(&index).ok_or_else(missing)).collect()
 }
 
-/// One request to the leader of all of `asked`.
+/// One request to the leader of all of `asked`, for as long as it leads.
 async fn ask(
-    metadata: &Metadata,
-    topic: &TopicMetadata,
+    client: &Client,
+    topic: &Arc<TopicMetadata>,
     asked: &[(PartitionIndex, Position)],
 ) -> Result<Vec<Result<PartitionOffset, Refused>>, Error> {
     let Some((first, _)) = asked.first() else { return Ok(Vec::new()) };
-    let connection = metadata.leader(topic, *first).await?;
+    let waiting = Arc::new(Progress::waiting());
+    tokio::select! {
+        answered = ask_leader(client, topic, *first, asked) => answered,
+        _ = leadership::has_moved(client.clone(), Arc::clone(topic), *first, waiting) => {
+            Err(Error::NoLeader { topic: topic.name.to_string(), partition: *first, leader: None })
+        }
+    }
+}
+
+async fn ask_leader(
+    client: &Client,
+    topic: &TopicMetadata,
+    first: PartitionIndex,
+    asked: &[(PartitionIndex, Position)],
+) -> Result<Vec<Result<PartitionOffset, Refused>>, Error> {
+    let connection = client.metadata().leader(topic, first).await?;
     let partitions = asked.iter().map(|(partition, position)| control::PartitionPosition {
         partition: partition.0,
         position: Some(position.to_wire()),

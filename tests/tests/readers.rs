@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use quire::drill::relay::Conditions;
-use quire_client::{BrokerId, Client, Consumer, Offset, PartitionIndex, Position};
+use quire_client::{BrokerId, Client, Consumer, NewTopic, Offset, PartitionIndex, Position};
 use quire_tests::chaos::Trial;
 use tokio::time::timeout;
 
@@ -74,6 +74,34 @@ async fn a_consumer_leaves_a_leader_that_leads_no_more() -> Result<()> {
 
     drop(consumer);
     client.close().await;
+    trial.finish().await?;
+    Ok(())
+}
+
+/// A consumer that was built while its partition had no leader failed at once, though it was told to retry for a minute.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_that_is_built_during_a_failover_waits_for_the_leader() -> Result<()> {
+    let mut trial = Trial::start("a consumer built without a leader", 0x132, |_, _| {}).await?;
+    let alone = BROKERS[2];
+    trial.client.admin().create_topic(NewTopic::new("alone").partitions(1).replicas(1)).await?;
+    trial.client.admin().reassign("alone", PARTITION, Some(&[alone])).await?;
+    let is_placed = |leader| move |found: &[quire_client::PartitionDescription]| found[0].leader == leader;
+    trial.wait_for_topic("alone", "it did not move", is_placed(Some(alone))).await?;
+    trial.fault(&format!("kill -9 broker {alone}, with the one replica of a topic"));
+    trial.node(alone)?.kill()?;
+    trial.wait_for_topic("alone", "it has a leader still", is_placed(None)).await?;
+
+    let client = Client::connect_with(trial.cluster.profile()?).await?;
+    let until_end = || client.consumer().topic("alone").until(Position::End);
+    let given_up = until_end().retry_timeout(Duration::from_millis(300)).build().await;
+    ensure!(given_up.is_err(), "nobody knows where it ends");
+    let building = tokio::spawn(until_end().build());
+    trial.node(alone)?.start()?;
+    let consumer = timeout(Duration::from_secs(20), building).await.context("no answer")??;
+    ensure!(consumer?.next().await.is_none(), "the topic is empty");
+
+    client.close().await;
+    trial.resumed().await?;
     trial.finish().await?;
     Ok(())
 }

@@ -109,7 +109,8 @@ impl ConsumerBuilder {
         self
     }
 
-    /// How long a lost connection is retried before the partition ends with an error. Default 60 s.
+    /// How long a lost connection, or a partition without a leader, is retried before the partition, or building and
+    /// seeking, ends with an error. Default 60 s.
     #[must_use]
     pub fn retry_timeout(mut self, timeout: Duration) -> ConsumerBuilder {
         self.options.retry_timeout = timeout;
@@ -136,7 +137,8 @@ impl ConsumerBuilder {
         let partitions = options.chosen_partitions(&client).await?;
         let questions: Vec<_> =
             partitions.iter().flat_map(|partition| options.questions(*partition)).collect();
-        let (topic, answers) = offsets::list_of(client.metadata(), &options.topic, &questions).await?;
+        let listed = offsets::list_within(options.retry_timeout, &client, &options.topic, &questions);
+        let (topic, answers) = listed.await?;
         let mut answers = answers.into_iter();
         let plans = partitions
             .iter()
@@ -277,6 +279,7 @@ fn start(client: Client, options: &ConsumerOptions, topic: &Arc<TopicMetadata>, 
     Consumer {
         client,
         topic: Arc::clone(&topic.name),
+        retry_timeout: options.retry_timeout,
         cursors,
         shelves,
         order,

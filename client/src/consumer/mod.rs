@@ -24,6 +24,7 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream;
@@ -99,6 +100,7 @@ pub struct PartitionChain {
 pub struct Consumer {
     client: Client,
     topic: Arc<str>,
+    retry_timeout: Duration,
     cursors: Vec<Cursor>,
     shelves: Arc<Shelves>,
     order: Order,
@@ -141,7 +143,8 @@ impl Consumer {
             ConsumeError::InvalidSettings(format!("this consumer does not read partition {partition}"))
         })?;
         let asked = [(partition, position)];
-        let (topic, answers) = offsets::list_of(self.client.metadata(), &self.topic, &asked).await?;
+        let (topic, answers) =
+            offsets::list_within(self.retry_timeout, &self.client, &self.topic, &asked).await?;
         let answer = answers.into_iter().next().ok_or_else(|| {
             ConsumeError::InvalidSettings("the broker answered nothing about the position".into())
         })?;
