@@ -4,6 +4,7 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use quire_protocol::BrokerId;
 use quire_storage::disk::Disk;
@@ -42,6 +43,12 @@ pub(crate) enum Membership {
     /// It is one of a cluster's brokers.
     Cluster = 1,
 }
+
+/// How long a broker that starts waits for another to let go of the data directory: one that was killed takes a moment to
+/// be gone, one that runs does not go.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(3);
+/// How often it tries meanwhile.
+const LOCK_TRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -94,10 +101,18 @@ impl LockedDirectory {
     pub(crate) fn open(disk: &dyn Disk, dir: &Path) -> Result<LockedDirectory, DataDirectoryError> {
         let failed = |source| DataDirectoryError::Io { path: dir.to_owned(), source };
         create_durably(disk, dir).map_err(failed)?;
-        let lock = disk.lock(&dir.join(LOCK)).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => DataDirectoryError::InUse { path: dir.to_owned() },
-            _ => failed(error),
-        })?;
+        let path = dir.join(LOCK);
+        let waits = || {
+            tracing::warn!(
+                dir = %dir.display(),
+                "the data directory is in use; waiting up to {LOCK_WAIT_MAX:?} for the broker that has it to be gone"
+            );
+        };
+        let lock =
+            lock_within(LOCK_WAIT_MAX, || disk.lock(&path), waits).map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock => DataDirectoryError::InUse { path: dir.to_owned() },
+                _ => failed(error),
+            })?;
         let identity = match small_file::load(disk, dir, IDENTITY, FORMAT) {
             Ok(body) => BrokerIdentity::decode(&body).map(Some).ok_or("its fields are impossible".to_owned()),
             Err(LoadError::Missing) => Ok(None),
@@ -124,6 +139,27 @@ impl LockedDirectory {
             stored.map_err(|source| DataDirectoryError::Io { path: dir.to_owned(), source })?;
         }
         Ok(DataDirectory { identity, _lock: self.lock })
+    }
+}
+
+/// Tries for so long to get a lock that another has: a process that was killed holds its locks until all of it is gone,
+/// which takes a moment after whoever killed it was told that it is dead. `waits` is called once, before waiting. Blocking.
+fn lock_within<L>(
+    time: Duration,
+    mut lock: impl FnMut() -> io::Result<L>,
+    waits: impl FnOnce(),
+) -> io::Result<L> {
+    let end = Instant::now() + time;
+    let mut waits = Some(waits);
+    loop {
+        match lock() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < end => {}
+            locked => return locked,
+        }
+        if let Some(waits) = waits.take() {
+            waits();
+        }
+        std::thread::sleep(LOCK_TRY_INTERVAL);
     }
 }
 
@@ -254,6 +290,34 @@ mod tests {
         assert_eq!(again.identity, Some(identity));
         assert_eq!(unhex::<2>("0aFf"), Some([10, 255]));
         assert!(unhex::<2>("0aF").is_none() && unhex::<2>("0aFg").is_none());
+    }
+
+    /// A broker that was killed and started again at once found its directory in use, and gave up.
+    #[test]
+    fn a_lock_whose_holder_is_going_is_waited_for() {
+        let (mut attempts, mut said) = (0, 0);
+        let lock = || {
+            attempts += 1;
+            if attempts < 4 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        };
+        lock_within(Duration::from_secs(60), lock, || said += 1).expect("the fourth attempt succeeds");
+        assert_eq!((attempts, said), (4, 1));
+    }
+
+    #[test]
+    fn a_lock_is_not_waited_for_where_that_can_not_help() {
+        for (time, kind) in
+            [(Duration::ZERO, io::ErrorKind::WouldBlock), (LOCK_WAIT_MAX, io::ErrorKind::PermissionDenied)]
+        {
+            let mut attempts = 0;
+            let lock = || -> io::Result<()> {
+                attempts += 1;
+                Err(kind.into())
+            };
+            let failed =
+                lock_within(time, lock, || unreachable!("it does not wait")).expect_err("never free");
+            assert_eq!((failed.kind(), attempts), (kind, 1));
+        }
     }
 
     #[test]
