@@ -111,7 +111,32 @@ fn page(status: &ClusterStatus, palette: Palette) -> String {
             output::list(&status.unasked)
         ));
     }
+    for (lost, successor) in replaced(&status.brokers) {
+        page.push_str(&format!(" {}\n", palette.warning(&replacement(lost, successor))));
+    }
     page
+}
+
+/// Brokers that are not heard of, each with one that serves at its address: who lost its data directory and joined again got
+/// another number, and the old one keeps what it was given until it is removed.
+fn replaced(brokers: &[BrokerStatus]) -> impl Iterator<Item = (&BrokerStatus, &BrokerStatus)> {
+    let at = |status: &BrokerStatus| (status.broker.host.clone(), status.broker.port);
+    let is_lost = |status: &&BrokerStatus| status.state == BrokerState::Fenced;
+    brokers.iter().filter(is_lost).filter_map(move |lost| {
+        let mut serving = brokers.iter().filter(|status| status.state != BrokerState::Fenced);
+        serving.find(|status| at(status) == at(lost)).map(|successor| (lost, successor))
+    })
+}
+
+fn replacement(lost: &BrokerStatus, successor: &BrokerStatus) -> String {
+    let (old, new) = (lost.broker.id, successor.broker.id);
+    let rebalance = match lost.replicas {
+        0 => String::new(),
+        _ => format!("quire cluster rebalance --without {old}, then "),
+    };
+    format!(
+        "! broker {new} serves at broker {old}'s address; if {old} is gone for good: {rebalance}quire cluster remove {old}"
+    )
 }
 
 fn controller(status: &ClusterStatus, palette: Palette) -> String {
@@ -258,7 +283,7 @@ mod tests {
     use quire_client::Broker;
 
     fn broker(id: u32, state: BrokerState, in_sync: u32) -> BrokerStatus {
-        let broker = Broker { id: BrokerId(id), host: "10.0.0.1".into(), port: 9440, rack: None };
+        let broker = Broker { id: BrokerId(id), host: "10.0.0.1".into(), port: 9440 + id as u16, rack: None };
         BrokerStatus { broker, epoch: 3, state, leads: 2, preferred: 3, replicas: 8, in_sync }
     }
 
@@ -297,14 +322,21 @@ mod tests {
             "cluster c-1   3 brokers   controller 1 (term 7)\n \
              BROKER  ADDRESS        RACK  STATE    LEADS  PREFERRED  IN SYNC  REPLICAS\n      \
              0  10.0.0.1:9440  -     serving      2          3        8         8\n      \
-             1  10.0.0.1:9440  -     serving      2          3        7         8  ! 1 behind\n      \
-             2  10.0.0.1:9440  -     fenced       2          3        0         8  ! not heard of\n \
+             1  10.0.0.1:9441  -     serving      2          3        7         8  ! 1 behind\n      \
+             2  10.0.0.1:9442  -     fenced       2          3        0         8  ! not heard of\n \
              8 partitions   8 under-replicated   0 offline   3 suspect   0 recovering   1 reassigning   \
              2 not on their preferred leader\n \
              ! broker 1: flights partition 4 is suspect: a sync failed\n \
              and 2 more suspect\n \
              whether replicas of broker 2 are suspect is not known: no answer from there\n"
         );
+        let clue = "broker 1 serves at broker 2's address; if 2 is gone for good: \
+                    quire cluster rebalance --without 2, then quire cluster remove 2\n";
+        assert!(!page(&status, Palette::PLAIN).contains(clue));
+        status.brokers[1].broker.port = 9442;
+        assert!(page(&status, Palette::PLAIN).contains(clue));
+        status.brokers[2].replicas = 0;
+        assert!(page(&status, Palette::PLAIN).ends_with("gone for good: quire cluster remove 2\n"));
         status.controller = None;
         assert!(page(&status, Palette::PLAIN).contains("! no controller: nothing can be changed\n"));
     }
