@@ -146,25 +146,18 @@ impl MetadataLog {
         }
     }
 
-    /// Closes it; whether cleanly.
-    async fn close(self) -> bool {
+    /// Closes it. Whether cleanly; and what knows when the address for other brokers is free, which is not before everybody
+    /// has let go of the metadata.
+    async fn close(self) -> (bool, Option<HeldSocket>) {
         match self {
             MetadataLog::Local(metadata) => {
                 let closed = metadata.close().await;
                 if let Err(error) = &closed {
                     tracing::warn!(%error, "the metadata log was not closed cleanly and is recovered at the next start");
                 }
-                closed.is_ok()
+                (closed.is_ok(), None)
             }
-            MetadataLog::Cluster(cluster) => {
-                let (is_clean, socket) = cluster.close().await;
-                if let Some(socket) = socket
-                    && timeout(CLOSE_TIME_MAX, socket.released()).await.is_err()
-                {
-                    tracing::warn!("the address that the broker listened on for others is still taken");
-                }
-                is_clean
-            }
+            MetadataLog::Cluster(cluster) => cluster.close().await,
         }
     }
 }
@@ -305,13 +298,20 @@ impl Running {
         // Bounded: a client that is gone acknowledges nothing.
         let _ = timeout(CLOSE_TIME_MAX, endpoint.wait_idle()).await;
         drop(endpoint);
-        let (partitions, clean) = logs.close().await;
+        let (partitions, clean, socket_for_brokers) = logs.close().await;
         if let Some(admin) = admin {
             admin.close().await;
         }
+        // It holds the metadata, and that the way to the other brokers.
+        drop(context);
         // Whoever starts a broker next may take the address at once.
         if timeout(CLOSE_TIME_MAX, socket.released()).await.is_err() {
             tracing::warn!("the address that the broker listened on is still taken");
+        }
+        if let Some(socket) = socket_for_brokers
+            && timeout(CLOSE_TIME_MAX, socket.released()).await.is_err()
+        {
+            tracing::warn!("the address that the broker listened on for others is still taken");
         }
         let report = ShutdownReport { connections, partitions, clean, took: began.elapsed() };
         tracing::info!(partitions, clean, took = ?report.took, "broker stopped");
@@ -350,13 +350,13 @@ impl Admin {
 }
 
 impl Logs {
-    /// Closes everything; gives the number of partitions, and whether all is clean.
-    async fn close(self) -> (usize, bool) {
+    /// Closes everything; gives the number of partitions, whether all is clean, and what [`MetadataLog::close`] gives.
+    async fn close(self) -> (usize, bool, Option<HeldSocket>) {
         let closed = self.shards.close().await;
-        let is_clean = self.metadata.close().await;
+        let (is_clean, socket) = self.metadata.close().await;
         // Only now may another broker have the directory.
         drop(self.directory);
-        (closed.partitions, is_clean && closed.clean == closed.partitions)
+        (closed.partitions, is_clean && closed.clean == closed.partitions, socket)
     }
 }
 

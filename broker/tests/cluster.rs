@@ -88,8 +88,14 @@ async fn a_cluster_comes_back_by_itself_after_all_of_it_stopped() -> Result<()> 
     let cluster = brokers[0].cluster_id().to_owned();
     let mut places = Vec::new();
     for broker in brokers {
-        places.push((broker.address(), broker.peer_address().context("it is in a cluster")?));
+        let (address, peer_address) =
+            (broker.address(), broker.peer_address().context("it is in a cluster")?);
+        places.push((address, peer_address));
         broker.shutdown().await;
+        // Whoever starts next may have its addresses at once; that for other brokers was held by the broker's own handles.
+        for address in [address, peer_address] {
+            std::net::UdpSocket::bind(address).with_context(|| format!("{address} is still taken"))?;
+        }
     }
     let start = |at: usize| {
         let (listen, peer_listen) = places[at];
