@@ -82,6 +82,8 @@ pub use net::certificates::CertificatesError;
 pub use net::join::ask::JoinError;
 pub use net::join::token::{Fingerprint, InvalidToken, JoinToken};
 pub use net::peers::PeersOpenError;
+#[doc(hidden)]
+pub use net::sockets::Sockets;
 pub use net::tls::TlsError;
 pub use running::{StartError, TokenError};
 pub use shutdown::ShutdownReport;
@@ -122,6 +124,7 @@ pub struct Builder {
     first_start: FirstStart,
     rack: String,
     leader_return: Option<Duration>,
+    sockets: net::sockets::Sockets,
 }
 
 impl Broker {
@@ -263,6 +266,13 @@ impl Builder {
         self
     }
 
+    /// Where UDP sockets come from, for tests with a network of their own. Default: the operating system.
+    #[doc(hidden)]
+    pub fn sockets(mut self, sockets: Sockets) -> Builder {
+        self.sockets = sockets;
+        self
+    }
+
     /// Starts the broker; returns when it serves.
     ///
     /// # Errors
@@ -270,6 +280,7 @@ impl Builder {
     pub async fn start(self) -> Result<Broker, StartError> {
         let mut config = Config::new(self.data_dir.ok_or(StartError::NoDataDirectory)?);
         config.network.listen = self.listen.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
+        config.network.sockets = self.sockets;
         config.admin_listen = self.admin;
         config.shards = self.shards.unwrap_or(config.shards).max(1);
         config.tls.names = self.names;

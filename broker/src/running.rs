@@ -189,7 +189,8 @@ impl Running {
         let listen = config.network.listen;
         let listening = |source| StartError::Listen { address: listen, source };
         let (endpoint, socket) =
-            endpoint::open(listen, tls, credentials.reset_key().clone()).map_err(listening)?;
+            endpoint::open(listen, tls, credentials.reset_key().clone(), &config.network.sockets)
+                .map_err(listening)?;
         let address = endpoint.local_addr().map_err(listening)?;
         let admin = bind_admin(config.admin_listen).await?;
         let admin_address = admin.as_ref().map(|(_, address)| *address);

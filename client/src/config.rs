@@ -6,6 +6,7 @@ use quire_protocol::limits;
 
 use crate::error::Error;
 use crate::retry::Backoff;
+use crate::sockets::Sockets;
 use crate::streams::PARTITION_STREAMS_MAX;
 
 /// How long a client waits for brokers, and how it comes back to them. The defaults suit a LAN and a WAN.
@@ -32,6 +33,9 @@ pub struct ClientConfig {
     pub cipher: Option<Cipher>,
     /// Name that the broker's log shows for this client.
     pub client_name: String,
+    /// Where UDP sockets come from, for tests with a network of their own. Default: the operating system.
+    #[doc(hidden)]
+    pub sockets: Sockets,
 }
 
 /// What connections are encrypted with.
@@ -56,6 +60,7 @@ impl Default for ClientConfig {
             partition_streams: PARTITION_STREAMS_MAX,
             cipher: None,
             client_name: env!("CARGO_PKG_NAME").into(),
+            sockets: Sockets::default(),
         }
     }
 }

@@ -76,6 +76,7 @@ mod position;
 mod producer;
 mod profile;
 mod retry;
+mod sockets;
 mod streams;
 mod transport;
 
@@ -93,6 +94,8 @@ pub use producer::{
 };
 pub use profile::{PROFILE_VARIABLE, Profile, ProfileError};
 pub use retry::Backoff;
+#[doc(hidden)]
+pub use sockets::Sockets;
 
 pub use quire_protocol::batch::{Compression, Header, Record};
 pub use quire_protocol::frame::Chain;

@@ -8,7 +8,8 @@ use std::time::Duration;
 use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{
-    AckFrequencyConfig, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt,
+    AckFrequencyConfig, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, Runtime, TokioRuntime,
+    TransportConfig, VarInt,
 };
 use quire_protocol::{limits, stream};
 use rustls::RootCertStore;
@@ -21,12 +22,14 @@ use tokio::time::timeout;
 use crate::config::{Address, Cipher, ClientConfig};
 use crate::error::Error;
 use crate::profile::{Profile, ProfileError};
+use crate::sockets::Sockets;
 
 /// One UDP socket for each family, made when it is first needed, and the settings for every connection.
 #[derive(Debug)]
 pub(crate) struct Transport {
     settings: quinn::ClientConfig,
     server_name: Option<String>,
+    sockets: Sockets,
     v4: Mutex<Option<Endpoint>>,
     v6: Mutex<Option<Endpoint>>,
 }
@@ -39,6 +42,7 @@ impl Transport {
         Ok(Transport {
             settings,
             server_name: profile.expected_server_name().map(str::to_owned),
+            sockets: config.sockets.clone(),
             v4: Mutex::new(None),
             v6: Mutex::new(None),
         })
@@ -57,7 +61,7 @@ impl Transport {
             .map_err(|error| ConnectError::Invalid(error.to_string()))?;
         tokio::select! {
             connected = connecting => connected.map_err(ConnectError::Handshake),
-            () = refused_by_host(remote) => Err(ConnectError::NothingListens),
+            () = refused_by_host(remote), if !self.sockets.are_given() => Err(ConnectError::NothingListens),
         }
     }
 
@@ -78,7 +82,7 @@ impl Transport {
         if let Some(endpoint) = &*family {
             return Ok(endpoint.clone());
         }
-        let endpoint = open_endpoint(local_address_for(remote))?;
+        let endpoint = open_endpoint(local_address_for(remote), &self.sockets)?;
         *family = Some(endpoint.clone());
         Ok(endpoint)
     }
@@ -133,7 +137,19 @@ async fn refused_by_host(remote: SocketAddr) {
     }
 }
 
-fn open_endpoint(local: SocketAddr) -> std::io::Result<Endpoint> {
+fn open_endpoint(local: SocketAddr, sockets: &Sockets) -> std::io::Result<Endpoint> {
+    let socket = match sockets.bind(local) {
+        Some(bound) => bound?,
+        None => TokioRuntime.wrap_udp_socket(system_socket(local)?.into())?,
+    };
+    let mut config = EndpointConfig::default();
+    config
+        .max_udp_payload_size(limits::UDP_PAYLOAD_BYTES_MAX)
+        .map_err(|error| std::io::Error::other(error.to_string()))?;
+    Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(TokioRuntime))
+}
+
+fn system_socket(local: SocketAddr) -> std::io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(local), Type::DGRAM, Some(Protocol::UDP))?;
     // The kernel grants what it is configured to; less costs throughput only, so that a refusal is no error.
     let _ = socket.set_send_buffer_size(limits::SOCKET_BUFFER_BYTES);
@@ -143,11 +159,7 @@ fn open_endpoint(local: SocketAddr) -> std::io::Result<Endpoint> {
     }
     socket.bind(&local.into())?;
     socket.set_nonblocking(true)?;
-    let mut config = EndpointConfig::default();
-    config
-        .max_udp_payload_size(limits::UDP_PAYLOAD_BYTES_MAX)
-        .map_err(|error| std::io::Error::other(error.to_string()))?;
-    Endpoint::new(config, None, socket.into(), Arc::new(quinn::TokioRuntime))
+    Ok(socket)
 }
 
 fn transport_config(idle_timeout: Duration) -> TransportConfig {

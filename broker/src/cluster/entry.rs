@@ -58,6 +58,7 @@ pub(crate) async fn enter(
                 client_key: keys.client,
                 names,
                 is_controller: true,
+                sockets: config.network.sockets.clone(),
             };
             join(disk.clone(), &dir, ask).await?
         }

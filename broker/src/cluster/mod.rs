@@ -173,6 +173,7 @@ impl Cluster {
             certificate: Arc::clone(&certificate),
             revoked: Arc::clone(&revoked),
             reset_key: member.reset_key.clone(),
+            sockets: config.network.sockets.clone(),
             control: control.handle().clone(),
         })?;
         let advertised = peer_address(config, peers.address());

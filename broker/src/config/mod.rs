@@ -12,6 +12,7 @@ use std::time::Duration;
 use quire_protocol::limits;
 
 use crate::net::join::token::JoinToken;
+use crate::net::sockets::Sockets;
 pub use load::ConfigError;
 
 /// A broker's checked configuration. `config/quire.toml` has every option with its default and its cost.
@@ -108,6 +109,9 @@ pub enum FirstStart {
 /// Where clients connect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkConfig {
+    /// Where UDP sockets come from; no file can say it.
+    #[doc(hidden)]
+    pub sockets: Sockets,
     /// UDP address; port 0 takes a free one.
     pub listen: SocketAddr,
     /// What clients are told to connect to; `None` tells them the address listened on.

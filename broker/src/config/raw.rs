@@ -186,6 +186,7 @@ impl Config {
                 )?),
             },
             network: NetworkConfig {
+                sockets: Default::default(),
                 listen: address("network.listen", &network.listen)?,
                 advertise: advertised("network.advertise", &network.advertise)?,
                 connections_max: in_range(

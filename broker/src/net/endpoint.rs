@@ -15,14 +15,16 @@ use quire_protocol::limits;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::reset::{AnyIds, ResetKey};
+use super::sockets::Sockets;
 
 /// Opens the endpoint that clients connect to.
 pub(crate) fn open(
     listen: SocketAddr,
     tls: Arc<QuicServerConfig>,
     reset_key: ResetKey,
+    sockets: &Sockets,
 ) -> io::Result<(Endpoint, HeldSocket)> {
-    open_on(socket(listen)?, tls, reset_key)
+    open_on(bind(listen, sockets)?, tls, reset_key)
 }
 
 /// Opens an endpoint that other brokers connect to; how each connection is to be carried is said when it is accepted.
@@ -30,18 +32,19 @@ pub(super) fn open_for_peers(
     listen: SocketAddr,
     server: ServerConfig,
     reset_key: ResetKey,
+    sockets: &Sockets,
 ) -> io::Result<(Endpoint, HeldSocket)> {
-    open_with(socket(listen)?, Some(server), reset_key)
+    open_with(bind(listen, sockets)?, Some(server), reset_key)
 }
 
 /// Opens an endpoint that only connects to others, from a free port of this address.
-pub(super) fn open_to_connect(from: IpAddr, reset_key: ResetKey) -> io::Result<Endpoint> {
-    let socket = socket(SocketAddr::new(from, 0))?;
+pub(super) fn open_to_connect(from: IpAddr, reset_key: ResetKey, sockets: &Sockets) -> io::Result<Endpoint> {
+    let socket = bind(SocketAddr::new(from, 0), sockets)?;
     open_with(socket, None, reset_key).map(|(endpoint, _)| endpoint)
 }
 
 fn open_on(
-    socket: Socket,
+    socket: Arc<dyn AsyncUdpSocket>,
     tls: Arc<QuicServerConfig>,
     reset_key: ResetKey,
 ) -> io::Result<(Endpoint, HeldSocket)> {
@@ -61,11 +64,10 @@ pub(super) fn server_config(tls: Arc<QuicServerConfig>, transport: TransportConf
 }
 
 fn open_with(
-    socket: Socket,
+    socket: Arc<dyn AsyncUdpSocket>,
     server: Option<ServerConfig>,
     reset_key: ResetKey,
 ) -> io::Result<(Endpoint, HeldSocket)> {
-    let socket = TokioRuntime.wrap_udp_socket(socket.into())?;
     let held = HeldSocket(Arc::downgrade(&socket));
     let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
     endpoint.cid_generator(|| Box::new(AnyIds));
@@ -85,6 +87,13 @@ impl HeldSocket {
         while self.0.strong_count() > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+    }
+}
+
+fn bind(address: SocketAddr, sockets: &Sockets) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    match sockets.bind(address) {
+        Some(bound) => bound,
+        None => TokioRuntime.wrap_udp_socket(socket(address)?.into()),
     }
 }
 

@@ -13,5 +13,6 @@ mod permits;
 pub(crate) mod renewal;
 pub(crate) mod reset;
 pub(crate) mod seal;
+pub(crate) mod sockets;
 pub(crate) mod tls;
 mod tls_folder;

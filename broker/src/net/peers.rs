@@ -38,6 +38,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::connection::close_code;
 use super::endpoint::{self, HeldSocket};
 use super::reset::ResetKey;
+use super::sockets::Sockets;
 use super::tls::{BrokerCertificate, TlsError};
 use crate::config::HostPort;
 use accept::Accepted;
@@ -72,6 +73,7 @@ pub(crate) struct PeersOptions {
     pub(crate) certificate: Arc<BrokerCertificate>,
     pub(crate) revoked: Arc<Revoked>,
     pub(crate) reset_key: ResetKey,
+    pub(crate) sockets: Sockets,
     /// Where control connections are driven.
     pub(crate) control: Handle,
 }
@@ -184,13 +186,14 @@ impl Peers {
             // What is accepted gets the transport of its lane then.
             let server = endpoint::server_config(Arc::clone(&tls.server), Lane::Control.transport(1));
             let (endpoint, held) =
-                endpoint::open_for_peers(options.listen, server, options.reset_key.clone())
+                endpoint::open_for_peers(options.listen, server, options.reset_key.clone(), &options.sockets)
                     .map_err(listening)?;
-            let calls = endpoint::open_to_connect(options.listen.ip(), options.reset_key.clone());
+            let calls =
+                endpoint::open_to_connect(options.listen.ip(), options.reset_key.clone(), &options.sockets);
             (endpoint, held, calls.map_err(listening)?)
         };
-        let data_calls =
-            endpoint::open_to_connect(options.listen.ip(), options.reset_key).map_err(listening)?;
+        let data_calls = endpoint::open_to_connect(options.listen.ip(), options.reset_key, &options.sockets)
+            .map_err(listening)?;
         let shared = Shared {
             broker: options.broker,
             cluster_id: options.cluster_id.into(),

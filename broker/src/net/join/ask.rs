@@ -25,6 +25,7 @@ use super::super::authority::PublicKey;
 use super::super::endpoint;
 use super::super::peers::tls::PeerIdentity;
 use super::super::reset::ResetKey;
+use super::super::sockets::Sockets;
 use super::super::tls;
 use super::admit::{frame, read_frame};
 use super::token::{Fingerprint, JoinToken};
@@ -90,6 +91,7 @@ pub(crate) struct Ask {
     pub(crate) client_key: PublicKey,
     pub(crate) names: Vec<String>,
     pub(crate) is_controller: bool,
+    pub(crate) sockets: Sockets,
 }
 
 /// Asks to join; the answer is checked.
@@ -114,8 +116,8 @@ async fn ask_at(ask: &Ask, address: SocketAddr) -> Result<Admission, JoinError> 
         SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
-    let endpoint =
-        endpoint::open_to_connect(from, ResetKey(random())).map_err(|e| unreachable(e.to_string()))?;
+    let endpoint = endpoint::open_to_connect(from, ResetKey(random()), &ask.sockets)
+        .map_err(|e| unreachable(e.to_string()))?;
     let pinned = Arc::new(Pinned {
         provider: tls::provider(),
         expected: ask.token.fingerprint,

@@ -80,7 +80,8 @@ impl Cluster {
         let shown = BrokerCertificate::with_authority(&identity, &authority.pem).expect("usable");
         let tls = tls::server_config(&authority.pem, Arc::new(shown), Admits::Joining).expect("usable");
         let listen = "127.0.0.1:0".parse().expect("an address");
-        let (endpoint, _) = endpoint::open(listen, tls, ResetKey([7; ResetKey::LEN])).expect("a port");
+        let (endpoint, _) =
+            endpoint::open(listen, tls, ResetKey([7; ResetKey::LEN]), &Default::default()).expect("a port");
         let fingerprint = Fingerprint::of_pem(&authority.pem).expect("a certificate");
         let gate = Gate::new(CLUSTER.to_owned(), fingerprint, Some(held), Arc::clone(&book) as _);
         let gate = Arc::new(gate);
@@ -120,6 +121,7 @@ impl Cluster {
             client_key: keys.1.clone(),
             names: vec!["localhost".to_owned()],
             is_controller: true,
+            sockets: Default::default(),
         }
     }
 }

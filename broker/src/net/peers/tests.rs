@@ -81,6 +81,7 @@ impl Cluster {
             certificate: Arc::new(BrokerCertificate::new(identity).expect("usable")),
             revoked: Arc::clone(&self.revoked),
             reset_key: ResetKey([7; ResetKey::LEN]),
+            sockets: Default::default(),
             control: Handle::current(),
         }
     }

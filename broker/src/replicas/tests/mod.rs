@@ -158,6 +158,7 @@ impl Cluster {
             certificate: Arc::new(BrokerCertificate::new(&identity).expect("usable")),
             revoked: Arc::<Revoked>::default(),
             reset_key: ResetKey([id as u8; ResetKey::LEN]),
+            sockets: Default::default(),
             control: Handle::current(),
         });
         let peers = peers.expect("it opens");
