@@ -274,7 +274,6 @@ impl Metrics {
     }
 }
 
-#[cfg(test)]
 impl ShardMetrics {
     /// Counts nothing.
     pub fn none() -> Arc<ShardMetrics> {

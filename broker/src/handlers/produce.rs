@@ -59,8 +59,8 @@ pub(crate) async fn serve(
     let context = &session.context;
     access::check_partition(session, Operation::Produce, header.partition)?;
     let partition = context.partitions.find(header.partition)?;
-    check_leadership(&partition, &header)?;
-    let served = match open(&partition, send).await {
+    let opened = admit(&partition, &header)?;
+    let served = match open(opened, send).await {
         Ok(()) => exchange(session, &partition, &header, send, recv).await,
         Err(end) => Err(end),
     };
@@ -73,7 +73,11 @@ pub(crate) async fn serve(
     }
 }
 
-fn check_leadership(partition: &PartitionHandle, header: &ProduceHeader) -> Result<(), RequestError> {
+/// Whether a stream may be opened to a partition that is led here, and what its client is told then.
+///
+/// # Errors
+/// If the client knows another leadership, or wants more replicas than are in sync.
+pub fn admit(partition: &PartitionHandle, header: &ProduceHeader) -> Result<Opened, RequestError> {
     let standing = partition.standing();
     let current = standing.leader_epoch;
     if header.leader_epoch < current {
@@ -89,21 +93,20 @@ fn check_leadership(partition: &PartitionHandle, header: &ProduceHeader) -> Resu
         let message = "fewer replicas are in sync than the topic's min.insync.replicas";
         return Err(RequestError::new(ErrorCode::NotEnoughReplicas, message));
     }
-    Ok(())
-}
-
-async fn open(partition: &PartitionHandle, send: &mut SendStream) -> Result<(), End> {
     let reader = partition.reader();
-    let mut bytes = Vec::with_capacity(64);
-    Answer::Opened(Opened {
-        leader_epoch: partition.leader_epoch(),
+    Ok(Opened {
+        leader_epoch: current,
         window: limits::PRODUCE_WINDOW_BATCHES,
         batch_bytes_max: partition.config().message_bytes_max as u32,
         next_offset: reader.end_offset(),
         log_start: reader.log_start(),
         high_watermark: reader.high_watermark(),
     })
-    .encode(&mut bytes);
+}
+
+async fn open(opened: Opened, send: &mut SendStream) -> Result<(), End> {
+    let mut bytes = Vec::with_capacity(64);
+    Answer::Opened(opened).encode(&mut bytes);
     send.write_all(&bytes).await.map_err(|_| End::Gone)
 }
 

@@ -168,6 +168,7 @@ mod tests {
     fn open_broker(socket: Socket, made: &Certificates) -> Endpoint {
         let certificate = Arc::new(BrokerCertificate::new(&made.broker).expect("just made"));
         let tls = tls::server_config(&made.authority_pem, certificate, Admits::Anyone).expect("just made");
+        let socket = TokioRuntime.wrap_udp_socket(socket.into()).expect("a socket");
         open_on(socket, tls, made.reset_key.clone()).expect("a socket").0
     }
 

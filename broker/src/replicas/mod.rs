@@ -23,6 +23,8 @@ use crate::controller::Metadata;
 use crate::net::peers::Peers;
 use crate::shard::{Outgoing, Router};
 
+pub use uplink::split;
+
 /// Opens replicate streams.
 pub(crate) trait Dial: Send + Sync + 'static {
     /// A stream to `leader` on which its prefix was sent; `spread` says which of the connections to it.

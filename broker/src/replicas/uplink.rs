@@ -170,7 +170,9 @@ async fn receive(asked: &Asked, recv: &mut RecvStream) -> Result<(LeaderMessage,
             let mut bytes = vec![0; length as usize];
             read(recv, &mut bytes).await?;
             match asked.find(slot) {
-                Some((partition, seed)) => split(partition, seed, bytes.into())?,
+                Some((partition, seed)) => {
+                    split(seed, bytes.into()).map_err(|error| End::Damaged { partition, error })?
+                }
                 None => Fetched::default(),
             }
         }
@@ -190,10 +192,13 @@ async fn read(recv: &mut RecvStream, bytes: &mut [u8]) -> Result<(), End> {
 }
 
 /// The frames that these bytes are, each checked completely.
-fn split(partition: TopicPartition, seed: FrameSeed, mut bytes: Bytes) -> Result<Fetched, End> {
+///
+/// # Errors
+/// If one is not a whole frame of the seed's partition.
+pub fn split(seed: FrameSeed, mut bytes: Bytes) -> Result<Fetched, FrameError> {
     let mut frames = Vec::new();
     while !bytes.is_empty() {
-        let header = FrameHeader::check(seed, &bytes).map_err(|error| End::Damaged { partition, error })?;
+        let header = FrameHeader::check(seed, &bytes)?;
         frames.push(bytes.split_to(header.frame_len()));
     }
     Ok(Fetched(frames))
