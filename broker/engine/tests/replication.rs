@@ -338,6 +338,28 @@ fn a_failed_disk_ends_it() {
     assert_eq!(hear(&mut follower, FollowerInput::LinkUp), []);
 }
 
+/// A damaged frame was where a log had to be cut: its replica stayed out for good, and its broker had to be started again.
+#[test]
+fn a_log_that_can_not_be_cut_begins_anew() {
+    let mut follower = follower(9, 3, true);
+    hear(&mut follower, FollowerInput::LinkUp);
+    let parts = FollowerInput::Diverging {
+        leader: EpochEnd { epoch: LeaderEpoch(4), end: Offset(5) },
+        own: Some(EpochEnd { epoch: LeaderEpoch(4), end: Offset(9) }),
+    };
+    let truncate = FollowerAction::Truncate { to: Offset(5), is_committed: false };
+    assert_eq!(hear(&mut follower, parts), [truncate]);
+    assert_eq!(hear(&mut follower, FollowerInput::Damaged), [], "the cut is under way");
+    assert_eq!(
+        hear(&mut follower, FollowerInput::CutFailed),
+        [FollowerAction::Unfollow, FollowerAction::Distrust, asks(None, 0)]
+    );
+    let counted = FollowerInput::Reconfigured { sync: Sync::Always, is_counted: false };
+    hear(&mut follower, counted);
+    let restart = FollowerAction::Restart { at: Offset(2), is_committed: true };
+    assert_eq!(hear(&mut follower, is_accepted(2, 5)), [restart]);
+}
+
 /// A log as far as histories are compared: the leadership of each record.
 type History = Vec<u32>;
 

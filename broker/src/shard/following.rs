@@ -342,9 +342,14 @@ impl Following {
     fn fail(&mut self, core: &mut Core, now: Now) {
         self.queued.clear();
         // Begun anew in vain: it is not known what is there.
-        let begins_anew = core.may_begin_anew() && !self.is_cutting();
+        let begins_anew = core.may_begin_anew() && self.restarts_at.is_none();
         core.fail("a write or sync of its log failed");
-        self.tell(core, now, if begins_anew { FollowerInput::Damaged } else { FollowerInput::Failed });
+        let input = match begins_anew {
+            true if self.is_cutting() => FollowerInput::CutFailed,
+            true => FollowerInput::Damaged,
+            false => FollowerInput::Failed,
+        };
+        self.tell(core, now, input);
     }
 
     /// Tells the follower and does what it wants done.

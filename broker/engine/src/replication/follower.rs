@@ -348,6 +348,11 @@ impl Reactive for Follower {
                     actions.push(FollowerAction::Unfollow);
                 }
             }
+            FollowerInput::CutFailed => {
+                self.phase = Phase::Waiting;
+                actions.push(FollowerAction::Unfollow);
+                self.begin_anew(actions);
+            }
             FollowerInput::Damaged => {
                 if !self.is_cutting() {
                     actions.push(FollowerAction::Unfollow);

@@ -154,6 +154,8 @@ pub enum FollowerInput {
     },
     /// A write or a sync failed: what is on disk is unknown.
     Failed,
+    /// The log could not be truncated: it is to begin anew.
+    CutFailed,
     /// Records that were on disk are damaged.
     Damaged,
     /// The metadata or the topic's settings changed.
