@@ -345,6 +345,29 @@ fn a_reassignment_grows_then_shrinks_and_can_be_given_up() {
     assert_eq!(refused(&mut cluster, &[3, 9]), Err(ErrorCode::UnknownBroker));
 }
 
+/// A replica was moved away and back while its leader heard of neither: it had dropped its log between, and its leader had it
+/// taken for in sync by what it had said before.
+#[test]
+fn a_leadership_ends_with_each_removal_of_a_replica() {
+    let (mut cluster, id) = Cluster::of_three("2");
+    cluster.start(3);
+    let reassign =
+        |replicas: &[u32]| Request::Reassign(Reassign { partition: id, replicas: Some(ids(replicas)) });
+    let led = |cluster: &Cluster| (cluster.partition(id).leader, cluster.partition(id).leader_epoch.0);
+    let (leader, epoch) = led(&cluster);
+    cluster.ask(reassign(&[0, 1, 3]));
+    assert_eq!(led(&cluster), (leader, epoch), "nobody is gone yet");
+    cluster.change_in_sync(id, &[0, 1, 2, 3]);
+    assert_eq!(cluster.partition(id).replicas, ids(&[0, 1, 3]));
+    assert_eq!(led(&cluster), (leader, epoch + 1), "whoever is asked to follow again says again what it has");
+    cluster.ask(reassign(&[1, 0, 3]));
+    assert_eq!(led(&cluster), (leader, epoch + 1), "another order takes nothing away");
+    // Given up, a reassignment removes what it had added.
+    cluster.ask(reassign(&[0, 1, 2]));
+    cluster.ask(Request::Reassign(Reassign { partition: id, replicas: None }));
+    assert_eq!(led(&cluster), (leader, epoch + 2));
+}
+
 #[test]
 fn an_unclean_leader_is_chosen_only_if_that_is_asked_for() {
     let (mut cluster, id) = Cluster::of_three("1");

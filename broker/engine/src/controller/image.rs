@@ -102,7 +102,7 @@ pub struct Partition {
     pub replicas: Vec<BrokerId>,
     /// The broker that leads it; `None` while nobody who holds everything committed can.
     pub leader: Option<BrokerId>,
-    /// Counts its leaderships: goes up with each change of `leader`, to none included.
+    /// Counts its leaderships: goes up with each change of `leader`, to none included, and when replicas are removed.
     pub leader_epoch: LeaderEpoch,
     /// Counts every change of the partition.
     pub partition_epoch: u32,

@@ -59,7 +59,10 @@ pub(super) fn settle(rules: Rules<'_>, before: &Partition, mut draft: Partition)
         return None;
     }
     draft.partition_epoch = before.partition_epoch + 1;
-    if draft.leader != before.leader {
+    // Who is removed may drop its log and be added again before its leader hears of either: what it said before must not
+    // count for what it has then. So a leadership ends with each removal, as in Kafka's PartitionChangeBuilder.
+    let has_lost_replicas = before.replicas.iter().any(|id| !draft.replicas.contains(id));
+    if draft.leader != before.leader || has_lost_replicas {
         draft.leader_epoch.0 = before.leader_epoch.0 + 1;
     }
     Some(draft)
