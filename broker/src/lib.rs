@@ -55,11 +55,14 @@ mod threads;
 #[doc(hidden)]
 pub mod simulation {
     pub use crate::error::RequestError;
+    pub use crate::handlers::produce::admit;
+    pub use crate::handlers::replicate::feed::{ChainLookup, ColdRead, Feed, Next, Requests};
     pub use crate::metrics::ShardMetrics;
+    pub use crate::replicas::split;
     pub use crate::shard::{
         Assignment, Closed, Downlink, Event, Fetched, ForFollower, Limits, Now, Outcome, Outgoing,
         PartitionHandle, PartitionState, ProduceReply, ProduceRequest, ScrubDone, ScrubOptions, ScrubStep,
-        Shard, Shared, SlotProgress, Standing, Store, Task, TaskDone, Uplink, Watermarks,
+        Shard, Shared, SlotProgress, Standing, Store, Task, TaskDone, Uplink, Watermarks, is_over,
     };
 }
 

@@ -124,7 +124,7 @@ impl Assigner {
                     Ok(Done::Found(found)) => leaving.found.extend(found),
                     Ok(Done::Waited(id)) => {
                         leaving.waiting.remove(&id);
-                        if assigned.as_ref().is_some_and(|now| is_over(assigner.broker, now, id)) {
+                        if assigned.as_ref().is_some_and(|now| is_over(assigner.broker, &now.image, now.registration, id)) {
                             leaving.found.remove(&id);
                             leaving.removing.insert(id);
                             under_way.spawn(assigner.clone().leave(id));
@@ -365,10 +365,10 @@ impl Assigner {
 
 /// Whether a replica on this broker is of no use to anyone: the metadata, in which its registration is heard of, and which so
 /// is not behind, names the partition, other brokers that hold it, and one of them that leads without loss.
-fn is_over(broker: BrokerId, now: &Assigned, id: TopicPartition) -> bool {
-    let own = now.image.broker(broker);
-    let is_current = own.is_some_and(|own| Some(own.epoch) == now.registration && own.is_active());
-    let partition = now.image.partition(id);
+pub fn is_over(broker: BrokerId, image: &Image, registration: Option<u64>, id: TopicPartition) -> bool {
+    let own = image.broker(broker);
+    let is_current = own.is_some_and(|own| Some(own.epoch) == registration && own.is_active());
+    let partition = image.partition(id);
     is_current
         && partition.is_some_and(|partition| {
             !partition.replicas.contains(&broker)
@@ -422,8 +422,7 @@ mod tests {
         let id = TopicPartition { topic: topic.id, partition: PartitionIndex(0) };
         let holder = topic.partitions[0].replicas[0];
         let other = [0, 1, 2].map(BrokerId).into_iter().find(|id| *id != holder).expect("three are there");
-        let over =
-            |broker, registration| is_over(broker, &Assigned { image: metadata.image(), registration }, id);
+        let over = |broker, registration| is_over(broker, &metadata.image(), registration, id);
         assert!(over(other, Some(1)));
         assert!(!over(holder, Some(1)), "it holds it");
         assert!(!over(other, None) && !over(other, Some(2)), "the image may be of before its start");
@@ -437,7 +436,9 @@ mod tests {
         ask(Request::Reassign(Reassign { partition: id, replicas: Some(vec![other]) }));
         assert!(!over(other, Some(1)), "it is to hold it");
         let unknown = TopicPartition { partition: PartitionIndex(1), ..id };
-        let now = Assigned { image: metadata.image(), registration: Some(1) };
-        assert!(!is_over(other, &now, unknown), "what the metadata does not mention is left alone");
+        assert!(
+            !is_over(other, &metadata.image(), Some(1), unknown),
+            "what the metadata does not mention is left alone"
+        );
     }
 }

@@ -16,6 +16,8 @@ pub struct Assignment {
     pub leader_epoch: LeaderEpoch,
     /// The broker's own registration.
     pub broker_epoch: u64,
+    /// Whether that is the one that the process lives in.
+    pub is_current: bool,
     /// The replicas.
     pub membership: Membership,
     /// Whether the metadata counts on the broker's replica: it is in sync, or eligible to lead.
@@ -29,6 +31,7 @@ impl Assignment {
             leader: Some(broker),
             leader_epoch,
             broker_epoch: 1,
+            is_current: true,
             membership: Membership::alone(broker, 1),
             is_counted: true,
         }
@@ -54,6 +57,7 @@ impl Assignment {
             leader: partition.leader.filter(|_| is_current),
             leader_epoch: partition.leader_epoch,
             broker_epoch: own.unwrap_or_default(),
+            is_current,
             membership: Membership {
                 partition_epoch: partition.partition_epoch,
                 replicas,

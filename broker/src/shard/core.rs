@@ -56,8 +56,11 @@ pub(super) struct Core {
     pub(super) wanted: Vec<Wanted>,
     /// Log start or high watermark moved since it was published.
     pub(super) has_moved: bool,
-    /// The log began anew: before it is as far as its leader had committed it is not to lead.
+    /// The log began anew, or may lack what was acknowledged: before it is as far as its leader had committed it is not to
+    /// lead.
     lacks_to: Option<Offset>,
+    /// That the log may lack something the metadata do not show yet.
+    is_untold: bool,
     /// It began anew after a write or a sync had failed: what fails again stays so.
     has_begun_anew_failed: bool,
     jobs_under_way: u32,
@@ -99,6 +102,7 @@ impl Core {
             wanted: Vec::new(),
             has_moved: true,
             lacks_to: None,
+            is_untold: false,
             has_begun_anew_failed: false,
             jobs_under_way: 0,
             sync_due: None,
@@ -119,7 +123,25 @@ impl Core {
         is_alone || (is_intact && assignment.leader_epoch >= self.log.leader_epoch())
     }
 
-    /// Whether the log began anew and has not caught up since.
+    /// The log may lack what was acknowledged. The broker tells that when it registers, unless it did not know of the
+    /// partition yet: its own metadata may be older than its logs.
+    pub(super) fn may_lack(&mut self) {
+        if self.shared.is_replicated() {
+            self.lacks_to = Some(self.log.end_offset());
+            self.is_untold = true;
+        }
+    }
+
+    /// Metadata that know of this start and do not count on the replica: whatever is held against it is told, and what
+    /// they decide from there on holds.
+    pub(super) fn heard_of(&mut self, assignment: &Assignment) {
+        if self.is_untold && assignment.is_current && !assignment.is_counted {
+            self.is_untold = false;
+            self.lacks_to = None;
+        }
+    }
+
+    /// Whether the log began anew, or may lack something, and has not caught up since.
     pub(super) fn is_lacking(&self) -> bool {
         self.lacks_to.is_some()
     }
@@ -133,16 +155,21 @@ impl Core {
     pub(super) fn caught_up(&mut self) {
         let safe_end = self.ends().safe_end(self.config.sync);
         self.lacks_to = self.lacks_to.filter(|to| safe_end < *to);
+        self.is_untold &= self.lacks_to.is_some();
     }
 
     /// By the controller's decision the replica has everything: nothing is held against it any more.
     pub(super) fn trust(&mut self) {
-        let is_held = self.log.suspicion().is_any() && !self.log.is_corrupt() && !self.log.is_poisoned();
-        if is_held && self.lacks_to.is_none() && self.shared.trust() {
-            if self.shared.is_replicated() {
+        // A log that began anew before it had any file has nothing noted on disk.
+        let is_held = self.shared.is_distrusted() || self.log.suspicion().is_any();
+        let is_sound = !self.log.is_corrupt() && !self.log.is_poisoned();
+        if is_held && is_sound && self.lacks_to.is_none() {
+            if self.shared.trust() && self.shared.is_replicated() {
                 tracing::info!(partition = %self.shared.id, "this replica has caught up, and is trusted again");
             }
-            self.log.trust();
+            if self.log.suspicion().is_any() {
+                self.log.trust();
+            }
         }
     }
 
@@ -216,6 +243,7 @@ impl Core {
     /// The log begins anew: its damage is gone, and so are its records.
     pub(super) fn restored(&mut self) {
         self.lacks_to = Some(self.log.end_offset());
+        self.is_untold = false;
         self.shared.mark_suspect();
         if self.refusal.take().is_some() {
             tracing::info!(partition = %self.shared.id, "the log was dropped and is fetched anew");

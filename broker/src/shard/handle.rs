@@ -252,7 +252,8 @@ impl Shared {
         self.config.load_full()
     }
 
-    pub(super) fn state(&self) -> Arc<PartitionState> {
+    /// What the partition can do at the moment.
+    pub fn state(&self) -> Arc<PartitionState> {
         self.state.load_full()
     }
 
@@ -273,6 +274,25 @@ impl Shared {
             self.standing.store(Arc::new(standing));
             self.watermarks.send_modify(|_| {});
         }
+    }
+
+    /// Whether the log is open, so that there is something to see.
+    pub fn is_open(&self) -> bool {
+        self.reader.get().is_some()
+    }
+
+    /// Whether the log can not be trusted to have all that was acknowledged.
+    pub fn is_suspect(&self) -> bool {
+        let is_impaired = matches!(
+            *self.state(),
+            PartitionState::Corrupt { .. } | PartitionState::Lost { .. } | PartitionState::Failed { .. }
+        );
+        is_impaired || self.is_distrusted()
+    }
+
+    /// Whether it was remembered that the log may lack what was acknowledged.
+    pub(super) fn is_distrusted(&self) -> bool {
+        self.is_suspect.load(Ordering::Acquire)
     }
 
     /// Remembers that the log may lack what was acknowledged, before its state is shown.
@@ -390,14 +410,7 @@ impl Partitions {
 
     /// The partitions whose log can not be trusted to have all that was acknowledged, as far as they were opened.
     pub(crate) fn suspects(&self) -> Vec<TopicPartition> {
-        let is_suspect = |shared: &&Arc<Shared>| {
-            let is_impaired = matches!(
-                *shared.state(),
-                PartitionState::Corrupt { .. } | PartitionState::Lost { .. } | PartitionState::Failed { .. }
-            );
-            is_impaired || shared.is_suspect.load(Ordering::Acquire)
-        };
-        self.held.load().values().filter(is_suspect).map(|shared| shared.id).collect()
+        self.held.load().values().filter(|shared| shared.is_suspect()).map(|shared| shared.id).collect()
     }
 
     /// Every partition whose log is open.

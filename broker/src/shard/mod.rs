@@ -36,6 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quire_engine::Time;
+use quire_engine::replication::Progress;
 use quire_protocol::{BrokerId, ErrorCode, TopicId, TopicPartition};
 use quire_storage::disk::Disk;
 use quire_storage::{CloseError, OpenError, RecoveryReport};
@@ -47,6 +48,7 @@ use partition::Partition;
 use replication::Replication;
 use scrubbing::Scrubbing;
 
+pub use assign::is_over;
 pub use assignment::Assignment;
 pub use clock::{Clock, Now, SystemClock};
 pub use core::Limits;
@@ -223,7 +225,8 @@ impl Shard {
                 Some(End::Close) => partition.wind_down(now, &mut jobs),
                 Some(End::Remove(_)) => {}
             }
-            let due = partition.deadline();
+            // What it waits for as a leader or follower comes to nothing any more, and is not looked for again and again.
+            let due = end.is_none().then(|| partition.deadline()).flatten();
             if partition.scheduled != due {
                 if let Some(earlier) = std::mem::replace(&mut partition.scheduled, due) {
                     self.deadlines.remove(&(earlier, id));
@@ -258,6 +261,14 @@ impl Shard {
     /// What is counted.
     pub(crate) fn metrics(&self) -> &ShardMetrics {
         &self.metrics
+    }
+
+    /// How far a partition's log is, if it is open.
+    pub fn ends(&self, id: TopicPartition) -> Option<Progress> {
+        match self.slots.get(&id) {
+            Some(Slot::Open { partition, .. }) => Some(partition.ends()),
+            _ => None,
+        }
     }
 
     /// Whether it was told to close, and has.
@@ -333,12 +344,13 @@ impl Shard {
         let slot = match opened {
             Ok(OpenedLog { log, report, producers }) => {
                 report_recovery(id, &report);
-                if report.is_suspect || report.corruption.is_some() {
+                let is_suspect = report.is_suspect || report.corruption.is_some();
+                if is_suspect {
                     shared.mark_suspect();
                 }
                 let (broker, limits, metrics) = (self.broker, self.limits, self.metrics.clone());
-                let mut partition =
-                    Box::new(Partition::open(now, broker, limits, shared, (log, producers), metrics));
+                let opened = (log, producers, is_suspect);
+                let mut partition = Box::new(Partition::open(now, broker, limits, shared, opened, metrics));
                 if let Some(end) = &end {
                     partition.stop(refusal(end));
                 }

@@ -88,13 +88,14 @@ fn outdated_leadership(led: LeaderEpoch, logged: LeaderEpoch) -> Option<String> 
 }
 
 impl Partition {
-    /// Takes over a log that was just opened, and begins with the part that the metadata gives it.
+    /// Takes over a log that was just opened, and may lack what was acknowledged, and begins with the part that the metadata
+    /// gives it.
     pub(super) fn open(
         now: Now,
         broker: BrokerId,
         limits: Limits,
         shared: Arc<Shared>,
-        (mut log, producers): (Log, ProducerStates),
+        (mut log, producers, is_suspect): (Log, ProducerStates, bool),
         metrics: Arc<ShardMetrics>,
     ) -> Partition {
         let (config, assignment) = (shared.config(), shared.assignment());
@@ -119,6 +120,9 @@ impl Partition {
         };
         partition.core.producers = producers;
         partition.core.is_outdated = is_outdated;
+        if is_suspect {
+            partition.core.may_lack();
+        }
         partition.play(now);
         partition.core.publish_moves();
         partition.core.shared.publish_reader(reader);
@@ -131,6 +135,11 @@ impl Partition {
             }
         });
         partition
+    }
+
+    /// How far the log is.
+    pub(super) fn ends(&self) -> quire_engine::replication::Progress {
+        self.core.ends()
     }
 
     pub(super) fn shared(&self) -> &Arc<Shared> {
@@ -179,6 +188,7 @@ impl Partition {
         let is_new_part = assignment.leader_epoch > self.assignment.leader_epoch
             || assignment.leader != self.assignment.leader
             || assignment.broker_epoch != self.assignment.broker_epoch;
+        self.core.heard_of(&assignment);
         self.assignment = assignment;
         self.is_waiting |= is_new_part;
         if self.is_waiting {
@@ -203,10 +213,14 @@ impl Partition {
         self.has_new_role = true;
         self.end_role();
         let assignment = Arc::clone(&self.assignment);
+        self.core.heard_of(&assignment);
         let is_usable = self.core.is_usable(&assignment);
         self.role = match assignment.leader {
             Some(leader) if leader == self.core.broker && is_usable => self.lead(now, &assignment),
             Some(leader) if leader != self.core.broker && self.core.is_followable(&assignment) => {
+                if assignment.is_counted && self.core.is_lacking() {
+                    self.core.wanted.push(Wanted::Distrust);
+                }
                 let following = Following::start(&mut self.core, leader, &assignment);
                 Role::Following(Box::new(following))
             }

@@ -1,5 +1,6 @@
 //! Opening, retention, deletion, closing.
 
+use quire_engine::replication::Replica;
 use quire_protocol::topic_config::Sync;
 
 use super::*;
@@ -239,6 +240,26 @@ fn a_removed_partition_does_not_wake_the_shard_for_its_sync() {
     assert!(rig.shard.deadline().expect("retention is due") > rig.now.time, "the shard would spin");
     rig.run_all();
     assert_eq!(removed.try_recv(), Ok(()));
+}
+
+/// A leader whose followers lag looks at them again and again until it has asked for others; one that closes never did, and
+/// its shard went round for as long as the disk took.
+#[test]
+fn a_partition_that_closes_does_not_wake_the_shard_for_its_followers() {
+    let mut rig = Rig::unopened(SimDisk::new(1), TopicConfig::default(), LeaderEpoch(1));
+    let mut led = Assignment::alone(BrokerId(0), LeaderEpoch(1));
+    let other = Replica { broker_epoch: 1, is_eligible: true };
+    led.membership.replicas.insert(BrokerId(1), other);
+    led.membership.in_sync.insert(BrokerId(1));
+    rig.shared.configure(Arc::new(led), Arc::default());
+    rig.open();
+    rig.produce(&Stream::new(Acks::All), "one");
+    assert!(!rig.tasks.is_empty(), "the disk has something to do");
+    let (done, _closed) = oneshot::channel();
+    rig.apply(Event::Close { done });
+    rig.advance(Limits::default().replica_lag * 2);
+    rig.round([]);
+    assert_eq!(rig.shard.deadline(), Some(rig.shard.retention_due), "the shard would spin");
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod lifecycle;
 mod lone_sync;
 mod producers;
 mod scrubbing;
+mod suspects;
 mod threads;
 
 use std::collections::VecDeque;
