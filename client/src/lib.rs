@@ -89,6 +89,8 @@ pub use config::{Address, Cipher, ClientConfig, DEFAULT_PORT};
 pub use consumer::{ConsumeError, ConsumedRecord, Consumer, ConsumerBuilder, PartitionChain, PartitionLag};
 pub use error::Error;
 pub use position::{InvalidPosition, Position};
+#[doc(hidden)]
+pub use producer::simulated as simulation;
 pub use producer::{
     Delivery, PartitionFunction, Partitioner, Producer, ProducerBuilder, RecordMetadata, SendError,
 };

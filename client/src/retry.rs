@@ -37,7 +37,6 @@ pub(crate) struct Jitter(u64);
 
 impl Jitter {
     /// The sequence of this seed.
-    #[cfg(test)]
     pub(crate) fn from_seed(seed: u64) -> Jitter {
         Jitter(seed)
     }

@@ -13,6 +13,8 @@ mod ids;
 mod numbers;
 mod partitioner;
 mod pipeline;
+#[doc(hidden)]
+pub mod simulated;
 mod worker;
 
 pub use delivery::{Delivery, RecordMetadata};

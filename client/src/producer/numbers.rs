@@ -3,11 +3,17 @@
 //! A number is given when a batch is sealed and stays with it over every retry, so that the broker tells a batch that it has
 //! already from a new one. Where one was given up whose outcome nobody knows, those behind it keep their numbers too, and the
 //! broker is the judge: it takes them if the lost one was appended, and refuses them as out of order if it was not. Then, and
-//! only then, they are numbered anew, in a later epoch, which also shuts out whatever of the lost one is still on its way.
+//! only then, those are numbered anew that no other stream ever carried, in a later epoch, which also shuts out whatever of the
+//! lost one is still on its way; of the others another leader may know better, and nobody knows what becomes of them.
+
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 use quire_protocol::batch::{self, ProducerIdentity};
 use quire_protocol::{ProducerEpoch, ProducerId, Sequence, TopicId};
+
+/// Deleted topics that are remembered: nobody is behind by more.
+const LEFT_TOPICS_MAX: usize = 16;
 
 /// A batch's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +41,8 @@ pub(super) struct Numbers {
     next: Sequence,
     /// The topic that was written to; one that was made again under the same name knows nothing of earlier numbers.
     topic: Option<TopicId>,
+    /// Topics of the same name that were written to before, the latest last.
+    left: VecDeque<TopicId>,
     /// A batch was given up that may not have been appended, and none behind it was answered since.
     has_gap: bool,
     /// What waits is to be numbered anew before it is sent.
@@ -58,11 +66,22 @@ impl Numbers {
         Numbered { base, count }
     }
 
+    /// Whether a topic was made again under its name since it was written to: who still knows it is behind. There the numbers
+    /// of the one after it would stand for other batches.
+    pub(super) fn has_left(&self, topic: TopicId) -> bool {
+        self.left.contains(&topic)
+    }
+
     /// A stream is open under this id; whether what waits is to be numbered anew.
     pub(super) fn opened(&mut self, id: ProducerId, topic: TopicId) -> bool {
         let is_other = self.topic.is_some_and(|known| known != topic);
         self.id = Some(id);
-        self.topic = Some(topic);
+        if let Some(earlier) = self.topic.replace(topic).filter(|_| is_other) {
+            self.left.push_back(earlier);
+            if self.left.len() > LEFT_TOPICS_MAX {
+                self.left.pop_front();
+            }
+        }
         let is_new = std::mem::take(&mut self.is_new) || is_other;
         if is_new {
             self.next = Sequence::ZERO;

@@ -147,6 +147,8 @@ impl Worker {
                 (io.watch, io.progress) = (None, Arc::default());
                 io.is_stale = false;
                 self.handle(Input::Opened(established), io);
+                // One that is given up at once is of a broker that is behind.
+                io.is_stale = io.stream.is_none();
             }
             Event::Opened(Err(error)) => {
                 io.is_stale = true;
