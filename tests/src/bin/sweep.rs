@@ -1,13 +1,14 @@
 //! Runs the simulator over many seeds and prints the first that fails, with the end of its trace.
 //!
-//! `sweep FROM COUNT` runs seeds in order; `sweep SEED` runs one and prints how its trace ends, whatever came of it;
+//! `sweep FROM COUNT` runs seeds in order, and prints what they covered; `sweep SEED` runs one and prints how its trace ends, whatever came of it;
 //! `sweep mutants` leaves out each rule of the machines in turn, and prints how many seeds it takes to notice.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
+use quire_engine::mutant::Mutant;
 use quire_tests::sim::mutants;
-use quire_tests::sim::world::{Options, World};
+use quire_tests::sim::world::{Coverage, Options, World};
 
 /// Within how many seeds a rule's absence has to be noticed.
 const SEEDS_TO_KILL_MAX: u64 = 500;
@@ -54,7 +55,7 @@ fn mutants() -> ExitCode {
     std::panic::set_hook(Box::new(|_| {}));
     let mut code = ExitCode::SUCCESS;
     println!("| rule left out | seeds | noticed by |\n|---|---|---|");
-    for mutant in mutants::SIMULATED {
+    for mutant in Mutant::ALL {
         match mutants::kill(*mutant, SEEDS_TO_KILL_MAX) {
             Some(killed) => println!("| {mutant:?} | {} | {} |", killed.seeds, killed.how.replace('|', "/")),
             None => {
@@ -67,15 +68,19 @@ fn mutants() -> ExitCode {
 }
 
 fn sweep(from: u64, count: u64) -> ExitCode {
+    let mut sum = Coverage::default();
     for seed in from..from.saturating_add(count) {
-        if let Err(failure) = World::new(Options::of(seed)).run() {
-            println!("{failure}\nagain: sweep {seed:#x}");
-            return ExitCode::FAILURE;
+        match World::new(Options::of(seed)).run() {
+            Ok((coverage, _)) => sum.add(&coverage),
+            Err(failure) => {
+                println!("{failure}\nagain: sweep {seed:#x}");
+                return ExitCode::FAILURE;
+            }
         }
         if (seed - from + 1).is_multiple_of(1000) {
             println!("{} seeds clean", seed - from + 1);
         }
     }
-    println!("{count} seeds from {from:#x}: clean");
+    println!("{count} seeds from {from:#x}: clean\n{sum:?}");
     ExitCode::SUCCESS
 }

@@ -1,617 +1,868 @@
-//! One broker of the simulated cluster: the replication machines of its partition with everything around them that is
-//! otherwise threads, streams and files.
+//! One broker of the simulated cluster: a real shard over a simulated disk, with everything around it that is otherwise
+//! threads, streams and tasks.
 //!
 //! It is told what happens and says what it wants; the world decides when and whether that comes about.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use quire_engine::Time;
-use quire_engine::machine::Reactive;
-use quire_engine::mutant::{self, Mutant};
-use quire_engine::replication::{
-    EpochEnd, Follow, FollowAnswer, Follower, FollowerAction, FollowerInput, FollowerStart, Leader,
-    LeaderAction, LeaderInput, LeaderStart, Membership, Progress, Proposal, ProposalOutcome,
+use bytes::Bytes;
+use quire_broker::simulation::{
+    Assignment, Closed, Downlink, Event, Feed, Limits, Next, Now, Outcome, Outgoing, PartitionHandle,
+    PartitionState, ProduceReply, ProduceRequest, Requests, ScrubOptions, ScrubStep, Shard, ShardMetrics,
+    Shared, Store, Task, Uplink, admit, is_over, split,
 };
+use quire_engine::controller::proposals::{Entry, Input, Proposals};
+use quire_engine::controller::{ChangeInSync, Image, RegisterBroker, Request, Response};
+use quire_engine::replication::Progress;
+use quire_engine::{SplitMix64, Time};
+use quire_protocol::batch::BatchHeader;
+use quire_protocol::frame::FrameSeed;
+use quire_protocol::replicate::{FollowerMessage, LeaderMessage};
+use quire_protocol::stream::{Ack, Opened, ProduceHeader};
 use quire_protocol::topic_config::TopicConfig;
-use quire_protocol::{BrokerId, LeaderEpoch, Offset};
+use quire_protocol::{
+    BrokerId, ErrorCode, LeaderEpoch, PartitionIndex, Timestamp, TopicId, TopicPartition, limits,
+};
+use quire_storage::disk::{Disk, SimDisk};
+use quire_storage::{ReadError, remove_log};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::dice::Dice;
-use super::model_log::{Crash, ModelLog, Record, Value};
-use super::network::StreamId;
+use super::network::{End, StreamId};
+use super::quorum::{self, Index};
 
 /// How long a follower may lack what its leader has.
 const REPLICA_LAG: Duration = Duration::from_millis(800);
-/// Records in one message.
-const FRAME_RECORDS: usize = 5;
+/// How often a shard looks at what is to be retained.
+const RETENTION_INTERVAL: Duration = Duration::from_millis(700);
+/// Every log is read again for damage this often, at no more than so many bytes a second.
+const SCRUB: ScrubOptions = ScrubOptions { bytes_per_second: 1 << 26, interval: Duration::from_millis(1500) };
+/// Where a broker's logs are.
+pub const TOPICS: &str = "/data/topics";
 
-/// What travels on a replicate stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What travels on a stream.
+#[derive(Debug, Clone, PartialEq)]
 pub enum Wire {
-    /// Follower to leader: have me follow. Answers name the request's number.
-    Follow {
-        request: u64,
-        follower: BrokerId,
-        broker_epoch: u64,
-        leader_epoch: LeaderEpoch,
-        last_epoch: Option<LeaderEpoch>,
-        end: Offset,
-    },
-    /// Follower to leader: how far I am.
-    Report { follower: BrokerId, broker_epoch: u64, ends: Progress },
-    /// Follower to leader: no more.
-    Unfollow,
-    /// Leader to follower.
-    Accepted { request: u64, from: Offset, high_watermark: Offset, log_start: Offset },
-    /// Leader to follower.
-    Diverging { request: u64, at: EpochEnd },
-    /// Leader to follower.
-    Refused { request: u64 },
-    /// Leader to follower: records from an offset on.
-    Frames { request: u64, base: Offset, records: Vec<Record>, high_watermark: Offset, log_start: Offset },
-    /// Leader to follower.
-    Watermarks { request: u64, high_watermark: Offset, log_start: Offset },
-}
-
-/// The partition as the metadata have it, and who leads it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct View {
-    pub leader: Option<BrokerId>,
-    pub leader_epoch: LeaderEpoch,
-    pub membership: Membership,
-    /// Replicas that are in sync or eligible to lead.
-    pub counted: Vec<BrokerId>,
+    /// Follower to leader.
+    ToLeader(FollowerMessage),
+    /// Leader to follower, with the frames of the message.
+    ToFollower(LeaderMessage, Bytes),
+    /// Client to leader: what the stream is to be.
+    OpenProduce(ProduceHeader),
+    /// Client to leader.
+    Batch(Bytes),
+    /// Client to leader: no more batches.
+    Finish,
+    /// Leader to client.
+    Opened(Opened),
+    /// Leader to client.
+    Acked(Ack),
+    /// Leader to client: the stream is over.
+    Failed(ErrorCode),
 }
 
 /// What a broker wants done.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Effect {
-    /// Open a stream to the leader.
-    Connect { to: BrokerId },
-    /// Let go of the stream to the leader.
-    Disconnect,
-    /// Send on the stream to the leader.
-    ToLeader(Wire),
-    /// Send on a stream that a follower opened.
-    ToFollower(StreamId, Wire),
-    /// Have everything up to here synced, and tell when it is.
-    Sync { end: Offset },
+    /// Open a stream to a leader.
+    Connect(BrokerId),
+    /// Let go of a stream.
+    Disconnect(StreamId, End),
+    /// Send to the other end of a stream.
+    Send(StreamId, End, Wire),
+    /// Have a task done that waits for the disk.
+    Run(TopicPartition, Task),
+    /// Have a piece of a log read again.
+    Scrub(ScrubStep),
     /// Ask the controller.
-    Propose(Proposal),
-    /// Have the controller count on this replica no more.
-    Distrust,
-    /// Answer a produce request.
-    Acknowledge { value: Value, offset: Offset },
-    /// A produce request was not taken, or nobody knows what becomes of it.
-    Fail { value: Value, is_outcome_unknown: bool },
-    /// Readers see this much.
-    Exposed { high_watermark: Offset },
-    /// A leadership is settled: readers are told where the end is.
-    Settled { leader_epoch: LeaderEpoch },
-    /// A record came into the log.
-    Appended { offset: Offset, record: Record },
-    /// Records that were committed once are cut off.
-    TookBack { from: Offset, to: Offset },
+    Call(Purpose, Request),
+    /// Events wait to be applied.
+    Round,
+    /// It has stopped in order.
+    Stopped,
 }
 
-/// A broker.
+/// What a request to the controller is for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Purpose {
+    /// The registration.
+    Register,
+    /// Other in-sync replicas, for a leadership.
+    Propose(TopicPartition, LeaderEpoch, u64),
+    /// Its replica can not be trusted.
+    Distrust(TopicPartition),
+    /// A topic's logs are on disk, of so many partitions.
+    Hold(TopicId, usize),
+    /// A deleted topic's logs are removed.
+    Confirm(TopicId),
+}
+
+/// What came of asking.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    /// The change is made.
+    Made(Response),
+    /// It never will be.
+    Refused,
+    /// It may have been, or may be yet.
+    Unknown,
+}
+
+/// A broker, running or not.
 #[derive(Debug)]
 pub struct Broker {
     pub id: BrokerId,
-    /// Its registration; `None` until the controller answered.
-    pub broker_epoch: Option<u64>,
+    pub disk: SimDisk,
+    /// Drawn when its disk was new.
+    pub directory: u64,
     /// Counts its starts.
     pub incarnation: u64,
-    pub log: ModelLog,
-    pub view: View,
-    pub role: Role,
-    config: TopicConfig,
-    dice: Dice,
-    is_syncing: bool,
-    is_broken: bool,
-    /// This process's last leadership, of which the next one is to know nothing.
-    last_leader: Option<Leader>,
+    pub running: Option<Running>,
+    /// How far its logs were when it stopped, as far as that is certain to be there.
+    pub left: BTreeMap<TopicPartition, Progress>,
+    /// Up to where its disk has the metadata log.
+    pub stored: Index,
 }
 
-/// What it is in the partition.
+/// A partition that is replicated here.
 #[derive(Debug)]
-pub enum Role {
-    /// Neither: there is no leader, or it is not registered.
-    Idle,
-    Leads(Box<Leading>),
-    Follows(Box<Following>),
+struct Held {
+    shared: Arc<Shared>,
+    told: Assignment,
+    config: Arc<TopicConfig>,
 }
 
+/// The follower's end of a replicate stream.
 #[derive(Debug)]
-pub struct Leading {
-    pub leader: Leader,
-    feeds: BTreeMap<StreamId, Feed>,
-    waiters: VecDeque<(Value, Offset)>,
-    is_settled: bool,
+struct Upstream {
+    uplink: Arc<Uplink>,
+    stream: Option<StreamId>,
+    is_dialing: bool,
+    asked: BTreeMap<u32, FrameSeed>,
 }
 
-/// A stream that a follower opened.
+/// The leader's end of one.
 #[derive(Debug)]
-struct Feed {
-    request: u64,
-    next: Option<Offset>,
-    told: (Offset, Offset),
+struct Downstream {
+    link: Arc<Downlink>,
+    requests: Requests,
+    feed: Feed,
 }
 
+/// The broker's end of a produce stream.
 #[derive(Debug)]
-pub struct Following {
-    pub follower: Follower,
-    pub leader: BrokerId,
-    is_linked: bool,
-    request: u64,
+struct Producing {
+    handle: PartitionHandle,
+    header: ProduceHeader,
+    reply: Option<mpsc::Sender<ProduceReply>>,
+    replies: mpsc::Receiver<ProduceReply>,
+}
+
+/// Files that are to go.
+#[derive(Debug)]
+struct Removal {
+    what: Removed,
+    done: Vec<oneshot::Receiver<()>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Removed {
+    Topic(TopicId, u32),
+    Replica(TopicPartition),
+}
+
+/// What was taken by the controller, and does not show in the metadata yet.
+#[derive(Debug)]
+struct Taken {
+    partition: TopicPartition,
+    leader_epoch: LeaderEpoch,
+    number: u64,
+    partition_epoch: u32,
+}
+
+/// A process.
+#[derive(Debug)]
+pub struct Running {
+    id: BrokerId,
+    disk: SimDisk,
+    directory: u64,
+    incarnation: u64,
+    shard: Shard,
+    metadata: Proposals,
+    pub applied: Index,
+    held: BTreeMap<TopicPartition, Held>,
+    /// The registration that it lives in.
+    pub registration: Option<u64>,
+    pub is_asking: BTreeSet<Purpose>,
+    ups: BTreeMap<BrokerId, Upstream>,
+    downs: BTreeMap<StreamId, Downstream>,
+    producing: BTreeMap<StreamId, Producing>,
+    pub events: Vec<Event>,
+    distrusted: BTreeSet<TopicPartition>,
+    taken: Vec<Taken>,
+    removals: Vec<Removal>,
+    removed: BTreeSet<TopicId>,
+    has_failed_to_remove: bool,
+    held_kept: BTreeSet<(TopicId, usize)>,
+    pub wants_drain: bool,
+    closing: Option<oneshot::Receiver<Closed>>,
+    memory: Arc<Semaphore>,
+    pub is_paused: bool,
+    pub tick_at: Option<Time>,
+    pub is_round_due: bool,
+}
+
+fn incarnation_id(incarnation: u64) -> [u8; 16] {
+    let mut id = [1; 16];
+    id[..8].copy_from_slice(&incarnation.to_le_bytes());
+    id
 }
 
 impl Broker {
-    /// A broker with an empty log, not registered.
-    pub fn new(id: BrokerId, config: TopicConfig, dice: Dice) -> Broker {
-        Broker {
-            id,
-            broker_epoch: None,
-            incarnation: 0,
-            log: ModelLog::default(),
-            view: View::default(),
-            role: Role::Idle,
-            config,
-            dice,
-            is_syncing: false,
-            is_broken: false,
-            last_leader: None,
+    /// A broker with an empty disk, that was never started.
+    pub fn new(id: BrokerId, seed: u64) -> Broker {
+        let disk = SimDisk::new(seed);
+        prepare(&disk);
+        Broker { id, disk, directory: seed, incarnation: 0, running: None, left: BTreeMap::new(), stored: 0 }
+    }
+
+    /// Its disk is replaced by an empty one, while it is stopped.
+    pub fn replace_disk(&mut self, seed: u64) {
+        assert!(self.running.is_none(), "a disk is replaced while nothing runs");
+        *self = Broker { incarnation: self.incarnation, ..Broker::new(self.id, seed) };
+    }
+
+    /// Starts, with the metadata that its disk has.
+    pub fn start(&mut self, now: Now, entries: &[quorum::Entry<Entry>], effects: &mut Vec<Effect>) {
+        let store = Store { disk: Arc::new(self.disk.clone()), dir: PathBuf::from(TOPICS) };
+        let limits = Limits { replica_lag: REPLICA_LAG, fetch_bytes: limits::REPLICA_MEMORY_BYTES };
+        let metrics = ShardMetrics::none();
+        let mut shard = Shard::new(now, self.id, store, RETENTION_INTERVAL, limits, metrics);
+        shard.scrub(now, SCRUB);
+        let mut running = Running {
+            id: self.id,
+            disk: self.disk.clone(),
+            directory: self.directory,
+            incarnation: self.incarnation,
+            shard,
+            metadata: Proposals::new(),
+            applied: 0,
+            held: BTreeMap::new(),
+            registration: None,
+            is_asking: BTreeSet::new(),
+            ups: BTreeMap::new(),
+            downs: BTreeMap::new(),
+            producing: BTreeMap::new(),
+            events: Vec::new(),
+            distrusted: BTreeSet::new(),
+            taken: Vec::new(),
+            removals: Vec::new(),
+            removed: BTreeSet::new(),
+            has_failed_to_remove: false,
+            held_kept: BTreeSet::new(),
+            wants_drain: false,
+            closing: None,
+            memory: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
+            is_paused: false,
+            tick_at: None,
+            is_round_due: false,
+        };
+        running.learn(entries);
+        running.follow_metadata(effects);
+        self.running = Some(running);
+    }
+
+    /// The process is gone. Of its disk only what survives is left.
+    pub fn stopped(&mut self) {
+        if let Some(running) = self.running.take() {
+            self.stored = running.applied;
+            // What a process has to say against its logs it says when it registers.
+            let is_known = running.registration.is_some();
+            let trusted = running.held.keys().filter(|id| is_known && !running.is_suspect(**id));
+            self.left = trusted.filter_map(|id| Some((*id, running.shard.ends(*id)?))).collect();
+            self.incarnation += 1;
         }
     }
+}
 
-    /// The process ends and starts anew. What it forgets with it is gone; what it has on disk is not.
-    pub fn restart(&mut self, crash: Crash) {
-        self.log.crash(crash, &mut self.dice);
-        self.broker_epoch = None;
-        self.incarnation += 1;
-        self.view = View::default();
-        self.role = Role::Idle;
-        self.is_syncing = false;
-        self.is_broken = false;
-        self.last_leader = None;
+fn prepare(disk: &SimDisk) {
+    disk.create_dir_all(Path::new(TOPICS)).expect("an empty disk has room");
+    disk.sync_dir(Path::new("/data")).expect("it syncs");
+    disk.sync_dir(Path::new("/")).expect("it syncs");
+}
+
+impl Running {
+    /// The metadata as it knows them.
+    pub fn image(&self) -> &Arc<Image> {
+        self.metadata.image()
     }
 
-    /// Its registration was followed by another: a request of an earlier start came late. It registers anew.
-    pub fn lose_registration(&mut self, effects: &mut Vec<Effect>) {
-        self.broker_epoch = None;
-        self.step_down(effects);
+    /// How far a partition's log is.
+    pub fn ends(&self, id: TopicPartition) -> Option<Progress> {
+        self.shard.ends(id)
     }
 
-    /// Whether it leads, and believes that it may.
-    pub fn leads(&self) -> Option<&Leader> {
-        match &self.role {
-            Role::Leads(leading) => Some(&leading.leader),
-            _ => None,
-        }
+    /// A partition whose log is open.
+    pub fn partition(&self, id: TopicPartition) -> Option<PartitionHandle> {
+        let held = self.held.get(&id)?;
+        held.shared.is_open().then(|| PartitionHandle::of(Arc::clone(&held.shared)))
     }
 
-    /// Whether a sync failed since it started.
-    pub fn is_broken(&self) -> bool {
-        self.is_broken
+    /// Everything that is replicated here.
+    pub fn partitions(&self) -> impl Iterator<Item = TopicPartition> + '_ {
+        self.held.keys().copied()
+    }
+
+    /// Whether a log of its is left alone until a restart.
+    pub fn has_failed(&self) -> bool {
+        self.has_failed_to_remove
+            || self.held.values().any(|held| matches!(*held.shared.state(), PartitionState::Failed { .. }))
+    }
+
+    /// Whether what it has of a partition is held against it.
+    pub fn is_suspect(&self, id: TopicPartition) -> bool {
+        self.held.get(&id).is_some_and(|held| held.shared.is_suspect())
     }
 
     /// When it wants to be told that time has passed.
     pub fn deadline(&self) -> Option<Time> {
-        match &self.role {
-            Role::Leads(leading) => leading.leader.deadline(),
-            Role::Follows(following) => following.follower.deadline(),
-            Role::Idle => None,
-        }
+        self.shard.deadline()
     }
 
-    /// Its deadline has come.
-    pub fn tick(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        match &self.role {
-            Role::Leads(_) => self.lead(now, LeaderInput::TimePassed, effects),
-            Role::Follows(_) => self.follow(now, FollowerInput::TimePassed, effects),
-            Role::Idle => {}
-        }
+    /// Its part of a heartbeat: the registration, how far it knows the metadata, whether it wants to stop.
+    pub fn heartbeat(&self) -> Option<(u64, Index, bool)> {
+        self.registration.map(|epoch| (epoch, self.applied, self.wants_drain))
     }
 
-    /// The metadata show something new.
-    pub fn follow_metadata(&mut self, now: Time, view: View, effects: &mut Vec<Effect>) {
-        self.view = view;
-        let Some(broker_epoch) = self.broker_epoch else { return };
-        let replica = self.view.membership.replicas.get(&self.id);
-        // An image from before this start says nothing about this process.
-        let is_known = replica.is_some_and(|replica| replica.broker_epoch == broker_epoch);
-        let epoch = self.view.leader_epoch;
-        match (self.view.leader, &self.role) {
-            _ if !is_known => {}
-            (Some(leader), Role::Leads(leading))
-                if leader == self.id && leading.leader.leader_epoch() == epoch =>
-            {
-                let input = LeaderInput::Reconfigured {
-                    membership: self.view.membership.clone(),
-                    sync: self.config.sync,
-                    min_insync_replicas: self.config.min_insync_replicas,
-                };
-                self.lead(now, input, effects);
-            }
-            (Some(leader), Role::Follows(following))
-                if leader == following.leader && following.follower.leader_epoch() == epoch =>
-            {
-                let input =
-                    FollowerInput::Reconfigured { sync: self.config.sync, is_counted: self.is_counted() };
-                self.follow(now, input, effects);
-            }
-            (Some(leader), _) if self.is_broken && leader == self.id => self.step_down(effects),
-            (Some(leader), _) if leader == self.id => {
-                self.step_down(effects);
-                self.begin_to_lead(now, effects);
-            }
-            (Some(leader), _) => {
-                self.step_down(effects);
-                self.begin_to_follow(leader, effects);
-                effects.push(Effect::Connect { to: leader });
-            }
-            (None, _) => self.step_down(effects),
+    /// More of the metadata log.
+    pub fn learn(&mut self, entries: &[quorum::Entry<Entry>]) {
+        // Nothing is decided here, so that nothing is drawn.
+        let mut random = SplitMix64::new(0);
+        let mut actions = Vec::new();
+        for entry in entries {
+            let input = entry.committed();
+            self.metadata.handle(input, &mut random, &mut actions).expect("a committed entry fits");
         }
+        self.applied += entries.len();
     }
 
-    /// A client wants a value appended.
-    pub fn produce(&mut self, now: Time, value: Value, effects: &mut Vec<Effect>) {
-        let epoch = match &self.role {
-            Role::Leads(leading) if !self.is_broken && leading.leader.has_enough_replicas() => {
-                leading.leader.leader_epoch()
-            }
-            _ => {
-                effects.push(Effect::Fail { value, is_outcome_unknown: false });
-                return;
-            }
-        };
-        let record = Record { epoch, value };
-        let offset = self.log.end();
-        self.log.append(record);
-        effects.push(Effect::Appended { offset, record });
-        let end = self.log.end();
-        if let Role::Leads(leading) = &mut self.role {
-            leading.waiters.push_back((value, end));
-        }
-        self.lead(now, LeaderInput::Appended { end }, effects);
-        self.want_sync(effects);
+    /// A snapshot of the metadata in place of entries.
+    pub fn install(&mut self, snapshot: Input, applied: Index) {
+        let mut random = SplitMix64::new(0);
+        self.metadata.handle(snapshot, &mut random, &mut Vec::new()).expect("a snapshot fits");
+        self.applied = applied;
     }
 
-    /// A sync succeeded.
-    pub fn synced(&mut self, now: Time, end: Offset, effects: &mut Vec<Effect>) {
-        self.is_syncing = false;
-        if self.is_broken {
-            return;
-        }
-        self.log.synced(end);
-        let end = self.log.progress().durable_end;
-        match &self.role {
-            Role::Leads(_) => self.lead(now, LeaderInput::LocalDurable { end }, effects),
-            Role::Follows(following) if !following.follower.is_cutting() => {
-                self.follow(now, FollowerInput::LocalDurable { end }, effects);
-            }
-            _ => {}
-        }
-        self.want_sync(effects);
+    /// The registration turned out to be another process's: it says again who it is.
+    pub fn lose_registration(&mut self, effects: &mut Vec<Effect>) {
+        self.registration = None;
+        self.follow_metadata(effects);
     }
 
-    /// A sync failed: nothing may be assumed of what it covered, and nothing more is appended.
-    pub fn sync_failed(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        self.is_syncing = false;
-        self.is_broken = true;
-        match &self.role {
-            Role::Leads(_) => self.lead(now, LeaderInput::SyncFailed, effects),
-            Role::Follows(_) => self.follow(now, FollowerInput::Failed, effects),
-            Role::Idle => {}
-        }
-    }
-
-    /// The controller answered a proposal, or did not.
-    pub fn proposed(&mut self, now: Time, number: u64, outcome: ProposalOutcome, effects: &mut Vec<Effect>) {
-        if let Role::Leads(_) = &self.role {
-            self.lead(now, LeaderInput::ProposalAnswered { number, outcome }, effects);
-        }
-    }
-
-    /// The stream to the leader is there, or is not any more.
-    pub fn linked(&mut self, now: Time, is_linked: bool, effects: &mut Vec<Effect>) {
-        let Role::Follows(following) = &mut self.role else { return };
-        following.is_linked = is_linked;
-        let input = if is_linked { FollowerInput::LinkUp } else { FollowerInput::LinkDown };
-        self.follow(now, input, effects);
-    }
-
-    /// A follower's stream is gone.
-    pub fn unlinked(&mut self, stream: StreamId) {
-        if let Role::Leads(leading) = &mut self.role {
-            leading.feeds.remove(&stream);
-        }
-    }
-
-    /// Something came on a stream that a follower opened.
-    pub fn take_from_follower(
-        &mut self,
-        now: Time,
-        stream: StreamId,
-        message: Wire,
-        effects: &mut Vec<Effect>,
-    ) {
-        match message {
-            Wire::Follow { request, follower, broker_epoch, leader_epoch, last_epoch, end } => {
-                let Role::Leads(leading) = &mut self.role else {
-                    effects.push(Effect::ToFollower(stream, Wire::Refused { request }));
-                    return;
-                };
-                leading
-                    .feeds
-                    .insert(stream, Feed { request, next: None, told: (Offset::ZERO, Offset::ZERO) });
-                let known = last_epoch.and_then(|epoch| self.log.epoch_end(epoch));
-                let follow = Follow { follower, broker_epoch, leader_epoch, last_epoch, end, known };
-                self.answer_to(now, stream, follow, effects);
-            }
-            Wire::Report { follower, broker_epoch, ends } => {
-                if let Role::Leads(leading) = &self.role
-                    && leading.feeds.get(&stream).is_some_and(|feed| feed.next.is_some())
-                {
-                    self.lead(now, LeaderInput::Progress { follower, broker_epoch, ends }, effects);
+    /// Brings what the shard owns in line with the metadata.
+    pub fn follow_metadata(&mut self, effects: &mut Vec<Effect>) {
+        let image = Arc::clone(self.image());
+        let mut is_replicated = BTreeSet::new();
+        for topic in image.topics() {
+            for partition in &topic.partitions {
+                let id = TopicPartition { topic: topic.id, partition: partition.index };
+                let is_leaving = self.removals.iter().any(|removal| removal.what == Removed::Replica(id));
+                if is_leaving || !partition.replicas.contains(&self.id) {
+                    continue;
+                }
+                is_replicated.insert(id);
+                let assignment = Assignment::of(&image, partition, self.id, self.registration);
+                let config = Arc::clone(&topic.config);
+                match self.held.get_mut(&id) {
+                    Some(held) => configure(held, id, assignment, config, &mut self.events),
+                    None => {
+                        let is_held = topic.is_held(partition.index, self.id);
+                        // Nobody reads from that queue: nothing here goes that way.
+                        let (queue, _) = mpsc::channel(1);
+                        let told = Arc::new(assignment.clone());
+                        let shared = Arc::new(Shared::new(id, is_held, queue, told, Arc::clone(&config)));
+                        self.held.insert(id, Held { shared: Arc::clone(&shared), told: assignment, config });
+                        self.events.push(Event::Open(shared));
+                    }
                 }
             }
-            Wire::Unfollow => self.unlinked(stream),
-            other => unreachable!("a follower does not send {other:?}"),
         }
+        self.let_go(&image, &is_replicated);
+        self.keep_held(&image, effects);
+        self.confirm_taken(&image);
+        effects.push(Effect::Round);
     }
 
-    /// Something came on the stream to the leader.
-    pub fn take_from_leader(&mut self, now: Time, message: Wire, effects: &mut Vec<Effect>) {
-        let Role::Follows(following) = &mut self.role else { return };
-        let current = following.request;
-        match message {
-            Wire::Accepted { request, from, high_watermark, log_start } if request == current => {
-                self.follow(now, FollowerInput::Accepted { from, high_watermark, log_start }, effects);
-            }
-            Wire::Diverging { request, at } if request == current => {
-                let own = self.log.epoch_end(at.epoch);
-                self.follow(now, FollowerInput::Diverging { leader: at, own }, effects);
-            }
-            Wire::Refused { request } if request == current => {
-                self.follow(now, FollowerInput::Refused, effects);
-            }
-            Wire::Frames { request, base, records, high_watermark, log_start } if request == current => {
-                self.take_frames(now, base, &records, effects);
-                self.follow(now, FollowerInput::Watermarks { high_watermark, log_start }, effects);
-            }
-            Wire::Watermarks { request, high_watermark, log_start } if request == current => {
-                self.follow(now, FollowerInput::Watermarks { high_watermark, log_start }, effects);
-            }
-            _ => {}
-        }
-    }
-
-    fn is_counted(&self) -> bool {
-        self.view.counted.contains(&self.id)
-    }
-
-    /// Ends a leadership or a following. What waits is not known to be kept.
-    fn step_down(&mut self, effects: &mut Vec<Effect>) {
-        match std::mem::replace(&mut self.role, Role::Idle) {
-            Role::Leads(leading) => {
-                let fail = |(value, _)| Effect::Fail { value, is_outcome_unknown: true };
-                effects.extend(leading.waiters.into_iter().map(fail));
-                self.last_leader = Some(leading.leader);
-            }
-            Role::Follows(_) => effects.push(Effect::Disconnect),
-            Role::Idle => {}
-        }
-    }
-
-    fn begin_to_lead(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        let leader_epoch = self.view.leader_epoch;
-        self.log.enter_epoch(leader_epoch);
-        let mut actions = Vec::new();
-        let start = LeaderStart {
-            broker: self.id,
-            leader_epoch,
-            membership: self.view.membership.clone(),
-            config: &self.config,
-            replica_lag: REPLICA_LAG,
-            log_start: self.log.start(),
-            high_watermark: self.log.high_watermark(),
-            local: self.log.progress(),
-        };
-        let mut leader = Leader::start(now, start, &mut actions);
-        let keeps_progress = mutant::is_on(Mutant::ProgressReset) || mutant::is_on(Mutant::FollowedInEpoch);
-        if let Some(earlier) = self.last_leader.take().filter(|_| keeps_progress) {
-            leader.keep_progress_of(&earlier);
-        }
-        self.role = Role::Leads(Box::new(Leading {
-            leader,
-            feeds: BTreeMap::new(),
-            waiters: VecDeque::new(),
-            is_settled: false,
-        }));
-        self.do_as_leader(now, actions, effects);
-        self.want_sync(effects);
-    }
-
-    fn begin_to_follow(&mut self, leader: BrokerId, effects: &mut Vec<Effect>) {
-        let mut actions = Vec::new();
-        let start = FollowerStart {
-            leader_epoch: self.view.leader_epoch,
-            last_epoch: self.log.last_epoch(),
-            sync: self.config.sync,
-            log_start: self.log.start(),
-            high_watermark: self.log.high_watermark(),
-            ends: self.log.progress(),
-            is_counted: self.is_counted(),
-            is_damaged: false,
-        };
-        let follower = Follower::start(start, &mut actions);
-        self.role = Role::Follows(Box::new(Following { follower, leader, is_linked: false, request: 0 }));
-        assert!(actions.is_empty(), "an undamaged follower waits for its link: {actions:?}");
-        if self.is_broken {
-            self.follow(Time::ZERO, FollowerInput::Failed, effects);
-        }
-    }
-
-    fn lead(&mut self, now: Time, input: LeaderInput, effects: &mut Vec<Effect>) {
-        let Role::Leads(leading) = &mut self.role else { return };
-        let mut actions = Vec::new();
-        leading.leader.handle(now, input, &mut actions);
-        self.do_as_leader(now, actions, effects);
-    }
-
-    fn do_as_leader(&mut self, _now: Time, actions: Vec<LeaderAction>, effects: &mut Vec<Effect>) {
-        for action in actions {
-            match action {
-                LeaderAction::AdvanceHighWatermark { to } => {
-                    self.log.set_high_watermark(to, &mut self.dice);
-                    effects.push(Effect::Exposed { high_watermark: to });
-                }
-                LeaderAction::Propose(proposal) => effects.push(Effect::Propose(proposal)),
-                LeaderAction::Resign { .. } => effects.push(Effect::Distrust),
-                LeaderAction::Answer(_) => unreachable!("answers are taken where they are asked for"),
+    /// Closes what was deleted, and what is held elsewhere now.
+    fn let_go(&mut self, image: &Image, is_replicated: &BTreeSet<TopicPartition>) {
+        let broker = self.id;
+        for topic in image.deleted_topics().filter(|topic| topic.unconfirmed.contains(&broker)) {
+            let what = Removed::Topic(topic.id, topic.partitions);
+            let is_known = self.removed.contains(&topic.id) || self.removals.iter().any(|r| r.what == what);
+            if !is_known {
+                let ids = (0..topic.partitions)
+                    .map(|index| TopicPartition { topic: topic.id, partition: PartitionIndex(index) });
+                self.remove(what, ids.collect());
             }
         }
-        let Role::Leads(leading) = &mut self.role else { return };
-        if !leading.is_settled && leading.leader.is_settled() {
-            leading.is_settled = true;
-            effects.push(Effect::Settled { leader_epoch: leading.leader.leader_epoch() });
+        let elsewhere: Vec<_> = self.held.keys().copied().filter(|id| !is_replicated.contains(id)).collect();
+        for id in elsewhere {
+            let Some(partition) = image.partition(id) else { continue };
+            if is_over(self.id, image, self.registration, id) {
+                self.remove(Removed::Replica(id), vec![id]);
+            } else if let Some(held) = self.held.get_mut(&id) {
+                let assignment = Assignment::of(image, partition, self.id, self.registration);
+                let config = Arc::clone(&held.config);
+                configure(held, id, assignment, config, &mut self.events);
+            }
         }
-        while let Some((value, end)) =
-            leading.waiters.pop_front_if(|(_, end)| *end <= leading.leader.high_watermark())
-        {
-            effects.push(Effect::Acknowledge { value, offset: Offset(end.0 - 1) });
-        }
-        self.feed(effects);
     }
 
-    fn answer_to(&mut self, now: Time, stream: StreamId, follow: Follow, effects: &mut Vec<Effect>) {
-        let Role::Leads(leading) = &mut self.role else { return };
-        let mut actions = Vec::new();
-        leading.leader.handle(now, LeaderInput::Follow(follow), &mut actions);
-        let (high_watermark, log_start) = (leading.leader.high_watermark(), self.log.start());
-        let feed = leading.feeds.get_mut(&stream).expect("just put there");
-        let request = feed.request;
-        let mut rest = Vec::new();
-        for action in actions {
-            let LeaderAction::Answer(answer) = action else {
-                rest.push(action);
+    fn remove(&mut self, what: Removed, ids: Vec<TopicPartition>) {
+        let mut removal = Removal { what, done: Vec::new() };
+        for partition in ids {
+            self.held.remove(&partition);
+            let (done, is_done) = oneshot::channel();
+            removal.done.push(is_done);
+            self.events.push(Event::Remove { partition, done });
+        }
+        self.removals.push(removal);
+    }
+
+    /// Removes the files that no shard uses any more, and says so.
+    fn finish_removals(&mut self, effects: &mut Vec<Effect>) {
+        let mut removals = std::mem::take(&mut self.removals);
+        removals.retain_mut(|removal| {
+            removal.done.retain_mut(|done| done.try_recv().is_err());
+            if !removal.done.is_empty() {
+                return true;
+            }
+            let dir = |id: TopicPartition| {
+                Path::new(TOPICS).join(id.topic.to_string()).join(id.partition.to_string())
+            };
+            let removed = match removal.what {
+                Removed::Replica(id) => remove_log(&self.disk, &dir(id)),
+                Removed::Topic(topic, partitions) => (0..partitions)
+                    .map(|index| TopicPartition { topic, partition: PartitionIndex(index) })
+                    .try_for_each(|id| remove_log(&self.disk, &dir(id))),
+            };
+            match (removed, removal.what) {
+                (Ok(()), Removed::Topic(topic, _)) => drop(self.removed.insert(topic)),
+                (Ok(()), Removed::Replica(_)) => {}
+                // The next start tries again.
+                (Err(_), _) => self.has_failed_to_remove = true,
+            }
+            false
+        });
+        self.removals = removals;
+        let broker = self.id;
+        let topics = self.image().deleted_topics().filter(|topic| topic.unconfirmed.contains(&broker));
+        let removed: Vec<_> = topics.map(|topic| topic.id).filter(|id| self.removed.contains(id)).collect();
+        for id in removed {
+            let request = Request::ConfirmTopicDeletion { id, broker };
+            self.ask(Purpose::Confirm(id), request, effects);
+        }
+    }
+
+    /// Has it remembered which logs are on disk.
+    fn keep_held(&mut self, image: &Image, effects: &mut Vec<Effect>) {
+        let broker = self.id;
+        for topic in image.topics().filter(|topic| !topic.is_all_held(broker)) {
+            let own = topic.partitions.iter().filter(|partition| partition.replicas.contains(&broker));
+            let ids: Vec<_> =
+                own.map(|partition| TopicPartition { topic: topic.id, partition: partition.index }).collect();
+            let count = topic.partitions.len();
+            let is_open = !ids.is_empty() && ids.iter().all(|id| self.partition(*id).is_some());
+            if is_open && !self.held_kept.contains(&(topic.id, count)) {
+                let request = Request::HoldTopic { id: topic.id, broker, partitions: count as u32 };
+                self.ask(Purpose::Hold(topic.id, count), request, effects);
+            }
+        }
+    }
+
+    fn ask(&mut self, purpose: Purpose, request: Request, effects: &mut Vec<Effect>) {
+        if self.is_asking.insert(purpose.clone()) {
+            effects.push(Effect::Call(purpose, request));
+        }
+    }
+
+    /// Registers once every log was opened, or could not be; tells again what is not known yet.
+    pub fn beat(&mut self, effects: &mut Vec<Effect>) {
+        let is_opening = |held: &Held| *held.shared.state() == PartitionState::Opening;
+        if self.registration.is_none() && !self.held.values().any(is_opening) {
+            let suspects = self.held.iter().filter(|(_, held)| held.shared.is_suspect());
+            let request = RegisterBroker {
+                cluster_id: "c".to_owned(),
+                broker: self.id,
+                incarnation: incarnation_id(self.incarnation),
+                directory: incarnation_id(self.directory),
+                suspects: suspects.map(|(id, _)| *id).collect(),
+                ..RegisterBroker::default()
+            };
+            self.ask(Purpose::Register, Request::RegisterBroker(request), effects);
+        }
+        let image = Arc::clone(self.image());
+        for partition in std::mem::take(&mut self.distrusted) {
+            let is_counted = image
+                .partition(partition)
+                .is_some_and(|known| known.in_sync.contains(&self.id) || known.eligible.contains(&self.id));
+            let Some(epoch) = image.broker(self.id).map(|known| known.epoch).filter(|_| is_counted) else {
                 continue;
             };
-            let message = match answer {
-                FollowAnswer::Accepted { from } => {
-                    feed.next = Some(from);
-                    feed.told = (high_watermark, log_start);
-                    Wire::Accepted { request, from, high_watermark, log_start }
-                }
-                FollowAnswer::Diverging(at) => Wire::Diverging { request, at },
-                FollowAnswer::Refused(_) => Wire::Refused { request },
+            self.distrusted.insert(partition);
+            let request = Request::ReportSuspect { broker: self.id, epoch, partition };
+            self.ask(Purpose::Distrust(partition), request, effects);
+        }
+        self.keep_held(&image, effects);
+        self.finish_removals(effects);
+    }
+
+    /// The controller answered, or nobody did.
+    pub fn answered(&mut self, purpose: Purpose, answer: Answer, effects: &mut Vec<Effect>) {
+        self.is_asking.remove(&purpose);
+        match (purpose, answer) {
+            (Purpose::Register, Answer::Made(Response::BrokerRegistered { epoch })) => {
+                self.registration = Some(epoch);
+                self.follow_metadata(effects);
+            }
+            (Purpose::Propose(partition, leader_epoch, number), answer) => {
+                let outcome = match answer {
+                    Answer::Made(Response::Partition { state, .. }) => {
+                        let partition_epoch = state.partition_epoch;
+                        self.taken.push(Taken { partition, leader_epoch, number, partition_epoch });
+                        return self.follow_metadata(effects);
+                    }
+                    Answer::Made(_) | Answer::Unknown => Outcome::Unknown,
+                    Answer::Refused => Outcome::Refused,
+                };
+                self.events.push(Event::ProposalAnswered { partition, leader_epoch, number, outcome });
+                effects.push(Effect::Round);
+            }
+            (Purpose::Distrust(partition), Answer::Made(_) | Answer::Refused) => {
+                self.distrusted.remove(&partition);
+            }
+            (Purpose::Hold(topic, count), Answer::Made(_)) => {
+                self.held_kept.insert((topic, count));
+            }
+            _ => {}
+        }
+    }
+
+    /// What was taken and shows by now is told to the leader that asked.
+    fn confirm_taken(&mut self, image: &Image) {
+        let broker = self.id;
+        let (known, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.taken).into_iter().partition(|taken| {
+                let known = image.partition(taken.partition);
+                known.is_none_or(|known| known.partition_epoch >= taken.partition_epoch)
+            });
+        self.taken = waiting;
+        for Taken { partition, leader_epoch, number, .. } in known {
+            let outcome = match image.partition(partition) {
+                Some(known) => Outcome::Taken(Assignment::of(image, known, broker, None).membership),
+                None => Outcome::Unknown,
             };
-            effects.push(Effect::ToFollower(stream, message));
-        }
-        self.do_as_leader(now, rest, effects);
-    }
-
-    /// Sends every follower what it has not been sent.
-    fn feed(&mut self, effects: &mut Vec<Effect>) {
-        let Role::Leads(leading) = &mut self.role else { return };
-        let (high_watermark, log_start) = (leading.leader.high_watermark(), self.log.start());
-        for (stream, feed) in &mut leading.feeds {
-            let Some(next) = &mut feed.next else { continue };
-            let request = feed.request;
-            while *next < self.log.end() {
-                let records = self.log.records_from(next.0, FRAME_RECORDS).to_vec();
-                let base = *next;
-                next.0 += records.len() as u64;
-                feed.told = (high_watermark, log_start);
-                let frames = Wire::Frames { request, base, records, high_watermark, log_start };
-                effects.push(Effect::ToFollower(*stream, frames));
-            }
-            if feed.told != (high_watermark, log_start) {
-                feed.told = (high_watermark, log_start);
-                let watermarks = Wire::Watermarks { request, high_watermark, log_start };
-                effects.push(Effect::ToFollower(*stream, watermarks));
-            }
+            self.events.push(Event::ProposalAnswered { partition, leader_epoch, number, outcome });
         }
     }
 
-    fn follow(&mut self, now: Time, input: FollowerInput, effects: &mut Vec<Effect>) {
-        let Role::Follows(following) = &mut self.role else { return };
-        let mut actions = Vec::new();
-        following.follower.handle(now, input, &mut actions);
-        for action in actions {
-            self.do_as_follower(now, action, effects);
+    /// Stops in order, once its leaderships moved away.
+    pub fn close(&mut self, effects: &mut Vec<Effect>) {
+        if self.closing.is_none() {
+            let (done, closed) = oneshot::channel();
+            self.closing = Some(closed);
+            self.events.push(Event::Close { done });
+            effects.push(Effect::Round);
         }
     }
 
-    fn do_as_follower(&mut self, now: Time, action: FollowerAction, effects: &mut Vec<Effect>) {
-        let Role::Follows(following) = &mut self.role else { return };
-        let broker_epoch = self.broker_epoch.unwrap_or_default();
-        match action {
-            FollowerAction::Follow { leader_epoch, last_epoch, end } => {
-                following.request += 1;
-                effects.push(Effect::ToLeader(Wire::Follow {
-                    request: following.request,
-                    follower: self.id,
-                    broker_epoch,
-                    leader_epoch,
-                    last_epoch,
-                    end,
-                }));
+    /// Applies every event that waits, as a shard's thread does.
+    pub fn round(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let mut tasks = Vec::new();
+        for event in std::mem::take(&mut self.events) {
+            self.shard.apply(now, event, &mut tasks);
+        }
+        self.shard.write(now, &mut tasks);
+        for outgoing in self.shard.take_outgoing() {
+            self.carry_out(outgoing, effects);
+        }
+        self.shard.answer(&mut tasks);
+        effects.extend(tasks.into_iter().map(|(id, task)| Effect::Run(id, task)));
+        effects.extend(self.shard.take_scrub(now).map(Effect::Scrub));
+        self.pump(effects);
+        self.finish_removals(effects);
+        if let Some(closing) = &mut self.closing
+            && closing.try_recv().is_ok()
+        {
+            effects.push(Effect::Stopped);
+        }
+    }
+
+    fn carry_out(&mut self, outgoing: Outgoing, effects: &mut Vec<Effect>) {
+        match outgoing {
+            Outgoing::Connect(uplink) => {
+                let leader = uplink.leader();
+                let up = Upstream { uplink, stream: None, is_dialing: false, asked: BTreeMap::new() };
+                self.ups.insert(leader, up);
             }
-            FollowerAction::Truncate { to, is_committed } => {
-                if is_committed {
-                    effects.push(Effect::TookBack { from: to, to: self.log.high_watermark() });
+            Outgoing::Propose { partition, proposal } => {
+                let purpose = Purpose::Propose(partition, proposal.leader_epoch, proposal.number);
+                let request = ChangeInSync {
+                    partition,
+                    leader: self.id,
+                    leader_epoch: proposal.leader_epoch,
+                    partition_epoch: proposal.partition_epoch,
+                    in_sync: proposal.in_sync,
+                };
+                self.ask(purpose, Request::ChangeInSync(request), effects);
+            }
+            Outgoing::Distrust { partition } => {
+                self.distrusted.insert(partition);
+            }
+        }
+    }
+
+    // Streams.
+
+    /// Sends what waits to be sent.
+    fn pump(&mut self, effects: &mut Vec<Effect>) {
+        for (leader, up) in &mut self.ups {
+            match up.stream {
+                None if up.uplink.is_wanted() && !up.is_dialing => {
+                    up.is_dialing = true;
+                    effects.push(Effect::Connect(*leader));
                 }
-                self.log.truncate(to);
-                let (ends, last_epoch) = (self.log.progress(), self.log.last_epoch());
-                self.follow(now, FollowerInput::Truncated { ends, last_epoch }, effects);
-            }
-            FollowerAction::Restart { at, is_committed } => {
-                if is_committed && !self.is_broken {
-                    effects.push(Effect::TookBack { from: at, to: self.log.high_watermark() });
+                None => {}
+                Some(stream) => {
+                    for message in up.uplink.take() {
+                        up.note(&message);
+                        effects.push(Effect::Send(stream, End::Accepter, Wire::ToLeader(message)));
+                    }
+                    if !up.uplink.is_wanted() {
+                        up.stream = None;
+                        self.events.push(Event::LinkDown { leader: *leader });
+                        effects.push(Effect::Disconnect(stream, End::Opener));
+                        effects.push(Effect::Round);
+                    }
                 }
-                self.log.restart_at(at);
-                self.follow(now, FollowerInput::Restarted { at }, effects);
             }
-            FollowerAction::AdvanceHighWatermark { to } => {
-                self.log.set_high_watermark(to, &mut self.dice);
-                effects.push(Effect::Exposed { high_watermark: to });
+        }
+        let mut damaged = Vec::new();
+        let held = &self.held;
+        for (stream, down) in &mut self.downs {
+            down.feed.take(|id| {
+                let held = held.get(&id).filter(|held| held.shared.is_open())?;
+                Some(PartitionHandle::of(Arc::clone(&held.shared)))
+            });
+            while let Some(next) = down.feed.next() {
+                let mut next = Some(next);
+                while let Some(now) = next.take() {
+                    match now {
+                        Next::Send { message, frames } => {
+                            let frames = frames.concat().into();
+                            let message = Wire::ToFollower(message, frames);
+                            effects.push(Effect::Send(*stream, End::Opener, message));
+                        }
+                        Next::Read(read) => next = down.feed.was_read(read.slot, read.run()),
+                        Next::Failed { slot, handle, error } => {
+                            if let ReadError::Corrupt { .. } = &error {
+                                damaged.push((handle.id(), error.to_string()));
+                            }
+                            down.feed.refuse(slot, ErrorCode::CorruptLog);
+                        }
+                    }
+                }
             }
-            FollowerAction::AdvanceLogStart { .. } => {}
-            FollowerAction::Report(ends) => {
-                effects.push(Effect::ToLeader(Wire::Report { follower: self.id, broker_epoch, ends }));
+        }
+        for (partition, what) in damaged {
+            self.events.push(Event::Damaged { partition, what });
+            effects.push(Effect::Round);
+        }
+        self.answer_clients(effects);
+    }
+
+    fn answer_clients(&mut self, effects: &mut Vec<Effect>) {
+        self.producing.retain(|stream, producing| {
+            loop {
+                let wire = match producing.replies.try_recv() {
+                    Ok(Ok(ack)) => Wire::Acked(ack),
+                    Ok(Err(error)) => {
+                        effects.push(Effect::Send(*stream, End::Opener, Wire::Failed(error.code)));
+                        return false;
+                    }
+                    Err(mpsc::error::TryRecvError::Empty) => return true,
+                    Err(mpsc::error::TryRecvError::Disconnected) => return false,
+                };
+                effects.push(Effect::Send(*stream, End::Opener, wire));
             }
-            FollowerAction::Distrust => effects.push(Effect::Distrust),
-            FollowerAction::Unfollow => effects.push(Effect::ToLeader(Wire::Unfollow)),
+        });
+    }
+
+    /// Tells the next follower's stream what its partition's history is.
+    pub fn tell_chains(&mut self, effects: &mut Vec<Effect>) {
+        for (stream, down) in &mut self.downs {
+            let Some(lookup) = down.feed.next_chain() else { continue };
+            let (slot, found) = (lookup.slot, lookup.run());
+            if let Some(message) = down.feed.chain(slot, found) {
+                effects.push(Effect::Send(*stream, End::Opener, Wire::ToFollower(message, Bytes::new())));
+            }
         }
     }
 
-    fn take_frames(&mut self, now: Time, base: Offset, records: &[Record], effects: &mut Vec<Effect>) {
-        let Role::Follows(following) = &self.role else { return };
-        if !following.follower.is_fetching() || self.is_broken {
-            return;
-        }
-        let is_fit = base == self.log.end()
-            && records.iter().all(|record| self.log.last_epoch().is_none_or(|last| record.epoch >= last));
-        if !is_fit {
-            self.follow(now, FollowerInput::Unfitting, effects);
-            return;
-        }
-        for record in records {
-            effects.push(Effect::Appended { offset: self.log.end(), record: *record });
-            self.log.append(*record);
-        }
-        let last_epoch = self.log.last_epoch().expect("records were appended");
-        self.follow(now, FollowerInput::Appended { end: self.log.end(), last_epoch }, effects);
-        self.want_sync(effects);
+    /// The stream to a leader is there.
+    pub fn linked(&mut self, leader: BrokerId, stream: StreamId, effects: &mut Vec<Effect>) {
+        let Some(up) = self.ups.get_mut(&leader) else { return };
+        up.is_dialing = false;
+        up.stream = Some(stream);
+        up.asked.clear();
+        self.events.push(Event::LinkUp { leader });
+        effects.push(Effect::Round);
     }
 
-    fn want_sync(&mut self, effects: &mut Vec<Effect>) {
-        let progress = self.log.progress();
-        if !self.is_syncing && !self.is_broken && progress.durable_end < progress.log_end {
-            self.is_syncing = true;
-            effects.push(Effect::Sync { end: progress.log_end });
+    /// A stream is gone; the leader that is to be dialed again, if it was to one.
+    pub fn unlinked(&mut self, stream: StreamId, effects: &mut Vec<Effect>) -> Option<BrokerId> {
+        if let Some(down) = self.downs.remove(&stream) {
+            down.link.close();
+        }
+        self.producing.remove(&stream);
+        let (leader, up) = self.ups.iter_mut().find(|(_, up)| up.stream == Some(stream))?;
+        up.stream = None;
+        up.is_dialing = true;
+        let leader = *leader;
+        self.events.push(Event::LinkDown { leader });
+        effects.push(Effect::Round);
+        Some(leader)
+    }
+
+    /// Something came on a stream that this broker opened. Whether it can be taken.
+    pub fn take_as_opener(&mut self, stream: StreamId, wire: Wire, effects: &mut Vec<Effect>) -> bool {
+        let Some((leader, up)) = self.ups.iter_mut().find(|(_, up)| up.stream == Some(stream)) else {
+            return true;
+        };
+        let Wire::ToFollower(message, bytes) = wire else { unreachable!("a leader does not send {wire:?}") };
+        let leader = *leader;
+        let frames = match &message {
+            LeaderMessage::Frames { slot, .. } => match up.asked.get(slot) {
+                Some(seed) => match split(*seed, bytes) {
+                    Ok(frames) => frames,
+                    Err(_) => return false,
+                },
+                None => Default::default(),
+            },
+            LeaderMessage::Refused { slot, .. } | LeaderMessage::Diverging { slot, .. } => {
+                up.asked.remove(slot);
+                Default::default()
+            }
+            _ => Default::default(),
+        };
+        self.events.push(Event::Told { leader, message, frames });
+        effects.push(Effect::Round);
+        true
+    }
+
+    /// Something came on a stream that `from` opened.
+    pub fn take_as_accepter(
+        &mut self,
+        stream: StreamId,
+        from: BrokerId,
+        wire: Wire,
+        effects: &mut Vec<Effect>,
+    ) {
+        match wire {
+            Wire::ToLeader(message) => {
+                let down = self.downs.entry(stream).or_insert_with(|| {
+                    let link = Arc::new(Downlink::new(from));
+                    let (requests, feed) = (Requests::new(Arc::clone(&link)), Feed::new(Arc::clone(&link)));
+                    Downstream { link, requests, feed }
+                });
+                let events = down.requests.take(message, 1, |_| 0).expect("there are few partitions");
+                self.events.extend(events.into_iter().map(|(_, event)| event));
+                self.pump(effects);
+                effects.push(Effect::Round);
+            }
+            Wire::OpenProduce(header) => self.open_producing(stream, header, effects),
+            Wire::Batch(batch) => self.produce(stream, &batch, effects),
+            Wire::Finish => {
+                if let Some(producing) = self.producing.get_mut(&stream) {
+                    producing.reply = None;
+                }
+            }
+            other => unreachable!("nobody who opens a stream sends {other:?}"),
         }
     }
+
+    fn open_producing(&mut self, stream: StreamId, header: ProduceHeader, effects: &mut Vec<Effect>) {
+        let handle = match self.partition(header.partition) {
+            Some(handle) if handle.standing().is_leading && self.closing.is_none() => Ok(handle),
+            Some(_) => Err(ErrorCode::NotLeader),
+            None if self.image().topic(header.partition.topic).is_none() => Err(ErrorCode::UnknownTopic),
+            None => Err(ErrorCode::Unavailable),
+        };
+        let admitted = handle.and_then(|handle| {
+            admit(&handle, &header).map(|opened| (handle, opened)).map_err(|error| error.code)
+        });
+        let wire = match admitted {
+            Ok((handle, opened)) => {
+                let (reply, replies) = mpsc::channel(limits::PRODUCE_WINDOW_BATCHES as usize + 1);
+                let producing = Producing { handle, header, reply: Some(reply), replies };
+                self.producing.insert(stream, producing);
+                Wire::Opened(opened)
+            }
+            Err(code) => Wire::Failed(code),
+        };
+        effects.push(Effect::Send(stream, End::Opener, wire));
+    }
+
+    fn produce(&mut self, stream: StreamId, batch: &Bytes, effects: &mut Vec<Effect>) {
+        let Some(producing) = self.producing.get(&stream) else { return };
+        let Some(reply) = producing.reply.clone() else { return };
+        let permit = Arc::clone(&self.memory).try_acquire_owned().expect("there is room");
+        let request = ProduceRequest {
+            header: BatchHeader::check(batch).expect("streams do not damage what they carry"),
+            batch: batch.to_vec(),
+            leader_epoch: producing.header.leader_epoch,
+            acks: producing.header.acks,
+            permit,
+            reply,
+        };
+        self.events.push(Event::Produce(producing.handle.id(), request));
+        effects.push(Effect::Round);
+    }
+}
+
+impl Upstream {
+    fn note(&mut self, message: &FollowerMessage) {
+        match message {
+            FollowerMessage::Follow(follow) => {
+                self.asked.insert(follow.slot, FrameSeed::new(follow.partition));
+            }
+            FollowerMessage::Unfollow { slot } => {
+                self.asked.remove(slot);
+            }
+            FollowerMessage::Progress(_) => {}
+        }
+    }
+}
+
+fn configure(
+    held: &mut Held,
+    partition: TopicPartition,
+    assignment: Assignment,
+    config: Arc<TopicConfig>,
+    events: &mut Vec<Event>,
+) {
+    if held.told == assignment && *held.config == *config {
+        return;
+    }
+    held.told = assignment.clone();
+    held.config = Arc::clone(&config);
+    events.push(Event::Configure { partition, assignment: Arc::new(assignment), config });
+}
+
+/// The time as a broker sees it whose clock is so far ahead (ms).
+pub fn now(time: Time, ahead_ms: i64) -> Now {
+    let since = time.since(Time::ZERO).as_millis() as i64;
+    Now { time, timestamp: Timestamp(1_700_000_000_000 + since + ahead_ms) }
 }

@@ -6,25 +6,6 @@ use quire_engine::mutant::{self, Mutant};
 
 use super::world::{Options, World};
 
-/// The rules that concern what is simulated so far. The dedupe window does not: no producer here sends anything twice.
-pub const SIMULATED: &[Mutant] = &[
-    Mutant::BrokerEpochOnFollow,
-    Mutant::LeaderEpochOnFollow,
-    Mutant::ProgressReset,
-    Mutant::FollowedInEpoch,
-    Mutant::CaughtUpToHighWatermark,
-    Mutant::CaughtUpToEpochStart,
-    Mutant::BrokerEpochInProposal,
-    Mutant::PartitionEpochCompared,
-    Mutant::MinIsrGate,
-    Mutant::MaximalIsr,
-    Mutant::TruncateBeforeHighWatermark,
-    Mutant::SyncBeforeAcknowledging,
-    Mutant::SuspectRule,
-    Mutant::DecideOnPending,
-    Mutant::DecideAfterOwnTerm,
-];
-
 /// A rule's absence that was noticed.
 #[derive(Debug)]
 pub struct Killed {

@@ -7,6 +7,8 @@
 
 use std::collections::BTreeMap;
 
+use quire_engine::controller::proposals::{self, Input, Leadership};
+
 use super::dice::Dice;
 use super::network::Node;
 
@@ -22,6 +24,13 @@ pub struct Entry<T> {
     pub term: Term,
     /// What was proposed; nothing in a leader's first entry.
     pub payload: Option<T>,
+}
+
+impl Entry<proposals::Entry> {
+    /// The entry, as whoever applies it is told.
+    pub fn committed(&self) -> Input {
+        Input::Committed { leadership: Leadership(self.term), entry: self.payload.clone() }
+    }
 }
 
 /// The log, and who believes to lead it.
