@@ -476,3 +476,28 @@ fn a_log_start_moves_without_a_segment_to_delete() {
     };
     assert_eq!(log.start_offset(), start);
 }
+
+/// Damage was found while a cut waited for the sync that was out: nothing more was done to the log, and whoever waited for
+/// the cut did so until its broker was started again.
+#[test]
+fn a_cut_that_waits_for_a_sync_comes_although_damage_is_found_meanwhile() {
+    let leader = leader(&[100, 200, 300]);
+    let mut follower = follower(2);
+    take(&mut follower, &leader.frames);
+    let sync = loop {
+        let job = follower.log.next_job(SYNC).expect("it has something to sync");
+        if job.kind() == JobKind::Sync {
+            break job;
+        }
+        let _ = follower.log.complete(job.run());
+    };
+    follower.log.truncate(leader.frames[1].header.next_offset());
+    assert!(follower.log.next_job(SYNC).is_none(), "the cut waits for the sync");
+    follower.log.mark_corrupt();
+    let _ = follower.log.complete(sync.run());
+    let mut cut = None;
+    while let Some(job) = follower.log.next_job(SYNC) {
+        cut = cut.or(follower.log.complete(job.run()).cut);
+    }
+    assert_eq!(cut, Some(leader.frames[1].header.next_offset()));
+}

@@ -149,7 +149,8 @@ impl Log {
         if self.is_poisoned() && !begins_anew {
             return None;
         }
-        if self.is_corrupt() && !begins_anew {
+        // Somebody waits for a cut that was asked for: it is made, or fails, whatever is damaged.
+        if self.is_corrupt() && !self.is_cutting() {
             return self.next_verdict();
         }
         if want.sync
