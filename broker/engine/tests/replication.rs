@@ -207,6 +207,28 @@ fn a_laggard_leaves_after_its_time_and_not_before() {
     assert_eq!(tell(&mut leader, 1200, progress(2, 9)), [propose(2, 2, &[0, 1, 2])], "it came back");
 }
 
+/// While too few are in sync the high watermark stands still: one that is gone has all of what is committed, and was let
+/// in again as often as it was taken out, some hundred times a second.
+#[test]
+fn a_laggard_that_has_all_that_is_committed_does_not_come_back_before_it_keeps_up() {
+    let mut leader = leader(&[0, 1, 2], 3, 8, 8);
+    for follower in [1, 2] {
+        joins(&mut leader, 1, follower, 8);
+        tell(&mut leader, 2, progress(follower, 8));
+    }
+    tell(&mut leader, 100, LeaderInput::Appended { end: Offset(9) });
+    tell(&mut leader, 100, LeaderInput::LocalDurable { end: Offset(9) });
+    tell(&mut leader, 101, progress(1, 9));
+    assert_eq!(tell(&mut leader, 1100, LeaderInput::TimePassed), [propose(1, 1, &[0, 1])]);
+    let taken = ProposalOutcome::Taken(membership(2, &[0, 1]));
+    assert_eq!(tell(&mut leader, 1101, answered(1, taken)), [], "it is gone, whatever it had");
+    assert_eq!(tell(&mut leader, 1102, progress(1, 9)), []);
+    assert_eq!(leader.deadline(), None);
+    assert_eq!(tell(&mut leader, 1200, progress(2, 9)), [propose(2, 2, &[0, 1, 2])], "it came back");
+    let taken = ProposalOutcome::Taken(membership(3, &[0, 1, 2]));
+    assert_eq!(tell(&mut leader, 1201, answered(2, taken)), [advance(9)]);
+}
+
 #[test]
 fn too_few_in_sync_commit_nothing_and_one_of_an_older_registration_does_not_count() {
     let mut leader = leader(&[0], 2, 8, 3);

@@ -349,14 +349,16 @@ impl Leader {
         let is_lagging = |id: &BrokerId| {
             self.peers.get(id).and_then(|peer| peer.lags_at(self.replica_lag)).is_some_and(|at| at <= now)
         };
-        let is_wanted = |id: &&BrokerId| match self.membership.in_sync.contains(id) {
-            true => **id == self.broker || !is_lagging(id),
-            false => self.may_join(**id),
+        // Whoever would have to leave again at once does not join: where too few are in sync the high watermark stands
+        // still, and a follower that is gone may well have everything before it.
+        let is_wanted = |id: &&BrokerId| {
+            let is_in_sync = self.membership.in_sync.contains(*id);
+            **id == self.broker || !is_lagging(id) && (is_in_sync || self.may_join(**id))
         };
         self.membership.replicas.keys().filter(is_wanted).copied().collect()
     }
 
-    /// Four conditions, each needed: it followed in this leadership, its registration is current and not fenced, it has
+    /// Four conditions besides that it is not lagging, each needed: it followed in this leadership, its registration is current and not fenced, it has
     /// everything that is committed, and everything that was there when the leadership began, some of which may have
     /// been committed without this leader's knowing.
     fn may_join(&self, id: BrokerId) -> bool {
