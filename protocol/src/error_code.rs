@@ -80,6 +80,14 @@ error_codes! {
     34 DuplicateSequence    "DUPLICATE_SEQUENCE"     false "The batch was appended before, so long ago that its offset is not remembered; do not send it again."
     35 UnknownProducerId    "UNKNOWN_PRODUCER_ID"    false "The partition does not remember the producer; whether what was sent before is in the log can be seen by reading it. Use a new producer."
     36 FencedProducerEpoch  "FENCED_PRODUCER_EPOCH"  false "Another producer has taken over this one's id; use a new producer."
+    37 NotCoordinator       "NOT_COORDINATOR"        true  "Another broker coordinates the group; look it up again and retry there."
+    38 CoordinatorLoading   "COORDINATOR_LOADING"    true  "The group's coordinator has just moved and reads the group's log; retry after a pause."
+    39 UnknownGroup         "UNKNOWN_GROUP"          false "Check the name: 'quire group list' shows the groups there are."
+    40 UnknownMember        "UNKNOWN_MEMBER"         false "The member left, or was taken for dead: it has to join again."
+    41 FencedMemberEpoch    "FENCED_MEMBER_EPOCH"    false "The member's generation is over, and its partitions belong to others: it has to join again."
+    42 StaleMemberEpoch     "STALE_MEMBER_EPOCH"     true  "The member's generation has moved on; heartbeat, then retry with the new one."
+    43 GroupNotEmpty        "GROUP_NOT_EMPTY"        false "Stop the group's consumers first: this is only done while it has no members."
+    44 InstanceInUse        "INSTANCE_IN_USE"        false "Another member uses this instance id; give each consumer one of its own."
 }
 
 impl ErrorCode {

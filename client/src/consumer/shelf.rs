@@ -4,7 +4,7 @@
 //! The other way go requests: where to read, and how much of what was handed over is used up, which becomes credit.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::task::Waker;
 
 use quire_protocol::stream::Start;
@@ -23,7 +23,8 @@ pub(super) type Generation = u64;
 #[derive(Debug)]
 pub(super) struct Shelves {
     state: Mutex<State>,
-    requests: Vec<RequestBox>,
+    /// Only ever grows.
+    requests: RwLock<Vec<Arc<RequestBox>>>,
 }
 
 #[derive(Debug)]
@@ -85,34 +86,44 @@ pub(super) struct Request {
 impl Shelves {
     /// One shelf for each start.
     pub(super) fn new(starts: impl IntoIterator<Item = (Option<Start>, Offset)>) -> Shelves {
-        let (requests, shelves) = starts
-            .into_iter()
-            .map(|(start, high_watermark)| {
-                let request = Mutex::new(Request { generation: 0, start, released: 0 });
-                let shelf = Shelf {
-                    generation: 0,
-                    slices: VecDeque::new(),
-                    status: if start.is_some() { Status::Reading } else { Status::Ended },
-                    high_watermark,
-                    source: None,
-                    is_listed: false,
-                };
-                (RequestBox { request, changed: Notify::new() }, shelf)
-            })
-            .unzip();
-        let state = State { shelves, changed: VecDeque::new(), waker: None };
-        Shelves { state: Mutex::new(state), requests }
+        let state = State { shelves: Vec::new(), changed: VecDeque::new(), waker: None };
+        let shelves = Shelves { state: Mutex::new(state), requests: RwLock::default() };
+        for (start, high_watermark) in starts {
+            shelves.add(start, high_watermark);
+        }
+        shelves
+    }
+
+    /// One shelf more; its place.
+    pub(super) fn add(&self, start: Option<Start>, high_watermark: Offset) -> usize {
+        let request = Mutex::new(Request { generation: 0, start, released: 0 });
+        let shelf = Shelf {
+            generation: 0,
+            slices: VecDeque::new(),
+            status: if start.is_some() { Status::Reading } else { Status::Ended },
+            high_watermark,
+            source: None,
+            is_listed: false,
+        };
+        let mut requests = self.requests.write().unwrap_or_else(PoisonError::into_inner);
+        requests.push(Arc::new(RequestBox { request, changed: Notify::new() }));
+        lock(&self.state).shelves.push(shelf);
+        requests.len() - 1
+    }
+
+    fn box_of(&self, place: usize) -> Arc<RequestBox> {
+        Arc::clone(&self.requests.read().unwrap_or_else(PoisonError::into_inner)[place])
     }
 
     // The fetchers' side.
 
     pub(super) fn request(&self, place: usize) -> Request {
-        *lock(&self.requests[place].request)
+        *lock(&self.box_of(place).request)
     }
 
     /// Waits until the request may have changed.
     pub(super) async fn request_changed(&self, place: usize) {
-        self.requests[place].changed.notified().await;
+        self.box_of(place).changed.notified().await;
     }
 
     /// Puts down a slice; `false` if it is no longer wanted.
@@ -192,7 +203,7 @@ impl Shelves {
 
     /// Returns the memory of a slice.
     pub(super) fn release(&self, place: usize, generation: Generation, bytes: usize) {
-        let request = &self.requests[place];
+        let request = self.box_of(place);
         let mut current = lock(&request.request);
         if current.generation == generation {
             current.released += bytes as u64;
@@ -202,7 +213,7 @@ impl Shelves {
 
     /// Has the partition read from another place, or no longer, and drops what was read of it.
     pub(super) fn restart(&self, place: usize, start: Option<Start>) -> Generation {
-        let request = &self.requests[place];
+        let request = self.box_of(place);
         let mut state = lock(&self.state);
         let shelf = &mut state.shelves[place];
         shelf.generation += 1;
