@@ -250,6 +250,49 @@ pub const LONE_SYNC_TIME_MAX: Duration = Duration::from_millis(2);
 /// How long flushers do all syncs then.
 pub const LONE_SYNC_PAUSE: Duration = Duration::from_secs(1);
 
+/// Longest group id (bytes).
+pub const GROUP_ID_BYTES_MAX: usize = 255;
+/// Longest member id (bytes).
+pub const GROUP_MEMBER_ID_BYTES_MAX: usize = 128;
+/// Longest instance id, rack, client name or host of a member (bytes).
+pub const GROUP_TEXT_BYTES_MAX: usize = 255;
+/// Groups that one partition of the internal topic keeps.
+pub const GROUPS_MAX: usize = 16 * 1024;
+/// Most members of one group.
+pub const GROUP_MEMBERS_MAX: usize = 1000;
+/// Most topics that one member subscribes to.
+pub const GROUP_TOPICS_MAX: usize = 256;
+/// Most partitions that a group may have when a member joins or subscribes: of all topics that its members subscribe to.
+pub const GROUP_PARTITIONS_MAX: usize = 32 * 1024;
+/// Most partitions that one group has offsets of.
+pub const GROUP_OFFSETS_MAX: usize = 32 * 1024;
+/// Longest text that is kept with a committed offset (bytes), as in Kafka.
+pub const COMMIT_METADATA_BYTES_MAX: usize = 4096;
+/// A member that is silent for so long has left its group, by default.
+pub const GROUP_SESSION_DEFAULT: Duration = Duration::from_secs(10);
+/// Shortest session that a member may ask for.
+pub const GROUP_SESSION_MIN: Duration = Duration::from_secs(1);
+/// Longest session that a member may ask for.
+pub const GROUP_SESSION_MAX: Duration = Duration::from_secs(30 * 60);
+/// A member that was asked to give up partitions and does not for so long is removed, by default.
+pub const GROUP_REBALANCE_DEFAULT: Duration = Duration::from_secs(60);
+/// Longest time for it that a member may ask for. The shortest is its session.
+pub const GROUP_REBALANCE_MAX: Duration = Duration::from_secs(60 * 60);
+/// A member says so often that it is there; more often if a third of its session is less.
+pub const GROUP_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(3);
+/// The same while partitions change hands, so that they are not without owner for long.
+pub const GROUP_HEARTBEAT_INTERVAL_MIN: Duration = Duration::from_millis(250);
+/// An empty group's offsets are kept for so long, by default.
+pub const OFFSETS_RETENTION_DEFAULT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// Offsets that are too old are looked for this often.
+pub const OFFSETS_EXPIRY_INTERVAL: Duration = Duration::from_secs(10 * 60);
+/// Appends that a group coordinator has under way at once on its partition; what is decided meanwhile goes into the next.
+pub const GROUP_APPENDS_MAX: usize = 4;
+/// An append of a group coordinator with so many bytes takes no further decision (bytes); one decision may exceed it.
+pub const GROUP_APPEND_BYTES: usize = 1024 * 1024;
+/// Appends of a group coordinator that wait for others; while so many do, it takes no request.
+pub const GROUP_QUEUED_APPENDS_MAX: usize = 4;
+
 /// A broker that may open fewer files than this says so: each partition in use has one open.
 pub const DESCRIPTORS_MIN: u64 = 4096;
 
@@ -334,6 +377,15 @@ const _: () = {
     assert!(CLIENT_IDLE_TIME_MAX.as_millis() <= IDLE_TIME_MAX.as_millis());
     assert!(MAPS_MAX < 65_530);
     assert!(BROKER_HEARTBEAT_INTERVAL.as_millis() * 3 < BROKER_SESSION_DEFAULT.as_millis());
+    assert!(GROUP_SESSION_MIN.as_millis() <= GROUP_SESSION_DEFAULT.as_millis());
+    assert!(GROUP_SESSION_DEFAULT.as_millis() <= GROUP_REBALANCE_DEFAULT.as_millis());
+    assert!(GROUP_SESSION_MAX.as_millis() <= GROUP_REBALANCE_MAX.as_millis());
+    assert!(GROUP_HEARTBEAT_INTERVAL_MIN.as_millis() * 3 < GROUP_SESSION_MIN.as_millis());
+    assert!(GROUP_REBALANCE_MAX.as_millis() <= u32::MAX as u128);
+    // All the offsets of a group fit one batch as tombstones: a key has 25 bytes and the group id.
+    assert!(GROUP_OFFSETS_MAX * (GROUP_ID_BYTES_MAX + 64) + GROUP_APPEND_BYTES <= BATCH_BYTES_MAX);
+    // What a batch holds at most: what was decided before, and the targets of a whole group.
+    assert!(RPC_BYTES_MAX + GROUP_APPEND_BYTES + GROUP_PARTITIONS_MAX * 64 <= BATCH_BYTES_MAX);
     assert!(LOG_RECENT_BYTES <= RECENT_BYTES);
     // Asked again half-way, it is still ahead of the next read.
     assert!(READ_AHEAD_BYTES / 2 > READ_BYTES_MAX as u64);

@@ -1,0 +1,152 @@
+//! The coordinator on a log that is slow, fails, or is another's by now.
+
+use std::time::Duration;
+
+use quire_engine::group::coordinator::{Action, Coordinator, Input, Now, RequestId};
+use quire_engine::group::request::CommitOutcome;
+use quire_engine::group::{Generation, GroupRefusal, GroupSettings, Heartbeat, Request, Response};
+use quire_engine::{SplitMix64, Time};
+use quire_protocol::{ErrorCode, LeaderEpoch, Timestamp, limits};
+
+use crate::desk::{Desk, GROUP, beat, commit, join, offset, owns, partition, partitions, topics};
+
+#[test]
+fn nothing_is_told_before_it_is_committed() {
+    let mut desk = Desk::with(topics(&[("a", 2)]));
+    desk.joins(join("m1", &["a"]));
+    desk.joins(join("m2", &["a"]));
+    desk.beats(beat("m1", 1)).expect("it is asked");
+    desk.holds = true;
+    let (given_up, at_once) = desk.put(Request::Heartbeat(owns("m1", 1, partitions("a", 0..1))));
+    assert_eq!(at_once, []);
+    // The epoch has moved on, though nobody knows it yet.
+    let (stale, at_once) = desk.put(commit("m1", 1, vec![offset(partition("a", 0), 5)]));
+    assert_eq!(at_once, [], "a refusal, too, rests on what is decided");
+    let (taken, at_once) = desk.put(Request::Heartbeat(beat("m2", 2)));
+    assert_eq!(at_once, []);
+    let (list, at_once) = desk.put(Request::List);
+    assert_eq!(at_once, [], "and so does a read");
+    assert_eq!(desk.held.len(), 2, "each change is on its way by itself while there is room");
+    let first = desk.commit_one();
+    assert_eq!(first.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [given_up, stale]);
+    assert!(matches!(&first[1].1, Err(GroupRefusal::StaleMemberEpoch { .. })), "{first:?}");
+    let second = desk.commit_one();
+    assert_eq!(second.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [taken, list]);
+    let all = topics(&[("a", 2)]);
+    assert_eq!(desk.rebuilt(all), *desk.coordinator.groups());
+}
+
+#[test]
+fn what_is_decided_meanwhile_goes_into_one_append() {
+    let settings = GroupSettings { appends_max: 1, ..GroupSettings::default() };
+    let mut desk = Desk::of(settings, topics(&[("a", 2)]));
+    desk.joins(join("m1", &["a"]));
+    desk.holds = true;
+    for at in 1..=10 {
+        assert_eq!(desk.put(commit("m1", 1, vec![offset(partition("a", 0), at)])).1, []);
+    }
+    assert_eq!(desk.held.len(), 1);
+    assert_eq!(desk.commit_one().len(), 1);
+    assert_eq!(desk.held.len(), 1);
+    assert_eq!(desk.commit_one().len(), 9, "in one");
+    assert_eq!(desk.offsets(), [(partition("a", 0), 10)].into());
+}
+
+#[test]
+fn a_failed_append_is_as_if_nothing_was_decided() {
+    let mut desk = Desk::with(topics(&[("a", 2)]));
+    desk.joins(join("m1", &["a"]));
+    desk.commits("m1", 1, vec![offset(partition("a", 0), 5)]).expect("it is its own");
+    desk.holds = true;
+    let (write, _) = desk.put(commit("m1", 1, vec![offset(partition("a", 0), 9)]));
+    let (read, _) = desk.put(Request::List);
+    let serial = desk.held[0].0;
+    let answers = desk.give(Input::Failed(serial));
+    assert_eq!(answers, [(write, Err(GroupRefusal::Unknown)), (read, Err(GroupRefusal::Loading))]);
+    assert_eq!(desk.give(Input::Committed(serial)), [], "it is not waited for any more");
+    assert_eq!(desk.offsets(), [(partition("a", 0), 5)].into());
+    assert_eq!(desk.beats(beat("m1", 1)).expect("the member is there").epoch, Generation(1));
+}
+
+#[test]
+fn a_node_that_does_not_lead_or_has_not_loaded_says_so() {
+    let now = Now { time: Time::ZERO, wall: Timestamp(0) };
+    let (mut coordinator, mut random) = (Coordinator::new(GroupSettings::default()), SplitMix64::new(1));
+    let mut give = |input| {
+        let mut actions = Vec::new();
+        coordinator.handle(now, input, &mut random, &mut actions);
+        actions
+    };
+    let list = || Input::Asked { id: RequestId(1), request: Request::List };
+    let refused = |why| [Action::Answer { id: RequestId(1), result: Err(why) }];
+    assert_eq!(give(list()), refused(GroupRefusal::NotCoordinator));
+    let [Action::Load(first)] = give(Input::Leads(LeaderEpoch(3)))[..] else { panic!("it loads") };
+    assert_eq!(give(list()), refused(GroupRefusal::Loading));
+    assert_eq!(give(Input::Leads(LeaderEpoch(3))), [], "that is known");
+    let [Action::Load(second)] = give(Input::Leads(LeaderEpoch(4)))[..] else { panic!("it loads again") };
+    assert_eq!(give(Input::LoadEnd(first)), []);
+    assert_eq!(give(list()), refused(GroupRefusal::Loading), "that was another load");
+    assert_eq!(give(Input::LoadEnd(second)), []);
+    assert_eq!(give(list()), refused(GroupRefusal::Loading), "it does not know the topics");
+    assert_eq!(give(Input::Topics(topics(&[]))), []);
+    let answered = [Action::Answer { id: RequestId(1), result: Ok(Response::Groups(Vec::new())) }];
+    assert_eq!(give(list()), answered);
+    assert_eq!(give(Input::Leads(LeaderEpoch(2))), [], "late");
+    assert_eq!(give(list()), answered);
+    assert_eq!(give(Input::Follows), []);
+    assert_eq!(give(list()), refused(GroupRefusal::NotCoordinator));
+    let [Action::Load(third)] = give(Input::Leads(LeaderEpoch(5)))[..] else { panic!("it loads") };
+    let records = vec![(bytes::Bytes::from_static(b"\x09"), None)];
+    assert_eq!(give(Input::Loaded { load: third, records }), []);
+    assert_eq!(give(Input::LoadEnd(third)), []);
+    let [Action::Answer { result: Err(why), .. }] = &give(list())[..] else { panic!("it answers") };
+    assert_eq!(why.code(), ErrorCode::CorruptLog, "it does not decide on half a log");
+}
+
+#[test]
+fn a_coordinator_that_takes_over_gives_everybody_a_whole_session() {
+    let mut desk = Desk::with(topics(&[("a", 2)]));
+    desk.joins(join("m1", &["a"]));
+    desk.joins(join("m2", &["a"]));
+    desk.beats(beat("m1", 1)).expect("it is asked");
+    desk.wait(limits::GROUP_SESSION_DEFAULT - Duration::from_secs(1));
+    desk.lead();
+    desk.wait(limits::GROUP_SESSION_DEFAULT - Duration::from_secs(1));
+    assert_eq!(desk.removed.len(), 0);
+    let answer = desk.beats(beat("m1", 1)).expect("it is there");
+    let left = limits::GROUP_REBALANCE_DEFAULT + Duration::from_secs(1) - limits::GROUP_SESSION_DEFAULT;
+    assert_eq!((answer.epoch, answer.revoke_within), (Generation(1), Some(left)));
+    desk.wait(Duration::from_secs(1));
+    assert_eq!(desk.removed, ["m2 Silent"]);
+}
+
+#[test]
+fn more_than_the_log_takes_is_refused() {
+    let settings = GroupSettings { appends_max: 1, ..GroupSettings::default() };
+    let mut desk = Desk::of(settings, topics(&[("a", 400)]));
+    desk.joins(join("m1", &["a"]));
+    desk.holds = true;
+    let mut busy = 0;
+    for round in 0..10 {
+        let text = "x".repeat(limits::COMMIT_METADATA_BYTES_MAX);
+        let wordy = |index| {
+            let mut offset = offset(partition("a", index), round);
+            offset.metadata = text.as_str().into();
+            offset
+        };
+        let (_, answers) = desk.put(commit("m1", 1, (0..400).map(wordy).collect()));
+        busy += answers.iter().filter(|(_, result)| *result == Err(GroupRefusal::Busy)).count();
+    }
+    assert_eq!(busy, 10 - 1 - limits::GROUP_QUEUED_APPENDS_MAX);
+    let mut taken = 0;
+    while !desk.held.is_empty() {
+        taken += desk.commit_one().len();
+    }
+    assert_eq!(taken, 10 - busy);
+    desk.holds = false;
+    let outcomes = desk.commits("m1", 1, vec![offset(partition("a", 0), 99)]);
+    assert_eq!(outcomes, Ok(vec![CommitOutcome::Taken]), "there is room again");
+    let described = desk.ask(Request::Describe { group: GROUP.into() });
+    assert!(matches!(described, Ok(Response::Description(_))), "{described:?}");
+    desk.beats(Heartbeat { topics: Some(Vec::new()), ..beat("m1", 1) }).expect("it is there");
+}
