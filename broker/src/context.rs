@@ -7,6 +7,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::config::Config;
 use crate::controller::Metadata;
+use crate::coordinator::Coordinators;
 use crate::identity::BrokerIdentity;
 use crate::metrics::Metrics;
 use crate::net::join::admit::Gate;
@@ -22,6 +23,7 @@ pub(crate) struct Context {
     pub(crate) metadata: Arc<dyn Metadata>,
     pub(crate) partitions: Partitions,
     pub(crate) producer_ids: ProducerIds,
+    pub(crate) coordinators: Coordinators,
     pub(crate) metrics: Metrics,
     pub(crate) memory: Memory,
     /// Streams being served.

@@ -24,6 +24,11 @@ pub struct RequestError {
 }
 
 impl RequestError {
+    /// Something that is not ready yet.
+    pub fn unavailable(message: &str) -> RequestError {
+        RequestError::new(ErrorCode::Unavailable, message)
+    }
+
     /// An error that is not about a range of offsets. The message is cut at [`limits::ERROR_TEXT_BYTES_MAX`].
     pub fn new(code: ErrorCode, message: impl Into<String>) -> RequestError {
         let mut message = message.into();

@@ -35,6 +35,7 @@ pub mod config;
 mod cluster;
 mod context;
 mod controller;
+mod coordinator;
 mod descriptors;
 mod error;
 mod handlers;

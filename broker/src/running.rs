@@ -23,6 +23,7 @@ use crate::cluster::{self, Cluster, ClusterError, ClusterOptions, tls_dir};
 use crate::config::{Config, HostPort};
 use crate::context::{Context, Memory};
 use crate::controller::{LocalMetadata, LocalMetadataOptions, Metadata, MetadataOpenError};
+use crate::coordinator::Coordinators;
 use crate::descriptors;
 use crate::identity::{DataDirectory, DataDirectoryError, Membership, random};
 use crate::metrics::Metrics;
@@ -458,12 +459,16 @@ fn context(
     metrics: Metrics,
     stopping: Stopping,
 ) -> Context {
+    let (metadata, partitions) = (logs.metadata.shared(), logs.shards.partitions());
+    let broker = logs.directory.identity.broker;
+    let coordinators = Coordinators::start(Arc::clone(&metadata), broker, partitions.clone());
     Context {
         memory: Memory::new(&config),
         config,
         identity: logs.directory.identity.clone(),
-        metadata: logs.metadata.shared(),
-        partitions: logs.shards.partitions(),
+        metadata,
+        partitions,
+        coordinators,
         producer_ids: ProducerIds::default(),
         metrics,
         streams: Underway::new(),

@@ -1,6 +1,7 @@
 //! Topics and the cluster: create, look at, change, delete.
 
 mod cluster;
+mod groups;
 mod logs;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,11 @@ use quire_protocol::{BrokerId, LeaderEpoch, Offset, PartitionIndex, Timestamp, T
 
 pub use cluster::{
     Acl, AclOperation, BrokerState, BrokerStatus, ClusterStatus, PartitionMove, SuspectReplica,
+};
+
+pub use groups::{
+    GroupDescription, GroupMember, GroupOffset, GroupProgress, GroupState, GroupSummary, Groups,
+    MemberPartition, ProgressLog,
 };
 
 use crate::Client;

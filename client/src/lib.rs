@@ -55,6 +55,20 @@
 //! Every frame is verified before a record of it is handed out: its checksums, that it is the next one of its
 //! partition, and the chain that links it to the frame before.
 //!
+//! # Consume in a group
+//! A [`GroupConsumer`] reads what its group assigns to it, and the group remembers how far it is. Every record is delivered
+//! at least once; where it can come twice is said [there](GroupConsumer#delivery).
+//! ```no_run
+//! # async fn run(client: quire_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+//! let mut consumer = client.consumer().group("billing").topics(["flights"]).build()?;
+//! loop {
+//!     let record = consumer.next().await?;
+//!     println!("{}:{} {:?}", record.partition, record.offset, record.value);
+//!     // Asking for the next one says that this one is processed.
+//! }
+//! # }
+//! ```
+//!
 //! # Errors
 //! Every error says whether a retry can help ([`Error::is_retriable`]) and what to do ([`Error::advice`]). The client
 //! itself retries what can be retried: a producer until its delivery timeout, a consumer until its retry timeout.
@@ -69,6 +83,7 @@ mod config;
 mod connection;
 mod consumer;
 mod error;
+mod group;
 mod leadership;
 mod metadata;
 mod offsets;
@@ -81,13 +96,15 @@ mod streams;
 mod transport;
 
 pub use admin::{
-    Acl, AclOperation, Admin, Broker, BrokerState, BrokerStatus, ClusterDescription, ClusterStatus, NewTopic,
-    PartitionDescription, PartitionMove, PartitionOffset, ReplicaLog, SuspectReplica, TopicAlteration,
-    TopicDescription, TopicSummary,
+    Acl, AclOperation, Admin, Broker, BrokerState, BrokerStatus, ClusterDescription, ClusterStatus,
+    GroupDescription, GroupMember, GroupOffset, GroupProgress, GroupState, GroupSummary, Groups,
+    MemberPartition, NewTopic, PartitionDescription, PartitionMove, PartitionOffset, ProgressLog, ReplicaLog,
+    SuspectReplica, TopicAlteration, TopicDescription, TopicSummary,
 };
 pub use config::{Address, Cipher, ClientConfig, DEFAULT_PORT};
 pub use consumer::{ConsumeError, ConsumedRecord, Consumer, ConsumerBuilder, PartitionChain, PartitionLag};
 pub use error::Error;
+pub use group::{Assignor, GroupConsumer, GroupConsumerBuilder, GroupLag, GroupPartition};
 pub use position::{InvalidPosition, Position};
 #[doc(hidden)]
 pub use producer::simulated as simulation;

@@ -176,6 +176,7 @@ async fn ask_leader(
     let body = request::Body::ListOffsets(control::ListOffsetsRequest {
         topic_id: topic.id.as_bytes().to_vec(),
         partitions: partitions.collect(),
+        with_ages: false,
     });
     let response::Body::ListOffsets(answer) = connection.rpc("list offsets", body).await? else {
         return Err(connection.protocol("it answered another request than list offsets"));

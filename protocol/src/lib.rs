@@ -16,6 +16,11 @@ pub mod stream;
 pub mod topic_config;
 pub mod window;
 
+/// The internal topic that groups and their offsets are kept in. Names that begin so are the brokers' own.
+pub const OFFSETS_TOPIC: &str = "__consumer_offsets";
+/// How the names of internal topics begin.
+pub const INTERNAL_TOPIC_PREFIX: &str = "__";
+
 pub use error_code::ErrorCode;
 pub use ids::{
     BrokerId, LeaderEpoch, Offset, PartitionIndex, ProducerEpoch, ProducerId, Sequence, Timestamp, TopicId,

@@ -336,6 +336,15 @@ pub const PRODUCE_OUTSTANDING_RECORDS: usize = 65_536;
 /// Smallest credit a consumer grants one partition (bytes).
 pub const CONSUMER_CREDIT_BYTES_MIN: u64 = 4 * 1024;
 
+/// Requests that wait for one coordinator of groups; it takes no more meanwhile.
+pub const GROUP_REQUESTS_MAX: usize = 1024;
+/// Partitions of the internal topic that groups are kept in: so many coordinators share them. A group's name is mapped to
+/// one of them for ever.
+pub const OFFSETS_PARTITIONS: u32 = 16;
+/// Segment of the internal topic that groups are kept in (bytes): small, as only sealed ones are compacted, and a new
+/// coordinator reads all of it.
+pub const OFFSETS_SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
+
 const _: () = {
     assert!(MESSAGE_BYTES_DEFAULT <= BATCH_BYTES_MAX);
     assert!(BATCH_BYTES_TARGET <= MESSAGE_BYTES_DEFAULT);

@@ -4,7 +4,9 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::{acl, bench, broker, cluster, completions, consume, demo, dev, drill, log, produce, topic};
+use crate::{
+    acl, bench, broker, cluster, completions, consume, demo, dev, drill, group, log, produce, topic,
+};
 
 /// Quire: an event log whose acknowledgements are on disk.
 #[derive(Debug, Parser)]
@@ -53,6 +55,9 @@ pub enum Command {
     /// create, list, describe, alter, delete, reassign
     #[command(subcommand)]
     Topic(topic::TopicCommand),
+    /// list, describe, explain, reset, delete
+    #[command(subcommand)]
+    Group(group::GroupCommand),
     /// run a broker from a config file
     Broker(broker::BrokerArgs),
     /// kill leaders under load, then account for every record

@@ -2,10 +2,14 @@
 
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use futures_util::FutureExt;
-use quire_client::{Client, ConsumeError, ConsumedRecord, Consumer, ErrorCode, PartitionIndex, Position};
+use quire_client::{
+    Client, ConsumeError, ConsumedRecord, Consumer, ErrorCode, GroupConsumer, GroupPartition, PartitionIndex,
+    Position,
+};
 use quire_protocol::limits;
 
 use crate::connect;
@@ -14,10 +18,13 @@ use crate::output::{self, counted};
 use crate::position::PositionArg;
 use crate::record_format::{self, Shown, Template};
 use crate::signals::StopSignals;
+use crate::time;
 
 const OUTPUT_BUFFER_BYTES: usize = 64 * 1024;
 /// Records between two looks at whether Ctrl-C was pressed, while records keep coming.
 const RECORDS_BETWEEN_LOOKS: u64 = 256;
+/// Between two commits of a group, while records keep coming.
+const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Read records from any offset or time.
 #[derive(Debug, Args)]
@@ -32,7 +39,8 @@ a time (2013-06-13T08:00Z; UTC unless it says otherwise), a date (2013-06-13), a
 Examples:
   quire consume flights
   quire consume flights --from 2013-06-13 --until 2013-06-14 -n 2 --format '%T %p:%o %k %s\\n'
-  quire consume flights --from -10 --no-follow --json")]
+  quire consume flights --from -10 --no-follow --json
+  quire consume flights --group billing                     (in several terminals, too)")]
 pub struct ConsumeArgs {
     /// The topic to read
     topic: String,
@@ -45,6 +53,19 @@ pub struct ConsumeArgs {
     /// Only these partitions: 3, or 0-99; may be repeated, or listed with commas
     #[arg(short, long, value_name = "N", value_delimiter = ',')]
     partition: Vec<PartitionRange>,
+    /// Read as a member of this group: it shares the partitions out and remembers how far it is. --from is for partitions of
+    /// which it has committed nothing
+    #[arg(
+        short, long, value_name = "GROUP",
+        conflicts_with_all = ["partition", "until", "no_follow", "follow", "merge_by_time"]
+    )]
+    group: Option<String>,
+    /// With --group: the member's name across restarts, under which it gets its partitions back
+    #[arg(long, value_name = "NAME", requires = "group")]
+    instance_id: Option<String>,
+    /// With --group: silent for so long, the member is taken for dead and others take over, e.g. 10s
+    #[arg(long, value_name = "TIME", requires = "group", default_value = "45s", value_parser = session)]
+    session_timeout: Duration,
     /// Stop after so many records
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
@@ -69,6 +90,16 @@ pub struct ConsumeArgs {
     /// With --json: put values that are JSON in as they are, not as strings
     #[arg(long, requires = "json")]
     parse_json: bool,
+}
+
+/// `45s`, `2m`, or a bare number of seconds.
+fn session(text: &str) -> Result<Duration, String> {
+    let (min, max) = (limits::GROUP_SESSION_MIN, limits::GROUP_SESSION_MAX);
+    let time = time::parse_span(text).ok_or("write a time such as 45s or 2m")?;
+    match (min..=max).contains(&time) {
+        true => Ok(time),
+        false => Err(format!("a session takes from {} to {}", time::show_span(min), time::show_span(max))),
+    }
 }
 
 impl ConsumeArgs {
@@ -124,6 +155,9 @@ pub async fn run(profile: Option<&str>, args: &ConsumeArgs) -> Result<Exit, Fail
 }
 
 async fn consume(client: &Client, args: &ConsumeArgs) -> Result<Exit, Failure> {
+    if let Some(group) = &args.group {
+        return consume_in_group(client, args, group).await;
+    }
     let mut consumer = start(client, args).await.map_err(|error| explain(&args.topic, error))?;
     // Only now, so that Ctrl-C simply ends what waits for the broker.
     let mut stop = StopSignals::listen()?;
@@ -137,6 +171,101 @@ async fn consume(client: &Client, args: &ConsumeArgs) -> Result<Exit, Failure> {
     })?;
     output::note(&format!("{written}, {}", describe(ending, args)));
     Ok(if ending == Ending::Interrupted { Exit::Interrupted } else { Exit::Done })
+}
+
+/// As a member of a group: until it is stopped, or has so many records. What was written is committed.
+async fn consume_in_group(client: &Client, args: &ConsumeArgs, group: &str) -> Result<Exit, Failure> {
+    // A name that nobody has would be waited for in silence.
+    let topic = client.admin().describe_topic_metadata(&args.topic).await;
+    topic.map_err(|error| connect::about_topic(&args.topic, error))?;
+    let mut builder = client
+        .consumer()
+        .group(group)
+        .topics([&args.topic])
+        .from(args.from.0)
+        .session_timeout(args.session_timeout)
+        .client_name("quire consume")
+        // Processed is what was written, and that is known here.
+        .commit_manually()
+        .on_assigned(|partitions| output::note(&format!("reading {}", group_partitions(partitions))))
+        .on_revoked(|partitions| {
+            let lost = partitions.iter().any(|partition| partition.is_lost);
+            let verb = if lost { "lost" } else { "gave up" };
+            output::note(&format!("{verb} {}", group_partitions(partitions)));
+        });
+    if let Some(instance_id) = &args.instance_id {
+        builder = builder.instance_id(instance_id);
+    }
+    if let Some(rack) = &args.rack {
+        builder = builder.rack(rack);
+    }
+    let mut consumer = builder.build()?;
+    let mut stop = StopSignals::listen()?;
+    let mut writer = RecordWriter::new(args);
+    let ending = pump_group(&mut consumer, &mut writer, args.count, &mut stop).await;
+    writer.out.flush()?;
+    // What was written is processed, whatever ended it; what was not is not.
+    let committed = consumer.commit_sync().await;
+    let left = consumer.leave().await;
+    let written = counted(writer.records, "record");
+    let ending = ending?;
+    output::note(&format!("{written}, {}", describe(ending, args)));
+    if writer.records > 0 {
+        committed.map_err(Failure::from)?;
+    }
+    if let Err(error) = left {
+        output::note(&format!("the group was not told: {error}"));
+    }
+    Ok(if ending == Ending::Interrupted { Exit::Interrupted } else { Exit::Done })
+}
+
+fn group_partitions(partitions: &[GroupPartition]) -> String {
+    let named: Vec<_> = partitions.iter().map(|partition| partition.id.partition.to_string()).collect();
+    let noun = if named.len() == 1 { "partition" } else { "partitions" };
+    format!("{noun} {}", named.join(", "))
+}
+
+/// As [`pump`], of a group; an error of one partition ends it.
+async fn pump_group(
+    consumer: &mut GroupConsumer,
+    writer: &mut RecordWriter,
+    count: Option<u64>,
+    stop: &mut StopSignals,
+) -> Result<Ending, Failure> {
+    let mut committed = (Instant::now(), 0);
+    loop {
+        if committed.1 != writer.records && committed.0.elapsed() >= COMMIT_INTERVAL {
+            writer.out.flush()?;
+            consumer.commit();
+            committed = (Instant::now(), writer.records);
+        }
+        let next = match consumer.next().now_or_never() {
+            Some(next) => next,
+            None => {
+                writer.out.flush()?;
+                if committed.1 != writer.records {
+                    consumer.commit();
+                    committed = (Instant::now(), writer.records);
+                }
+                tokio::select! {
+                    next = consumer.next() => next,
+                    () = stop.stop() => return Ok(Ending::Interrupted),
+                }
+            }
+        };
+        match next {
+            Ok(record) => writer.write(&record)?,
+            // Told, and gone on behind.
+            Err(error @ ConsumeError::OffsetOutOfRange { .. }) => output::note(&format!("warning: {error}")),
+            Err(error) => return Err(error.into()),
+        }
+        if count == Some(writer.records) {
+            return Ok(Ending::Count);
+        }
+        if writer.records.is_multiple_of(RECORDS_BETWEEN_LOOKS) && stop.stop().now_or_never().is_some() {
+            return Ok(Ending::Interrupted);
+        }
+    }
 }
 
 async fn start(client: &Client, args: &ConsumeArgs) -> Result<Consumer, ConsumeError> {

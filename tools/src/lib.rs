@@ -26,6 +26,7 @@ pub mod consume;
 pub mod demo;
 pub mod dev;
 pub mod drill;
+pub mod group;
 pub mod log;
 pub mod produce;
 pub mod topic;
@@ -59,6 +60,7 @@ async fn dispatch(profile: Option<&str>, command: Command) -> Result<Exit, Failu
         Command::Cluster(command) => cluster::run(profile, &command).await,
         Command::Acl(command) => acl::run(profile, &command).await,
         Command::Topic(command) => topic::run(profile, &command).await,
+        Command::Group(command) => group::run(profile, &command).await,
         Command::Produce(args) => produce::run(profile, &args).await,
         Command::Consume(args) => consume::run(profile, &args).await,
         Command::Drill(args) => drill::run(profile, &args).await,

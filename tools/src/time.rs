@@ -60,6 +60,16 @@ pub fn show_span(span: Duration) -> String {
     fitting.map_or_else(|| format!("{millis}ms"), |(name, unit)| format!("{}{name}", millis / unit))
 }
 
+/// Reads a span as [`show_span`] writes it, `500ms`, `90s`, `5m` or `2h`, or a bare number of seconds; `None` for anything
+/// else.
+pub fn parse_span(text: &str) -> Option<Duration> {
+    let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+    let unit = units.iter().find_map(|(name, millis)| Some((text.strip_suffix(name)?, *millis)));
+    let (digits, millis) = unit.unwrap_or((text, 1000));
+    let count: u64 = digits.parse().ok()?;
+    Some(Duration::from_millis(count.saturating_mul(millis)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,7 @@
 
 use quire_engine::controller::Image;
 use quire_engine::controller::image::Operation;
-use quire_protocol::{ErrorCode, TopicPartition};
+use quire_protocol::{ErrorCode, INTERNAL_TOPIC_PREFIX, TopicPartition};
 
 use crate::error::RequestError;
 use crate::net::connection::Session;
@@ -43,6 +43,11 @@ pub(super) fn check_partition(
 ) -> Result<(), RequestError> {
     let image = session.context.metadata.image();
     match image.topic(id.topic) {
+        // What is in there is the brokers' own: nobody else writes it.
+        Some(topic) if operation == Operation::Produce && topic.name.starts_with(INTERNAL_TOPIC_PREFIX) => {
+            let message = format!("only brokers write to \"{}\"", topic.name);
+            Err(RequestError::new(ErrorCode::NotAuthorized, message))
+        }
         Some(topic) => check_in(&image, &session.principal, operation, &topic.name),
         // Its deletion is no secret to whoever knows its id.
         None => Ok(()),

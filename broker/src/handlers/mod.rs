@@ -4,6 +4,7 @@ pub(crate) mod access;
 pub(crate) mod acl;
 pub(crate) mod cluster;
 pub(crate) mod fetch;
+pub(crate) mod groups;
 pub(crate) mod join;
 pub(crate) mod metadata;
 pub(crate) mod offsets;
@@ -12,3 +13,5 @@ pub(crate) mod producers;
 pub(crate) mod replicate;
 pub(crate) mod rpc;
 pub(crate) mod topics;
+
+pub(crate) use topics::unexpected;

@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
+use quire_protocol::frame::FrameHeader;
 use quire_protocol::rpc::control::{
     ListOffsetsRequest, ListOffsetsResponse, PartitionOffset, PartitionPosition, position::At,
 };
 use quire_protocol::{ErrorCode, Offset, PartitionIndex, Timestamp, TopicId, TopicPartition};
-use quire_storage::LogReader;
+use quire_storage::{LogReader, Residency};
 
 use super::access;
 use crate::context::Context;
 use crate::error::RequestError;
 use crate::net::connection::Session;
-use crate::shard::{PartitionHandle, not_leader};
+use crate::shard::{Clock, PartitionHandle, SystemClock, not_leader};
 
 /// A position, and the timestamp of the record there where one was looked for and found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +36,15 @@ pub(super) async fn list(
     check_known(session, topic)?;
     let mut partitions = Vec::with_capacity(request.partitions.len());
     for wanted in request.partitions {
-        partitions.push(answer(context, topic, wanted).await);
+        let asked = wanted.position.and_then(|position| position.at);
+        let mut answer = answer(context, topic, wanted).await;
+        if let (true, Some(At::Offset(offset))) = (request.with_ages, asked) {
+            let id = TopicPartition { topic, partition: PartitionIndex(answer.partition) };
+            // A record that is gone is as old as the oldest there is.
+            let offset = Offset(offset.max(answer.log_start_offset));
+            answer.age_ms = age(context, id, offset).await;
+        }
+        partitions.push(answer);
     }
     Ok(ListOffsetsResponse { partitions })
 }
@@ -117,6 +126,32 @@ pub(super) fn in_range(reader: &LogReader, offset: Offset) -> Result<Offset, Req
         return Err(RequestError::out_of_range(offset, log_start, high_watermark));
     }
     Ok(offset)
+}
+
+/// How long ago the record at this offset was appended (milliseconds), if it is there to be consumed and can be read.
+async fn age(context: &Context, id: TopicPartition, offset: Offset) -> Option<u64> {
+    let partition = context.partitions.find(id).ok()?;
+    let reader = partition.reader().clone();
+    let high_watermark = reader.high_watermark();
+    if offset >= high_watermark {
+        return None;
+    }
+    let turn = Arc::clone(&context.memory.time_lookups).acquire_owned().await.ok()?;
+    let look = move || {
+        let _turn = turn;
+        reader.read(offset, 1, high_watermark, Residency::Any)
+    };
+    let slice = tokio::task::spawn_blocking(look).await.ok()?;
+    let slice = match slice {
+        Ok(slice) => slice,
+        Err(error) => {
+            partition.read_failed(error).await;
+            return None;
+        }
+    };
+    let frame = FrameHeader::parse(slice.frames.first()?).ok()?;
+    let now = SystemClock::new().now().timestamp;
+    Some(now.0.saturating_sub(frame.append_time.0).max(0) as u64)
 }
 
 /// The first record with this timestamp or a later one, or the end if there is none. May read the disk.

@@ -13,7 +13,7 @@ use quire_protocol::{ErrorCode, limits};
 use tokio::sync::{AcquireError, SemaphorePermit};
 use tokio::time::timeout;
 
-use super::{acl, cluster, join, metadata, offsets, producers, topics};
+use super::{acl, cluster, groups, join, metadata, offsets, producers, topics};
 use crate::error::RequestError;
 use crate::net::connection::{Session, close_code};
 use crate::net::message;
@@ -97,6 +97,16 @@ async fn answer(session: &Arc<Session>, request: Request) -> Result<response::Bo
         Asked::ElectLeaders(asked) => Answered::ElectLeaders(cluster::elect(session, asked).await?),
         Asked::ChangeAcl(asked) => Answered::ChangeAcl(acl::change(session, asked).await?),
         Asked::ListAcls(_) => Answered::ListAcls(acl::list(session)?),
+        Asked::FindCoordinator(asked) => {
+            Answered::FindCoordinator(groups::find_coordinator(session, asked).await?)
+        }
+        Asked::GroupHeartbeat(asked) => Answered::GroupHeartbeat(groups::heartbeat(session, asked).await?),
+        Asked::CommitOffsets(asked) => Answered::CommitOffsets(groups::commit(session, asked).await?),
+        Asked::FetchOffsets(asked) => Answered::FetchOffsets(groups::fetch(session, asked).await?),
+        Asked::ListGroups(_) => Answered::ListGroups(groups::list(session).await),
+        Asked::DescribeGroup(asked) => Answered::DescribeGroup(groups::describe(session, asked).await?),
+        Asked::ResetOffsets(asked) => Answered::ResetOffsets(groups::reset(session, asked).await?),
+        Asked::DeleteGroup(asked) => Answered::DeleteGroup(groups::delete(session, asked).await?),
         Asked::InitProducer(_) => Answered::InitProducer(producers::init(context).await?),
     })
 }

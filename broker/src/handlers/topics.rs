@@ -8,7 +8,7 @@ use quire_protocol::rpc::control::{
     AlterTopicRequest, AlterTopicResponse, CreateTopicRequest, CreateTopicResponse, DeleteTopicRequest,
     DeleteTopicResponse,
 };
-use quire_protocol::{ErrorCode, limits};
+use quire_protocol::{ErrorCode, INTERNAL_TOPIC_PREFIX, limits};
 use tokio::time::timeout;
 
 use super::access;
@@ -27,6 +27,7 @@ pub(super) async fn create(
 ) -> Result<CreateTopicResponse, RequestError> {
     let context = &session.context;
     access::check(session, Operation::Manage, &request.name)?;
+    check_own(&request.name, "is made by the brokers when it is needed")?;
     let validate_only = request.validate_only;
     let create = CreateTopic {
         name: request.name,
@@ -57,6 +58,12 @@ pub(super) async fn alter(
     request: AlterTopicRequest,
 ) -> Result<AlterTopicResponse, RequestError> {
     access::check(session, Operation::Manage, &request.name)?;
+    if request.partitions != 0 {
+        check_own(
+            &request.name,
+            "has as many partitions as it had first: what is in it is found by their count",
+        )?;
+    }
     let context = &session.context;
     let alter = AlterTopic {
         name: request.name,
@@ -78,6 +85,7 @@ pub(super) async fn delete(
     request: DeleteTopicRequest,
 ) -> Result<DeleteTopicResponse, RequestError> {
     access::check(session, Operation::Manage, &request.name)?;
+    check_own(&request.name, "holds every group's offsets; delete groups by themselves: quire group delete")?;
     let name = request.name.clone();
     let response = session.context.metadata.propose(Request::DeleteTopic { name: request.name }).await?;
     match response {
@@ -87,6 +95,17 @@ pub(super) async fn delete(
         }
         other => Err(unexpected(&other)),
     }
+}
+
+/// Refuses what is not to be done to a topic of the brokers' own.
+fn check_own(name: &str, why: &str) -> Result<(), RequestError> {
+    if !name.starts_with(INTERNAL_TOPIC_PREFIX) {
+        return Ok(());
+    }
+    let message = format!(
+        "topics whose names begin with \"{INTERNAL_TOPIC_PREFIX}\" are the brokers' own: \"{name}\" {why}"
+    );
+    Err(RequestError::new(ErrorCode::NotPossible, message))
 }
 
 async fn propose_topic(context: &Context, request: Request) -> Result<Arc<Topic>, RequestError> {
@@ -105,6 +124,6 @@ async fn opened(context: &Context, topic: &Topic) -> quire_protocol::rpc::contro
     metadata::describe(topic, &context.partitions, LogState::Included)
 }
 
-pub(super) fn unexpected(response: &Response) -> RequestError {
+pub(crate) fn unexpected(response: &Response) -> RequestError {
     RequestError::new(ErrorCode::Internal, format!("the controller answered something else: {response:?}"))
 }

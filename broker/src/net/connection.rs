@@ -41,6 +41,11 @@ pub(crate) struct Session {
 }
 
 impl Session {
+    /// Where the client is, for people.
+    pub(crate) fn remote_host(&self) -> String {
+        self.connection.remote_address().ip().to_string()
+    }
+
     /// Marks the hello exchange as done, which permits everything else.
     pub(crate) fn greet(&self) {
         if let Some(first) = self.permits.greeted() {

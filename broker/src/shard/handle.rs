@@ -468,6 +468,12 @@ impl Partitions {
         }
     }
 
+    /// Waits until a partition that is to be held here is open; `None` if it is not to be, or could not be opened.
+    pub(crate) async fn opened_replica(&self, id: TopicPartition) -> Option<PartitionHandle> {
+        self.settled(id).await;
+        self.find_replica(id).ok()
+    }
+
     /// Waits until a partition is held and is not being opened any more, or is not to be held.
     async fn settled(&self, id: TopicPartition) {
         let mut image = self.metadata.changes();

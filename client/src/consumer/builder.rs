@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::Client;
 use crate::admin::PartitionOffset;
+use crate::group::GroupConsumerBuilder;
 use crate::metadata::TopicMetadata;
 use crate::offsets::{self, Refused};
 use crate::position::Position;
@@ -63,6 +64,15 @@ impl ConsumerBuilder {
     pub fn topic(mut self, topic: impl Into<String>) -> ConsumerBuilder {
         self.options.topic = topic.into();
         self
+    }
+
+    /// Consumes as a member of this group instead: it says which partitions, and from where.
+    pub fn group(self, name: impl Into<String>) -> GroupConsumerBuilder {
+        let builder = GroupConsumerBuilder::new(self.client, name.into());
+        match self.options.topic.is_empty() {
+            true => builder,
+            false => builder.topics([self.options.topic]),
+        }
     }
 
     /// Only these partitions. Default all.

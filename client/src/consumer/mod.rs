@@ -7,6 +7,7 @@
 //! ```
 //! Each partition has its own stream and its own share of the memory, so that waiting for one never holds up another.
 
+mod assigned;
 mod builder;
 mod credit;
 mod cursor;
@@ -17,6 +18,7 @@ mod merge;
 mod near;
 mod shelf;
 
+pub(crate) use assigned::{Addition, Assigned, Reading};
 pub use builder::ConsumerBuilder;
 pub use error::ConsumeError;
 

@@ -2,6 +2,7 @@
 
 mod consuming;
 mod failures;
+mod grouping;
 mod managing;
 mod producing;
 mod rack;

@@ -398,11 +398,7 @@ fn seed(text: &str) -> Result<u32, String> {
 
 /// `90s`, `5m`, or a bare number of seconds.
 fn duration(text: &str) -> Result<Duration, String> {
-    let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
-    let unit = units.iter().find_map(|(name, millis)| Some((text.strip_suffix(name)?, *millis)));
-    let (digits, millis) = unit.unwrap_or((text, 1000));
-    let count: u64 = digits.parse().map_err(|_| "write a time such as 45s or 5m".to_owned())?;
-    let duration = Duration::from_millis(count.saturating_mul(millis));
+    let duration = time::parse_span(text).ok_or("write a time such as 45s or 5m")?;
     match (Duration::from_secs(4)..=Duration::from_secs(24 * 60 * 60)).contains(&duration) {
         true => Ok(duration),
         false => Err("a drill takes from 4s to 24h".to_owned()),

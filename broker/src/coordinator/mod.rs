@@ -1,0 +1,184 @@
+//! Coordinators of groups: one for each partition of the internal topic that this broker leads.
+//!
+//! What is decided and how is `quire_engine::group`; here it is given its partition's log. `run` is the loop beside one
+//! partition, `log` reads and appends, `topic` is about the internal topic itself.
+
+mod log;
+mod run;
+pub(crate) mod topic;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use quire_engine::controller::Image;
+use quire_engine::group::{Request, Response, Topics};
+use quire_protocol::{
+    BrokerId, ErrorCode, LeaderEpoch, OFFSETS_TOPIC, PartitionIndex, TopicId, TopicPartition, limits,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::controller::Metadata;
+use crate::error::RequestError;
+use crate::shard::Partitions;
+use crate::threads;
+
+/// Somebody asks a coordinator.
+struct Ask {
+    request: Request,
+    answer: oneshot::Sender<Result<Response, RequestError>>,
+}
+
+/// The way to the coordinators of this broker.
+#[derive(Clone)]
+pub(crate) struct Coordinators {
+    metadata: Arc<dyn Metadata>,
+    broker: BrokerId,
+    running: Arc<Mutex<HashMap<TopicPartition, Handle>>>,
+}
+
+#[derive(Clone)]
+struct Handle {
+    asks: mpsc::Sender<Ask>,
+    /// The leadership in which it decides, once it does.
+    deciding: watch::Receiver<Option<LeaderEpoch>>,
+}
+
+/// Where a group is coordinated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) partition: TopicPartition,
+    pub(crate) leader: BrokerId,
+    pub(crate) leader_epoch: LeaderEpoch,
+}
+
+impl Coordinators {
+    /// Starts coordinators where this broker leads, for as long as it runs.
+    pub(crate) fn start(
+        metadata: Arc<dyn Metadata>,
+        broker: BrokerId,
+        partitions: Partitions,
+    ) -> Coordinators {
+        let coordinators = Coordinators { metadata, broker, running: Arc::default() };
+        threads::spawn_task("coordinators", coordinators.clone().keep(partitions));
+        coordinators
+    }
+
+    /// Where the group is coordinated, as far as this broker knows.
+    ///
+    /// # Errors
+    /// If its partition has no leader at the moment, or the internal topic does not exist.
+    pub(crate) fn place(&self, group: &str) -> Result<Place, RequestError> {
+        let image = self.metadata.image();
+        let topic = image.topic_named(OFFSETS_TOPIC).ok_or_else(|| {
+            RequestError::new(
+                ErrorCode::UnknownGroup,
+                format!("no group \"{group}\": there are no groups yet"),
+            )
+        })?;
+        let index = topic::partition_of(group, topic.partitions.len());
+        let partition = topic.partition(index).expect("its number is below their count");
+        let leader = partition.leader.ok_or_else(|| {
+            let message =
+                format!("the group's partition {index} of \"{OFFSETS_TOPIC}\" has no leader at the moment");
+            RequestError::new(ErrorCode::NotCoordinator, message)
+        })?;
+        let id = TopicPartition { topic: topic.id, partition: index };
+        Ok(Place { partition: id, leader, leader_epoch: partition.leader_epoch })
+    }
+
+    /// Asks the group's coordinator, which is this broker's.
+    ///
+    /// # Errors
+    /// If another broker coordinates the group, or the coordinator refuses.
+    pub(crate) async fn ask(&self, group: &str, request: Request) -> Result<Response, RequestError> {
+        let place = self.place(group)?;
+        let handle = self.running().get(&place.partition).cloned();
+        let Some(handle) = handle else {
+            let message = format!("broker {} coordinates group \"{group}\"", place.leader);
+            return Err(RequestError::new(ErrorCode::NotCoordinator, message));
+        };
+        ask(&handle, request).await
+    }
+
+    /// Asks every coordinator of this broker; those that do not decide yet are named instead.
+    pub(crate) async fn ask_all(&self, request: &Request) -> (Vec<Response>, Vec<PartitionIndex>) {
+        let running: Vec<_> = self.running().iter().map(|(id, handle)| (*id, handle.clone())).collect();
+        let image = self.metadata.image();
+        let (mut responses, mut silent) = (Vec::new(), Vec::new());
+        for (id, handle) in running {
+            let is_leading =
+                image.partition(id).is_some_and(|partition| partition.leader == Some(self.broker));
+            if !is_leading {
+                continue;
+            }
+            match ask(&handle, request.clone()).await {
+                Ok(response) => responses.push(response),
+                Err(_) => silent.push(id.partition),
+            }
+        }
+        (responses, silent)
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<TopicPartition, Handle>> {
+        self.running.lock().expect("nobody panics while holding it")
+    }
+
+    /// Has a coordinator beside every replica of the internal topic that is held here; each finds out by itself when it is
+    /// to decide.
+    async fn keep(self, partitions: Partitions) {
+        let mut image = self.metadata.changes();
+        let topics = watch::Sender::new(Arc::new(Topics::default()));
+        let mut tasks = JoinSet::new();
+        loop {
+            let current = image.borrow_and_update().clone();
+            if let Some(topic) = current.topic_named(OFFSETS_TOPIC).map(|topic| topic.id) {
+                let known = Arc::new(Topics::from_image(&current));
+                topics.send_if_modified(|topics| {
+                    let is_other = *topics != known;
+                    if is_other {
+                        *topics = known;
+                    }
+                    is_other
+                });
+                for id in held(&current, topic, self.broker) {
+                    if !self.running().contains_key(&id) {
+                        let (asks, asked) = mpsc::channel(limits::GROUP_REQUESTS_MAX);
+                        let (decides, deciding) = watch::channel(None);
+                        self.running().insert(id, Handle { asks, deciding });
+                        let runner = run::Runner::new(id, asked, topics.subscribe(), decides);
+                        let partitions = partitions.clone();
+                        tasks.spawn(async move {
+                            runner.run(partitions).await;
+                            id
+                        });
+                    }
+                }
+            }
+            tokio::select! {
+                changed = image.changed() => if changed.is_err() { return },
+                Some(ended) = tasks.join_next(), if !tasks.is_empty() => {
+                    let id = ended.expect("a coordinator does not panic");
+                    self.running().remove(&id);
+                }
+            }
+        }
+    }
+}
+
+fn held(image: &Image, topic: TopicId, broker: BrokerId) -> Vec<TopicPartition> {
+    let Some(known) = image.topic(topic) else { return Vec::new() };
+    let held = known.partitions.iter().filter(|partition| partition.replicas.contains(&broker));
+    held.map(|partition| TopicPartition { topic, partition: partition.index }).collect()
+}
+
+async fn ask(handle: &Handle, request: Request) -> Result<Response, RequestError> {
+    if handle.deciding.borrow().is_none() {
+        let message = "this broker does not coordinate the group, or has just begun to and reads its log";
+        return Err(RequestError::new(ErrorCode::CoordinatorLoading, message));
+    }
+    let (answer, answered) = oneshot::channel();
+    let full = |_| RequestError::new(ErrorCode::CoordinatorLoading, "the coordinator has too much to do");
+    handle.asks.try_send(Ask { request, answer }).map_err(full)?;
+    answered.await.unwrap_or_else(|_| Err(RequestError::shutting_down()))
+}
