@@ -47,8 +47,8 @@ pub fn rounds(few: u32, all: u32) -> u32 {
     }
 }
 
-/// The standard load of the acceptance tests, on a cluster of three: 8 partitions, 3 replicas, 2 in sync at least, 4 producers
-/// and 2 consumers with a fixed assignment, segments of 1 MiB.
+/// The standard load of the acceptance tests, on a cluster of three: 8 partitions, 3 replicas, 2 in sync at least, 4 producers,
+/// 2 consumers with a fixed assignment and a group of 3, segments of 1 MiB.
 pub fn standard_load(seed: u64) -> Load {
     Load {
         topic: format!("trial-{seed:x}"),
@@ -57,6 +57,7 @@ pub fn standard_load(seed: u64) -> Load {
         in_sync_min: 2,
         producers: 4,
         consumers: 2,
+        members: 3,
         rate: 400.0,
         seed,
     }
@@ -284,6 +285,11 @@ impl Trial {
         ended.with_context(|| format!("{}: a producer gave up", self.told()))?;
         let read = self.workload.read_everything().await;
         read.with_context(|| format!("{}: the last reading failed", self.told()))?;
+        let group = self.workload.end_group().await.with_context(|| self.told())?;
+        if let Some(group) = group {
+            ensure!(group.problems.is_empty(), "{}: {group}", self.told());
+            println!("{}: {group}", self.name);
+        }
         let healed = health::healthy(&self.client).await;
         healed.map_err(anyhow::Error::msg).with_context(|| self.told())?;
         let holders = Holders::ask(&self.client, &self.load.topic).await?;

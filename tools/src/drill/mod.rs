@@ -13,6 +13,7 @@ pub mod availability;
 pub mod chaos;
 pub mod checks;
 pub mod cluster;
+pub mod group;
 pub mod health;
 pub mod history;
 pub mod payload;
@@ -139,6 +140,7 @@ impl DrillArgs {
             in_sync_min: 2.min(brokers),
             producers: PRODUCERS,
             consumers: CONSUMERS,
+            members: 0,
             rate: f64::from(self.rate),
             seed: u64::from(seed),
         }

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
+use super::group::{GroupLoad, GroupReport};
 use super::history::{Action, Kind, Phase, Process, Read, Value};
 use super::payload;
 use super::record::Record;
@@ -50,6 +51,8 @@ pub struct Load {
     pub producers: u32,
     /// Consumers, who share the partitions.
     pub consumers: u32,
+    /// Members of one group; 0 for no group.
+    pub members: u32,
     /// Records a second, over all producers.
     pub rate: f64,
     /// What records say follows from it.
@@ -66,6 +69,7 @@ pub struct Workload {
     stop: watch::Sender<bool>,
     producers: JoinSet<Result<(), SendError>>,
     consumers: JoinSet<()>,
+    group: Option<GroupLoad>,
 }
 
 impl Workload {
@@ -91,6 +95,7 @@ impl Workload {
             stop: watch::Sender::new(false),
             producers: JoinSet::new(),
             consumers: JoinSet::new(),
+            group: None,
         };
         let start = Instant::now();
         for number in 0..workload.load.producers {
@@ -101,7 +106,23 @@ impl Workload {
             let reader = workload.reader(number);
             workload.consumers.spawn(reader.run());
         }
+        if workload.load.members > 0 {
+            let (client, load) = (workload.client.clone(), &workload.load);
+            workload.group = Some(GroupLoad::start(client, &load.topic, load.members));
+        }
         Ok(workload)
+    }
+
+    /// Waits until the group, if there is one, was given everything, and ends it.
+    ///
+    /// # Errors
+    /// If nobody can say where the partitions end.
+    pub async fn end_group(&mut self) -> Result<Option<GroupReport>, Error> {
+        let Some(group) = self.group.take() else { return Ok(None) };
+        let ends = (0..self.load.partitions).map(|index| (PartitionIndex(index), Position::End));
+        let ends = self.client.admin().list_offsets(&self.load.topic, ends).await?;
+        let ends = ends.into_iter().map(|end| (end.partition, end.offset)).collect();
+        Ok(Some(group.finish(&ends, FINAL_TIME_MAX).await))
     }
 
     /// Stops the producers, and waits until each record is acknowledged or given up.
