@@ -44,7 +44,7 @@ use tokio::sync::oneshot;
 
 use crate::error::{RequestError, describe_damage};
 use crate::metrics::ShardMetrics;
-use partition::Partition;
+use partition::{Opened, Partition};
 use replication::Replication;
 use scrubbing::Scrubbing;
 
@@ -349,7 +349,7 @@ impl Shard {
                     shared.mark_suspect();
                 }
                 let (broker, limits, metrics) = (self.broker, self.limits, self.metrics.clone());
-                let opened = (log, producers, is_suspect);
+                let opened = Opened { log, producers, is_suspect };
                 let mut partition = Box::new(Partition::open(now, broker, limits, shared, opened, metrics));
                 if let Some(end) = &end {
                     partition.stop(refusal(end));

@@ -49,6 +49,16 @@ pub(super) struct Partition {
     pub(super) scheduled: Option<Time>,
 }
 
+/// A log that was just opened.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) log: Log,
+    /// What it tells of its producers.
+    pub(super) producers: ProducerStates,
+    /// It may lack what was acknowledged.
+    pub(super) is_suspect: bool,
+}
+
 #[derive(Debug)]
 enum Role {
     Leading(Box<Leading>),
@@ -88,16 +98,16 @@ fn outdated_leadership(led: LeaderEpoch, logged: LeaderEpoch) -> Option<String> 
 }
 
 impl Partition {
-    /// Takes over a log that was just opened, and may lack what was acknowledged, and begins with the part that the metadata
-    /// gives it.
+    /// Takes over a log that was just opened, and begins with the part that the metadata gives it.
     pub(super) fn open(
         now: Now,
         broker: BrokerId,
         limits: Limits,
         shared: Arc<Shared>,
-        (mut log, producers, is_suspect): (Log, ProducerStates, bool),
+        opened: Opened,
         metrics: Arc<ShardMetrics>,
     ) -> Partition {
+        let Opened { mut log, producers, is_suspect } = opened;
         let (config, assignment) = (shared.config(), shared.assignment());
         // The settings may have changed while it was being opened.
         log.set_options(log_options(&config));
