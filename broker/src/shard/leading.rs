@@ -32,7 +32,7 @@ use super::core::Core;
 use super::event::{Outcome, ProduceReply, ProduceRequest, SlotProgress};
 use super::flush::Task;
 use super::handle::Standing;
-use super::link::Downlink;
+use super::link::{Downlink, FollowAnswered};
 use super::partition::Wanted;
 use super::waiters::{Answer, Safe, Waiters};
 use crate::error::RequestError;
@@ -229,7 +229,8 @@ impl Leading {
             FollowAnswer::Diverging(EpochEnd { epoch, end }) => LeaderMessage::Diverging { slot, epoch, end },
             FollowAnswer::Refused(why) => LeaderMessage::Refused { slot, code: FollowRefusal::code(why) },
         };
-        link.answer(asked.partition, message);
+        let leader_epoch = self.leader.leader_epoch();
+        link.answer(FollowAnswered { partition: asked.partition, leader_epoch, message });
     }
 
     pub(super) fn unfollow(&mut self, link: &Arc<Downlink>, slot: u32) {

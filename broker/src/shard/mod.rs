@@ -56,7 +56,7 @@ pub use event::{Closed, Event, Fetched, Outcome, Outgoing, ProduceReply, Produce
 pub use flush::{OpenedLog, Task, TaskDone};
 pub(crate) use handle::not_leader;
 pub use handle::{PartitionHandle, PartitionState, Partitions, Shared, Standing, Watermarks};
-pub use link::{Downlink, ForFollower, Uplink};
+pub use link::{Downlink, FollowAnswered, ForFollower, Uplink};
 pub(crate) use pool::Router;
 pub use pool::{Shards, ShardsOptions};
 pub use scrubbing::{ScrubDone, ScrubOptions, ScrubStep};

@@ -278,10 +278,7 @@ impl Partition {
     pub(super) fn follow(&mut self, now: Now, link: &Arc<Downlink>, follow: &Follow) {
         match &mut self.role {
             Role::Leading(leading) => leading.follow(&mut self.core, now, link, follow),
-            Role::Following(_) | Role::Idle => {
-                let refused = LeaderMessage::Refused { slot: follow.slot, code: ErrorCode::NotLeader };
-                link.answer(follow.partition, refused);
-            }
+            Role::Following(_) | Role::Idle => link.refuse(follow, ErrorCode::NotLeader),
         }
     }
 

@@ -1,9 +1,10 @@
 //! A leadership that ends, and what becomes of batches that were not answered in it.
 
 use quire_engine::replication::Replica;
-use quire_protocol::replicate::Follow;
+use quire_protocol::replicate::{Follow, LeaderMessage};
 
 use super::*;
+use crate::handlers::replicate::feed::{Feed, Next};
 
 const OTHER: BrokerId = BrokerId(1);
 const THIRD: BrokerId = BrokerId(2);
@@ -16,6 +17,18 @@ fn led(leader_epoch: u32, replicas: &[BrokerId]) -> Assignment {
     assignment.membership.in_sync.insert(OTHER);
     assignment.membership.partition_epoch = leader_epoch;
     assignment
+}
+
+fn follow(leader_epoch: u32, last_epoch: u32, end: Offset) -> Follow {
+    Follow {
+        slot: 1,
+        partition: PARTITION,
+        leader_epoch: LeaderEpoch(leader_epoch),
+        broker_epoch: 1,
+        last_epoch: Some(LeaderEpoch(last_epoch)),
+        end,
+        credit: 1 << 20,
+    }
 }
 
 impl Rig {
@@ -36,16 +49,7 @@ impl Rig {
     fn follows_with_all(&mut self, leader_epoch: u32, last_epoch: u32) {
         let link = Arc::new(Downlink::new(OTHER));
         let end = self.handle().reader().end_offset();
-        let follow = Follow {
-            slot: 1,
-            partition: PARTITION,
-            leader_epoch: LeaderEpoch(leader_epoch),
-            broker_epoch: 1,
-            last_epoch: Some(LeaderEpoch(last_epoch)),
-            end,
-            credit: 1 << 20,
-        };
-        self.apply(Event::Follow { link: Arc::clone(&link), follow });
+        self.apply(Event::Follow { link: Arc::clone(&link), follow: follow(leader_epoch, last_epoch, end) });
         let ends = quire_engine::replication::Progress { log_end: end, durable_end: end };
         let entries = vec![SlotProgress { partition: PARTITION, slot: 1, ends }];
         self.apply(Event::Progress { link, entries });
@@ -122,4 +126,25 @@ fn what_another_leads_on_with_is_lost_here() {
     elsewhere.leader = Some(OTHER);
     rig.assign(elsewhere);
     assert_eq!(stream.outcomes(), [Err(ErrorCode::LeadershipLost)]);
+}
+
+/// What was accepted and not sent yet when the leadership ended was sent on in the next one, for which nobody had compared logs.
+#[test]
+fn what_was_accepted_in_one_leadership_is_not_sent_in_the_next() {
+    let mut rig = Rig::leading_three();
+    let link = Arc::new(Downlink::new(OTHER));
+    link.grant([(1, 1 << 20)].into_iter());
+    rig.apply(Event::Follow { link: Arc::clone(&link), follow: follow(2, 1, Offset(1)) });
+    rig.produce(&Stream::new(Acks::All), "second");
+    rig.run_all();
+    rig.assign(led(3, &[OTHER]));
+    let mut feed = Feed::new(link);
+    feed.take(|_| Some(rig.handle()));
+    let sent = std::iter::from_fn(|| feed.next()).map(|next| match next {
+        Next::Send { message, .. } => message,
+        other => panic!("{other:?}"),
+    });
+    let sent: Vec<_> = sent.collect();
+    assert!(matches!(sent[0], LeaderMessage::Accepted { from: Offset(1), .. }), "{sent:?}");
+    assert_eq!(sent[1..], [LeaderMessage::Refused { slot: 1, code: ErrorCode::NotLeader }]);
 }
