@@ -857,7 +857,12 @@ fn frozen_image() -> Image {
     cluster.start(3);
     cluster.drain(3);
     cluster.ask(Request::Reassign(Reassign { partition: id, replicas: Some(ids(&[3, 2])) }));
-    cluster.ask(Request::HoldTopic { id: id.topic, broker: BrokerId(2), partitions: 1 });
+    cluster.ask(Request::HoldTopic {
+        id: id.topic,
+        broker: BrokerId(2),
+        partitions: 1,
+        missing: Default::default(),
+    });
     cluster.create(one_partition("gone"));
     cluster.ask(Request::DeleteTopic { name: "gone".into() });
     cluster.start(9);
