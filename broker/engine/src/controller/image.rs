@@ -127,6 +127,9 @@ pub struct Partition {
     /// Whether its leader was elected without holding everything committed, and nobody has followed it yet: records may
     /// be lost.
     pub is_recovering: bool,
+    /// Replicas that may lack what was committed, or are damaged, and have not caught up since; who was last said to be comes
+    /// last.
+    pub suspects: Vec<BrokerId>,
 }
 
 /// A topic that was deleted and that some broker may still hold.

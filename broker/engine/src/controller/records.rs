@@ -384,6 +384,7 @@ impl Partition {
             adding_replicas: ids(&self.adding),
             removing_replicas: ids(&self.removing),
             is_recovering: self.is_recovering,
+            suspect_replicas: ids(&self.suspects),
         }
     }
 
@@ -400,6 +401,7 @@ impl Partition {
             adding: ids(stored.adding_replicas),
             removing: ids(stored.removing_replicas),
             is_recovering: stored.is_recovering,
+            suspects: ids(stored.suspect_replicas),
         }
     }
 }

@@ -67,7 +67,8 @@ pub enum Request {
         /// Which ones; none is all.
         partitions: Vec<TopicPartition>,
     },
-    /// A partition that nobody can lead without loss is to be led all the same.
+    /// A partition that nobody can lead without loss is to be led all the same: by who is intact, or else by who may lack
+    /// something or be damaged.
     ElectUnclean {
         /// The partition.
         partition: TopicPartition,
