@@ -265,7 +265,7 @@ pub(crate) fn unhex<const N: usize>(digits: &str) -> Option<[u8; N]> {
 
 #[cfg(test)]
 mod tests {
-    use quire_storage::disk::{CrashOptions, OsDisk, SimDisk, Survival};
+    use quire_storage::disk::{CrashOptions, Event, Operation, OsDisk, SimDisk, Survival};
 
     use super::*;
 
@@ -302,6 +302,27 @@ mod tests {
         };
         lock_within(Duration::from_secs(60), lock, || said += 1).expect("the fourth attempt succeeds");
         assert_eq!((attempts, said), (4, 1));
+    }
+
+    #[test]
+    fn a_directory_whose_broker_is_going_is_waited_for() {
+        let (disk, dir) = (SimDisk::new(1), Path::new("/srv/quire"));
+        let going = open(&disk, dir).expect("new");
+        disk.take_trace();
+        let starting = std::thread::spawn({
+            let disk = disk.clone();
+            move || open(&disk, dir).map(|directory| directory.identity)
+        });
+        let is_lock =
+            |event: &Event| matches!(&event.operation, Operation::Lock(path) if path.ends_with(LOCK));
+        let began = Instant::now();
+        while !disk.take_trace().iter().any(is_lock) {
+            assert!(began.elapsed() < Duration::from_secs(20), "it tries at once");
+            std::thread::yield_now();
+        }
+        let identity = going.identity.clone();
+        drop(going);
+        assert_eq!(starting.join().expect("no panic").expect("it waited"), identity);
     }
 
     #[test]

@@ -124,6 +124,16 @@ struct Logs {
     directory: DataDirectory,
 }
 
+/// What is left of [`Logs`] once no file is open any more.
+struct ClosedLogs {
+    partitions: usize,
+    is_clean: bool,
+    /// See [`MetadataLog::close`].
+    socket_for_brokers: Option<HeldSocket>,
+    /// No other broker has it before this is dropped.
+    directory: DataDirectory,
+}
+
 /// Who keeps the metadata.
 enum MetadataLog {
     /// This broker alone.
@@ -300,13 +310,12 @@ impl Running {
         // Bounded: a client that is gone acknowledges nothing.
         let _ = timeout(CLOSE_TIME_MAX, endpoint.wait_idle()).await;
         drop(endpoint);
-        let (partitions, clean, socket_for_brokers) = logs.close().await;
+        let ClosedLogs { partitions, is_clean: clean, socket_for_brokers, directory } = logs.close().await;
         if let Some(admin) = admin {
             admin.close().await;
         }
         // It holds the metadata, and that the way to the other brokers.
         drop(context);
-        // Whoever starts a broker next may take the address at once.
         if timeout(CLOSE_TIME_MAX, socket.released()).await.is_err() {
             tracing::warn!("the address that the broker listened on is still taken");
         }
@@ -315,6 +324,8 @@ impl Running {
         {
             tracing::warn!("the address that the broker listened on for others is still taken");
         }
+        // Only now may another broker have the directory: one that waits for it takes the addresses at once.
+        drop(directory);
         let report = ShutdownReport { connections, partitions, clean, took: began.elapsed() };
         tracing::info!(partitions, clean, took = ?report.took, "broker stopped");
         report
@@ -331,7 +342,7 @@ impl Drop for Running {
         endpoint.close(close_code(ErrorCode::ShuttingDown), SHUTTING_DOWN);
         let close = move || {
             if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() {
-                runtime.block_on(logs.close());
+                drop(runtime.block_on(logs.close()));
             }
         };
         if let Err(error) = threads::spawn("broker-close".to_owned(), close) {
@@ -352,13 +363,15 @@ impl Admin {
 }
 
 impl Logs {
-    /// Closes everything; gives the number of partitions, whether all is clean, and what [`MetadataLog::close`] gives.
-    async fn close(self) -> (usize, bool, Option<HeldSocket>) {
+    async fn close(self) -> ClosedLogs {
         let closed = self.shards.close().await;
-        let (is_clean, socket) = self.metadata.close().await;
-        // Only now may another broker have the directory.
-        drop(self.directory);
-        (closed.partitions, is_clean && closed.clean == closed.partitions, socket)
+        let (is_clean, socket_for_brokers) = self.metadata.close().await;
+        ClosedLogs {
+            partitions: closed.partitions,
+            is_clean: is_clean && closed.clean == closed.partitions,
+            socket_for_brokers,
+            directory: self.directory,
+        }
     }
 }
 

@@ -2,13 +2,18 @@
 
 mod support;
 
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use quinn::{AsyncUdpSocket, Runtime, TokioRuntime};
 use quire_broker::config::{FirstStart, HostPort};
-use quire_broker::{Broker, JoinToken, StartError};
+use quire_broker::{Broker, JoinToken, Sockets, StartError};
 use quire_protocol::rpc::control::{DescribeClusterRequest, request, response};
+use quire_storage::disk::{Disk, DiskFile, OpenMode, OsDisk};
 
 use support::{PATIENCE, RawClient};
 
@@ -92,10 +97,6 @@ async fn a_cluster_comes_back_by_itself_after_all_of_it_stopped() -> Result<()> 
             (broker.address(), broker.peer_address().context("it is in a cluster")?);
         places.push((address, peer_address));
         broker.shutdown().await;
-        // Whoever starts next may have its addresses at once; that for other brokers was held by the broker's own handles.
-        for address in [address, peer_address] {
-            std::net::UdpSocket::bind(address).with_context(|| format!("{address} is still taken"))?;
-        }
     }
     let start = |at: usize| {
         let (listen, peer_listen) = places[at];
@@ -108,6 +109,102 @@ async fn a_cluster_comes_back_by_itself_after_all_of_it_stopped() -> Result<()> 
         ensure!(broker.cluster_id() == cluster);
         sees(broker, &[1, 2, 3]).await?;
     }
+    Ok(())
+}
+
+/// The operating system's sockets and files. Once the data directory's lock is let go, it is known who still had a socket.
+#[derive(Debug, Clone, Default)]
+struct Watched {
+    bound: Arc<Mutex<Vec<(SocketAddr, Weak<dyn AsyncUdpSocket>)>>>,
+    taken_at_unlock: Arc<Mutex<Option<Vec<SocketAddr>>>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Watched {
+    fn bind(&self, address: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        let socket = UdpSocket::bind(address)?;
+        socket.set_nonblocking(true)?;
+        let address = socket.local_addr()?;
+        let socket = TokioRuntime.wrap_udp_socket(socket)?;
+        locked(&self.bound).push((address, Arc::downgrade(&socket)));
+        Ok(socket)
+    }
+}
+
+struct WatchedLock {
+    lock: Option<Box<dyn Send + Sync>>,
+    watched: Watched,
+}
+
+impl Drop for WatchedLock {
+    fn drop(&mut self) {
+        let bound = locked(&self.watched.bound);
+        let taken = bound.iter().filter(|(_, socket)| socket.strong_count() > 0).map(|(address, _)| *address);
+        *locked(&self.watched.taken_at_unlock) = Some(taken.collect());
+        self.lock.take();
+    }
+}
+
+impl Disk for Watched {
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        OsDisk.create_dir_all(dir)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        OsDisk.list(dir)
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        OsDisk.open(path, mode)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        OsDisk.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        OsDisk.remove(path)
+    }
+
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        OsDisk.remove_dir(dir)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        OsDisk.sync_dir(dir)
+    }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        OsDisk.free_bytes(dir)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
+        let lock = Some(OsDisk.lock(path)?);
+        Ok(Box::new(WatchedLock { lock, watched: self.clone() }))
+    }
+}
+
+/// Whoever waits for a broker's data directory takes its addresses next. That for other brokers was held by the broker's own
+/// handles until after the lock was gone; a stop waited a second for it in vain.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_stops_lets_go_of_its_addresses_before_its_directory() -> Result<()> {
+    let (dir, watched) = (tempfile::tempdir()?, Watched::default());
+    let sockets = Sockets::new({
+        let watched = watched.clone();
+        move |address| watched.bind(address)
+    });
+    let builder = Broker::builder().data_dir(dir.path()).shards(1).first_start(FirstStart::Found);
+    let broker = builder.sockets(sockets).disk(Arc::new(watched.clone())).start().await?;
+    sees(&broker, &[1]).await?;
+    let addresses = [broker.address(), broker.peer_address().context("it is in a cluster")?];
+    ensure!(addresses.iter().all(|address| locked(&watched.bound).iter().any(|(bound, _)| bound == address)));
+    ensure!(locked(&watched.taken_at_unlock).is_none(), "it has its directory");
+    broker.shutdown().await;
+    let taken = locked(&watched.taken_at_unlock).take().context("nobody has the directory any more")?;
+    ensure!(addresses.iter().all(|address| !taken.contains(address)), "{taken:?} of {addresses:?}");
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use quire_protocol::rpc::control::{
     response,
 };
 use quire_protocol::stream::{Answer, Opened, Start};
-use quire_protocol::{ErrorCode, Offset, PartitionIndex, TopicId, TopicPartition};
+use quire_protocol::{ErrorCode, Offset, PartitionIndex, TopicId, TopicPartition, limits};
 use quire_storage::disk::{Disk, DiskFile, Mapping, OpenMode, OsDisk};
 
 use support::{PATIENCE, RawClient, Stream, batch, failure};
@@ -280,6 +280,55 @@ async fn a_follower_in_sync_serves_what_is_committed_and_nothing_else() -> Resul
     read_to(&mut consumer, partition, 2, 4).await?;
     producer.send.write_all(&batch(&["e"])?).await?;
     read_to(&mut ahead, partition, 4, 5).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_leaves_the_in_sync_replicas_sends_its_consumers_away() -> Result<()> {
+    let racks = Racks::start().await?;
+    let partition = racks.partition;
+    let leader = RawClient::connect(&racks.brokers[racks.leader]).await?;
+    let near = racks.followers().next().context("there are two")?;
+    let follower = RawClient::connect(&racks.brokers[near]).await?;
+    let (mut producer, answer) = leader.produce(partition).await?;
+    ensure!(matches!(answer, Answer::Opened(_)), "{answer:?}");
+    producer.send.write_all(&batch(&["a"])?).await?;
+    ensure!(producer.ack().await? == Offset(0));
+    let (mut consumer, _) = opened(&follower, partition, Start::Beginning).await?;
+    read_to(&mut consumer, partition, 0, 1).await?;
+
+    // More than a shard syncs on its own thread: it goes on, and its flushers wait.
+    let gate = Opener(&racks.disks[near]);
+    gate.0.shut(true);
+    let large = "x".repeat(2 * limits::LONE_SYNC_BYTES_MAX as usize);
+    producer.send.write_all(&batch(&[&large])?).await?;
+    ensure!(producer.ack().await? == Offset(1), "committed without it");
+    let sent_away = async {
+        loop {
+            match consumer.answer().await? {
+                Answer::Failure(failure) => return Ok::<_, anyhow::Error>(failure),
+                // What is committed can be read before it knows that it is not in sync.
+                Answer::Frames(announced) => drop(consumer.frames(partition, announced).await?),
+                other => bail!("answered {other:?}"),
+            }
+        }
+    };
+    let refused = tokio::time::timeout(PATIENCE, sent_away).await.context("its readers wait")??;
+    ensure!(refused.code == ErrorCode::NotLeader && refused.code.is_retriable(), "{refused:?}");
+    let refused = failure(follower.consume(partition, Start::Offset(Offset(1)), 1024).await?.1)?;
+    ensure!(refused.code == ErrorCode::NotLeader, "{refused:?}");
+
+    drop(gate);
+    let served = async {
+        loop {
+            let (stream, answer) = follower.consume(partition, Start::Offset(Offset(1)), 1 << 20).await?;
+            if matches!(answer, Answer::Opened(_)) {
+                return Ok::<_, anyhow::Error>(stream);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let mut consumer = tokio::time::timeout(PATIENCE, served).await.context("it is in sync again")??;
+    read_to(&mut consumer, partition, 1, 2).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

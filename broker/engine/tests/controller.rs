@@ -255,7 +255,19 @@ fn who_holds_a_topic_is_known_partition_by_partition() {
         panic!("the name is free")
     };
     assert!(!topic.is_held(PartitionIndex(0), BrokerId(0)), "not before the broker said so");
-    let hold = |partitions| Request::HoldTopic { id: topic.id, broker: BrokerId(0), partitions };
+    let hold_but = |partitions, missing: &[u32]| Request::HoldTopic {
+        id: topic.id,
+        broker: BrokerId(0),
+        partitions,
+        missing: missing.iter().copied().map(PartitionIndex).collect(),
+    };
+    let hold = |partitions| hold_but(partitions, &[]);
+    commit(&mut controller, &mut random, hold_but(2, &[1])).expect("never refused");
+    let most = controller.image().topic(topic.id).expect("it exists").clone();
+    assert!(most.is_held(PartitionIndex(0), BrokerId(0)) && !most.is_held(PartitionIndex(1), BrokerId(0)));
+    assert!(!most.is_all_held(BrokerId(0)));
+    let again = decide(&mut controller, &mut random, hold_but(2, &[1])).expect("never refused");
+    assert_eq!(again.records, [], "it is known");
     for partitions in [2, 1] {
         commit(&mut controller, &mut random, hold(partitions)).expect("never refused");
         let topic = controller.image().topic(topic.id).expect("it exists");
@@ -267,6 +279,11 @@ fn who_holds_a_topic_is_known_partition_by_partition() {
     commit(&mut controller, &mut random, Request::AlterTopic(grow)).expect("it can grow");
     let grown = controller.image().topic(topic.id).expect("it exists");
     assert!(grown.is_held(PartitionIndex(1), BrokerId(0)) && !grown.is_all_held(BrokerId(0)));
+    commit(&mut controller, &mut random, hold_but(3, &[0, 2])).expect("never refused");
+    let image = Image::decode_snapshot(&controller.image().encode_snapshot()).expect("a snapshot");
+    let held = image.topic(topic.id).expect("it exists");
+    assert!(held.is_held(PartitionIndex(0), BrokerId(0)), "what was there once is to be there");
+    assert!(!held.is_held(PartitionIndex(2), BrokerId(0)) && !held.is_all_held(BrokerId(0)));
 
     let name = "flights".to_owned();
     commit(&mut controller, &mut random, Request::DeleteTopic { name }).expect("it exists");
@@ -290,7 +307,8 @@ fn foreign_bytes_are_refused_and_records_survive_their_encoding() {
     let confirmed = Record::TopicDeletionConfirmed { id: TopicId([1; 16]), broker: BrokerId(3) };
     let mut bytes = confirmed.encode();
     assert_eq!(Record::decode(&bytes), Ok(confirmed));
-    let held = Record::TopicHeld { id: TopicId([1; 16]), broker: BrokerId(3), partitions: 7 };
+    let missing = [2, 5].map(PartitionIndex).into();
+    let held = Record::TopicHeld { id: TopicId([1; 16]), broker: BrokerId(3), partitions: 7, missing };
     assert_eq!(Record::decode(&held.encode()), Ok(held));
     // The id's length, one byte after the outer and the inner tag with theirs.
     bytes.remove(4);

@@ -5,11 +5,13 @@
 //! replicas, by topic id and number, among which this broker is not any more. A directory or a partition that the metadata
 //! merely does not mention is left alone.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use quire_engine::controller::image::{DeletedTopic, Partition, Topic};
 use quire_engine::controller::{Image, Request};
 use quire_protocol::{BrokerId, PartitionIndex, TopicId, TopicPartition};
@@ -223,29 +225,51 @@ impl Assigner {
     }
 
     /// Once the topic's logs are on disk, has it remembered that they are: one that is missing from then on is lost, and
-    /// not begun anew.
+    /// not begun anew. One that can not be opened keeps the others from nothing, and is told of once it can be.
     async fn hold(self: Arc<Self>, topic: Arc<Topic>) -> Done {
         self.hold_all(&topic).await;
         Done::Other
     }
 
     async fn hold_all(&self, topic: &Arc<Topic>) {
-        for partition in self.replicated(topic) {
-            let id = TopicPartition { topic: topic.id, partition: partition.index };
-            if !self.partitions.is_on_disk(id).await {
+        let replicated = self.replicated(topic);
+        let own: Vec<_> = replicated
+            .map(|partition| TopicPartition { topic: topic.id, partition: partition.index })
+            .collect();
+        loop {
+            let mut missing = BTreeSet::new();
+            for id in &own {
+                if !self.partitions.was_opened(*id).await {
+                    missing.insert(id.partition);
+                }
+            }
+            let absent = |id: &&TopicPartition| missing.contains(&id.partition);
+            let absent = own.iter().filter(absent).map(|id| self.partitions.is_on_disk(*id));
+            let mut on_disk: FuturesUnordered<_> = absent.collect();
+            if !self.tell_held(topic, missing).await {
                 return;
             }
+            // None comes any more, if none is missing or all are closed.
+            while !on_disk.next().await.is_some_and(|is_on_disk| is_on_disk) {
+                if on_disk.is_empty() {
+                    return;
+                }
+            }
         }
+    }
+
+    /// Has it remembered that the topic's logs are held here but for some; whether it is.
+    async fn tell_held(&self, topic: &Topic, missing: BTreeSet<PartitionIndex>) -> bool {
         let partitions = topic.partitions.len() as u32;
-        let request = Request::HoldTopic { id: topic.id, broker: self.broker, partitions };
+        let request = Request::HoldTopic { id: topic.id, broker: self.broker, partitions, missing };
         loop {
             let error = match self.metadata.propose(request.clone()).await {
-                Ok(_) => return,
+                Ok(_) => return true,
                 Err(error) => error,
             };
             tracing::warn!(topic = %topic.name, %error, "that the topic's logs are held here is not kept");
             if error != ProposeError::DiskFull {
-                return;
+                return false;
             }
             tokio::time::sleep(HOLD_RETRY_INTERVAL).await;
         }

@@ -56,10 +56,9 @@ pub(super) struct Core {
     pub(super) wanted: Vec<Wanted>,
     /// Log start or high watermark moved since it was published.
     pub(super) has_moved: bool,
-    /// The log began anew, or may lack what was acknowledged: before it is as far as its leader had committed it is not to
-    /// lead.
-    lacks_to: Option<Offset>,
-    /// That the log may lack something the metadata do not show yet.
+    /// What the log lacks that began anew, or that may lack what was acknowledged; until it has it, it is not to lead.
+    lack: Option<Lack>,
+    /// The metadata do not show yet that the log may lack something.
     is_untold: bool,
     /// It began anew after a write or a sync had failed: what fails again stays so.
     has_begun_anew_failed: bool,
@@ -67,6 +66,16 @@ pub(super) struct Core {
     /// When `sync = interval` wants the next sync; `None` if all that was appended is covered by one.
     sync_due: Option<Time>,
     is_used: bool,
+}
+
+/// What a log lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lack {
+    /// No leader said yet how far it has committed. How far the log itself is says nothing: of a tail that others do not have
+    /// it is too far, after a loss it is not far enough.
+    Unknown,
+    /// What leaders had committed, before this offset.
+    Before(Offset),
 }
 
 /// How a topic's settings say its logs are kept.
@@ -101,7 +110,7 @@ impl Core {
             is_outdated: false,
             wanted: Vec::new(),
             has_moved: true,
-            lacks_to: None,
+            lack: None,
             is_untold: false,
             has_begun_anew_failed: false,
             jobs_under_way: 0,
@@ -119,7 +128,7 @@ impl Core {
     pub(super) fn is_usable(&self, assignment: &Assignment) -> bool {
         // Neither damage nor outdated metadata ends the only replica's leadership: what is intact can be read.
         let is_alone = assignment.membership.replicas.len() == 1;
-        let is_intact = self.refusal.is_none() && self.lacks_to.is_none();
+        let is_intact = self.refusal.is_none() && self.lack.is_none();
         is_alone || (is_intact && assignment.leader_epoch >= self.log.leader_epoch())
     }
 
@@ -127,7 +136,7 @@ impl Core {
     /// partition yet: its own metadata may be older than its logs.
     pub(super) fn may_lack(&mut self) {
         if self.shared.is_replicated() {
-            self.lacks_to = Some(self.log.end_offset());
+            self.lack = Some(Lack::Unknown);
             self.is_untold = true;
         }
     }
@@ -137,25 +146,31 @@ impl Core {
     pub(super) fn heard_of(&mut self, assignment: &Assignment) {
         if self.is_untold && assignment.is_current && !assignment.is_counted {
             self.is_untold = false;
-            self.lacks_to = None;
+            self.lack = None;
         }
     }
 
     /// Whether the log began anew, or may lack something, and has not caught up since.
     pub(super) fn is_lacking(&self) -> bool {
-        self.lacks_to.is_some()
+        self.lack.is_some()
     }
 
-    /// Takes note of what a leader has committed, which a log that began anew lacks.
+    /// Takes note of what a leader has committed, which a log that lacks something is to have.
     pub(super) fn lacks_committed(&mut self, high_watermark: Offset) {
-        self.lacks_to = self.lacks_to.map(|to| to.max(high_watermark));
+        self.lack = self.lack.map(|lack| match lack {
+            Lack::Unknown => Lack::Before(high_watermark),
+            Lack::Before(end) => Lack::Before(end.max(high_watermark)),
+        });
     }
 
-    /// Takes note of how far a log that began anew has come.
+    /// Takes note of how far a log that lacks something has come.
     pub(super) fn caught_up(&mut self) {
         let safe_end = self.ends().safe_end(self.config.sync);
-        self.lacks_to = self.lacks_to.filter(|to| safe_end < *to);
-        self.is_untold &= self.lacks_to.is_some();
+        self.lack = self.lack.filter(|lack| match lack {
+            Lack::Unknown => true,
+            Lack::Before(end) => safe_end < *end,
+        });
+        self.is_untold &= self.lack.is_some();
     }
 
     /// By the controller's decision the replica has everything: nothing is held against it any more.
@@ -163,7 +178,7 @@ impl Core {
         // A log that began anew before it had any file has nothing noted on disk.
         let is_held = self.shared.is_distrusted() || self.log.suspicion().is_any();
         let is_sound = !self.log.is_corrupt() && !self.log.is_poisoned();
-        if is_held && is_sound && self.lacks_to.is_none() {
+        if is_held && is_sound && self.lack.is_none() {
             if self.shared.trust() && self.shared.is_replicated() {
                 tracing::info!(partition = %self.shared.id, "this replica has caught up, and is trusted again");
             }
@@ -242,7 +257,7 @@ impl Core {
 
     /// The log begins anew: its damage is gone, and so are its records.
     pub(super) fn restored(&mut self) {
-        self.lacks_to = Some(self.log.end_offset());
+        self.lack = Some(Lack::Unknown);
         self.is_untold = false;
         self.shared.mark_suspect();
         if self.refusal.take().is_some() {

@@ -446,6 +446,14 @@ impl Partitions {
         let _ = self.metadata.changes().wait_for(is_settled).await;
     }
 
+    /// Waits until a partition's log was opened, or could not be for now; whether it is open, and so on disk.
+    pub(super) async fn was_opened(&self, id: TopicPartition) -> bool {
+        let Some(shared) = self.held.load().get(&id).cloned() else { return false };
+        let mut changes = shared.watermarks.subscribe();
+        while *shared.state() == PartitionState::Opening && changes.changed().await.is_ok() {}
+        shared.is_open()
+    }
+
     /// Waits until a partition's log is open, and so on disk; whether that came.
     pub(super) async fn is_on_disk(&self, id: TopicPartition) -> bool {
         let Some(shared) = self.held.load().get(&id).cloned() else { return false };

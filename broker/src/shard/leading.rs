@@ -32,7 +32,7 @@ use super::core::Core;
 use super::event::{Outcome, ProduceReply, ProduceRequest, SlotProgress};
 use super::flush::Task;
 use super::handle::Standing;
-use super::link::Downlink;
+use super::link::{Downlink, FollowAnswered};
 use super::partition::Wanted;
 use super::waiters::{Answer, Safe, Waiters};
 use crate::error::RequestError;
@@ -41,6 +41,8 @@ use crate::error::RequestError;
 #[derive(Debug)]
 pub(super) struct Leading {
     leader: Leader,
+    /// The registration in which this broker leads.
+    broker_epoch: u64,
     /// What the leader wants done; empty between events.
     actions: Vec<LeaderAction>,
     /// Batches not yet in the log, in order.
@@ -62,6 +64,14 @@ struct Queued {
     answer: Answer,
 }
 
+/// What a leadership leaves to the next one of the same leader, whose log stays as it is: batches that are in it are answered
+/// once they are committed, whatever leadership that is in.
+#[derive(Debug, Default)]
+pub(super) struct Unanswered {
+    waiters: Waiters,
+    broken: Vec<mpsc::WeakSender<ProduceReply>>,
+}
+
 /// A follower's stream.
 #[derive(Debug)]
 struct Sent {
@@ -72,7 +82,12 @@ struct Sent {
 
 impl Leading {
     /// Begins to lead. What is safe everywhere already is committed.
-    pub(super) fn start(core: &mut Core, now: Now, assignment: &Assignment) -> Leading {
+    pub(super) fn start(
+        core: &mut Core,
+        now: Now,
+        assignment: &Assignment,
+        unanswered: Unanswered,
+    ) -> Leading {
         if assignment.leader_epoch >= core.log.leader_epoch() {
             core.log.start_epoch(assignment.leader_epoch);
         }
@@ -91,13 +106,15 @@ impl Leading {
             },
             &mut actions,
         );
+        let Unanswered { waiters, broken } = unanswered;
         let mut leading = Leading {
             leader,
+            broker_epoch: assignment.broker_epoch,
             actions,
             queued: VecDeque::new(),
             awaits_space: false,
-            waiters: Waiters::default(),
-            broken: Vec::new(),
+            waiters,
+            broken,
             followers: BTreeMap::new(),
             shown: (Offset::ZERO, Offset::ZERO, Offset::ZERO),
         };
@@ -109,6 +126,24 @@ impl Leading {
     pub(super) fn end(mut self, refusal: &RequestError, lost: &RequestError) {
         self.stop(refusal);
         self.waiters.fail(lost);
+        self.let_followers_go();
+    }
+
+    /// The leadership is over, and this broker leads in the next one too. Streams are of one leadership: what of theirs is not
+    /// in the log yet is refused, behind the answers to what is.
+    pub(super) fn end_for_another(mut self, next: LeaderEpoch) -> Unanswered {
+        self.stop(&other_leadership(self.leader.leader_epoch(), next));
+        self.let_followers_go();
+        Unanswered { waiters: self.waiters, broken: self.broken }
+    }
+
+    /// Whether an assignment in which this broker leads is of the registration in which it does now.
+    pub(super) fn is_of_registration(&self, assignment: &Assignment) -> bool {
+        self.broker_epoch == assignment.broker_epoch
+    }
+
+    /// Has each follower told that nothing more is sent.
+    fn let_followers_go(&mut self) {
         for (_, Sent { link, slot, .. }) in std::mem::take(&mut self.followers) {
             link.moved(slot);
         }
@@ -130,9 +165,7 @@ impl Leading {
     fn refusal(&self, leader_epoch: LeaderEpoch, acks: Acks) -> Option<RequestError> {
         let current = self.leader.leader_epoch();
         if leader_epoch != current {
-            let message =
-                format!("the stream was opened in leader epoch {leader_epoch}, it is {current} now");
-            return Some(RequestError::new(ErrorCode::FencedLeaderEpoch, message));
+            return Some(other_leadership(leader_epoch, current));
         }
         let is_short = acks == Acks::All && !self.leader.has_enough_replicas();
         is_short.then(|| not_enough_replicas(self.leader.in_sync().len()))
@@ -196,7 +229,8 @@ impl Leading {
             FollowAnswer::Diverging(EpochEnd { epoch, end }) => LeaderMessage::Diverging { slot, epoch, end },
             FollowAnswer::Refused(why) => LeaderMessage::Refused { slot, code: FollowRefusal::code(why) },
         };
-        link.answer(asked.partition, message);
+        let leader_epoch = self.leader.leader_epoch();
+        link.answer(FollowAnswered { partition: asked.partition, leader_epoch, message });
     }
 
     pub(super) fn unfollow(&mut self, link: &Arc<Downlink>, slot: u32) {
@@ -562,6 +596,12 @@ fn is_broken(broken: &mut Vec<mpsc::WeakSender<ProduceReply>>, stream: &mpsc::Se
         !broken.is_closed()
     });
     is_broken
+}
+
+/// What a producer is told whose stream is of another leadership.
+fn other_leadership(opened_in: LeaderEpoch, current: LeaderEpoch) -> RequestError {
+    let message = format!("the stream was opened in leader epoch {opened_in}, it is {current} now");
+    RequestError::new(ErrorCode::FencedLeaderEpoch, message)
 }
 
 /// What a producer is told that wants more replicas to have its records than are in sync.

@@ -8,8 +8,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use quire_protocol::replicate::{FollowerMessage, LeaderMessage, Progress};
-use quire_protocol::{BrokerId, TopicPartition, limits};
+use quire_protocol::replicate::{Follow, FollowerMessage, LeaderMessage, Progress};
+use quire_protocol::{BrokerId, ErrorCode, LeaderEpoch, TopicPartition, limits};
 use tokio::sync::Notify;
 
 /// The leader's end of a replicate stream, as the shards that lead see it.
@@ -20,11 +20,22 @@ pub struct Downlink {
     is_closed: AtomicBool,
 }
 
+/// What a shard answers to a request to follow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FollowAnswered {
+    /// The partition that was asked for.
+    pub partition: TopicPartition,
+    /// The leadership in which it is answered: what is sent for it is of no other one.
+    pub leader_epoch: LeaderEpoch,
+    /// The answer.
+    pub message: LeaderMessage,
+}
+
 /// What is to be done on a replicate stream for its follower.
 #[derive(Debug, Default)]
 pub struct ForFollower {
-    /// Answers to requests to follow, and refusals, in order; each with its partition.
-    pub answers: Vec<(TopicPartition, LeaderMessage)>,
+    /// Answers to requests to follow, and refusals, in order.
+    pub answers: Vec<FollowAnswered>,
     /// Slots whose partition has another log end, log start or high watermark than before.
     pub moved: BTreeSet<u32>,
     /// Bytes that slots may be sent in addition.
@@ -59,9 +70,16 @@ impl Downlink {
         self.follower
     }
 
-    pub(super) fn answer(&self, partition: TopicPartition, message: LeaderMessage) {
-        self.lock().answers.push((partition, message));
+    pub(super) fn answer(&self, answer: FollowAnswered) {
+        self.lock().answers.push(answer);
         self.wake.notify_one();
+    }
+
+    /// The request is not accepted.
+    pub(super) fn refuse(&self, asked: &Follow, code: ErrorCode) {
+        let Follow { slot, partition, leader_epoch, .. } = *asked;
+        let message = LeaderMessage::Refused { slot, code };
+        self.answer(FollowAnswered { partition, leader_epoch, message });
     }
 
     pub(super) fn moved(&self, slot: u32) {
@@ -83,7 +101,7 @@ impl Downlink {
     /// A slot is not wanted any more.
     pub fn forget(&self, slot: u32) {
         let mut mailbox = self.lock();
-        mailbox.answers.retain(|(_, message)| message.slot() != slot);
+        mailbox.answers.retain(|answer| answer.message.slot() != slot);
         mailbox.moved.remove(&slot);
         mailbox.credit.remove(&slot);
         mailbox.forgotten.push(slot);

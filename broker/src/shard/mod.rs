@@ -44,7 +44,7 @@ use tokio::sync::oneshot;
 
 use crate::error::{RequestError, describe_damage};
 use crate::metrics::ShardMetrics;
-use partition::Partition;
+use partition::{Opened, Partition};
 use replication::Replication;
 use scrubbing::Scrubbing;
 
@@ -56,7 +56,7 @@ pub use event::{Closed, Event, Fetched, Outcome, Outgoing, ProduceReply, Produce
 pub use flush::{OpenedLog, Task, TaskDone};
 pub(crate) use handle::not_leader;
 pub use handle::{PartitionHandle, PartitionState, Partitions, Shared, Standing, Watermarks};
-pub use link::{Downlink, ForFollower, Uplink};
+pub use link::{Downlink, FollowAnswered, ForFollower, Uplink};
 pub(crate) use pool::Router;
 pub use pool::{Shards, ShardsOptions};
 pub use scrubbing::{ScrubDone, ScrubOptions, ScrubStep};
@@ -349,7 +349,7 @@ impl Shard {
                     shared.mark_suspect();
                 }
                 let (broker, limits, metrics) = (self.broker, self.limits, self.metrics.clone());
-                let opened = (log, producers, is_suspect);
+                let opened = Opened { log, producers, is_suspect };
                 let mut partition = Box::new(Partition::open(now, broker, limits, shared, opened, metrics));
                 if let Some(end) = &end {
                     partition.stop(refusal(end));

@@ -25,7 +25,7 @@ use super::event::{Fetched, Outcome, ProduceRequest, SlotProgress};
 use super::flush::Task;
 use super::following::Following;
 use super::handle::{PartitionState, Shared, Standing, not_leader};
-use super::leading::Leading;
+use super::leading::{Leading, Unanswered};
 use super::link::Downlink;
 use crate::error::{RequestError, describe_damage};
 use crate::metrics::ShardMetrics;
@@ -47,6 +47,16 @@ pub(super) struct Partition {
     pub(super) is_touched: bool,
     /// When the shard looks at it next, whatever happens.
     pub(super) scheduled: Option<Time>,
+}
+
+/// A log that was just opened.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) log: Log,
+    /// What it tells of its producers.
+    pub(super) producers: ProducerStates,
+    /// It may lack what was acknowledged.
+    pub(super) is_suspect: bool,
 }
 
 #[derive(Debug)]
@@ -88,16 +98,16 @@ fn outdated_leadership(led: LeaderEpoch, logged: LeaderEpoch) -> Option<String> 
 }
 
 impl Partition {
-    /// Takes over a log that was just opened, and may lack what was acknowledged, and begins with the part that the metadata
-    /// gives it.
+    /// Takes over a log that was just opened, and begins with the part that the metadata gives it.
     pub(super) fn open(
         now: Now,
         broker: BrokerId,
         limits: Limits,
         shared: Arc<Shared>,
-        (mut log, producers, is_suspect): (Log, ProducerStates, bool),
+        opened: Opened,
         metrics: Arc<ShardMetrics>,
     ) -> Partition {
+        let Opened { mut log, producers, is_suspect } = opened;
         let (config, assignment) = (shared.config(), shared.assignment());
         // The settings may have changed while it was being opened.
         log.set_options(log_options(&config));
@@ -211,12 +221,12 @@ impl Partition {
         }
         self.is_waiting = false;
         self.has_new_role = true;
-        self.end_role();
         let assignment = Arc::clone(&self.assignment);
         self.core.heard_of(&assignment);
-        let is_usable = self.core.is_usable(&assignment);
+        let leads = assignment.leader == Some(self.core.broker) && self.core.is_usable(&assignment);
+        let unanswered = self.end_role(leads);
         self.role = match assignment.leader {
-            Some(leader) if leader == self.core.broker && is_usable => self.lead(now, &assignment),
+            Some(_) if leads => self.lead(now, &assignment, unanswered),
             Some(leader) if leader != self.core.broker && self.core.is_followable(&assignment) => {
                 if assignment.is_counted && self.core.is_lacking() {
                     self.core.wanted.push(Wanted::Distrust);
@@ -234,9 +244,9 @@ impl Partition {
         self.publish_standing();
     }
 
-    fn lead(&mut self, now: Now, assignment: &Assignment) -> Role {
+    fn lead(&mut self, now: Now, assignment: &Assignment, unanswered: Unanswered) -> Role {
         #[allow(unused_mut)]
-        let mut leading = Leading::start(&mut self.core, now, assignment);
+        let mut leading = Leading::start(&mut self.core, now, assignment, unanswered);
         #[cfg(feature = "mutants")]
         if let Some(earlier) = &self.earlier {
             leading.keep_progress_of(earlier);
@@ -244,28 +254,31 @@ impl Partition {
         Role::Leading(Box::new(leading))
     }
 
-    fn end_role(&mut self) {
+    /// Ends the part. What the next one takes over of it, if the broker leads on: nothing was cut from the log meanwhile, for
+    /// that follows only another's leadership, so what waits to be committed is where it was.
+    fn end_role(&mut self, leads_next: bool) -> Unanswered {
         match std::mem::replace(&mut self.role, Role::Idle) {
             Role::Leading(leading) => {
                 #[cfg(feature = "mutants")]
                 if leading.is_to_be_remembered() {
                     self.earlier = Some(leading.machine().clone());
                 }
+                if leads_next && leading.is_of_registration(&self.assignment) {
+                    return leading.end_for_another(self.assignment.leader_epoch);
+                }
                 leading.end(&not_leader(self.assignment.leader), &leadership_lost());
             }
             Role::Following(following) => following.end(&mut self.core),
             Role::Idle => {}
         }
+        Unanswered::default()
     }
 
     /// A broker asks to follow, on a stream of its.
     pub(super) fn follow(&mut self, now: Now, link: &Arc<Downlink>, follow: &Follow) {
         match &mut self.role {
             Role::Leading(leading) => leading.follow(&mut self.core, now, link, follow),
-            Role::Following(_) | Role::Idle => {
-                let refused = LeaderMessage::Refused { slot: follow.slot, code: ErrorCode::NotLeader };
-                link.answer(follow.partition, refused);
-            }
+            Role::Following(_) | Role::Idle => link.refuse(follow, ErrorCode::NotLeader),
         }
     }
 
@@ -422,7 +435,7 @@ impl Partition {
         if let Role::Leading(leading) = &mut self.role {
             leading.stop(&refusal);
         } else {
-            self.end_role();
+            self.end_role(false);
         }
         self.core.stop(refusal);
     }

@@ -114,11 +114,7 @@ impl Shard {
                 match self.open_partition(id) {
                     Some(partition) => partition.follow(now, &link, &follow),
                     // It may be opened yet.
-                    None => {
-                        let refused =
-                            LeaderMessage::Refused { slot: follow.slot, code: ErrorCode::Unavailable };
-                        link.answer(id, refused);
-                    }
+                    None => link.refuse(&follow, ErrorCode::Unavailable),
                 }
                 self.touch(id);
             }

@@ -476,7 +476,8 @@ impl Running {
             let count = topic.partitions.len();
             let is_open = !ids.is_empty() && ids.iter().all(|id| self.partition(*id).is_some());
             if is_open && !self.held_kept.contains(&(topic.id, count)) {
-                let request = Request::HoldTopic { id: topic.id, broker, partitions: count as u32 };
+                let (partitions, missing) = (count as u32, Default::default());
+                let request = Request::HoldTopic { id: topic.id, broker, partitions, missing };
                 self.ask(Purpose::Hold(topic.id, count), request, effects);
             }
         }

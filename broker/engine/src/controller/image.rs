@@ -85,8 +85,17 @@ pub struct Topic {
     pub config: Arc<TopicConfig>,
     /// When it was created.
     pub created_at: Timestamp,
-    /// Of how many of its first partitions each broker is known to have the logs that it replicates on disk.
-    pub held: BTreeMap<BrokerId, u32>,
+    /// What each broker is known to have on disk of it.
+    pub held: BTreeMap<BrokerId, Held>,
+}
+
+/// Which logs of a topic a broker is known to have, or to have had, on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Held {
+    /// Of the partitions below this number, those that it replicates,
+    pub partitions: u32,
+    /// but for these.
+    pub missing: BTreeSet<PartitionIndex>,
 }
 
 /// One partition of a topic.
@@ -118,6 +127,9 @@ pub struct Partition {
     /// Whether its leader was elected without holding everything committed, and nobody has followed it yet: records may
     /// be lost.
     pub is_recovering: bool,
+    /// Replicas that may lack what was committed, or are damaged, and have not caught up since; who was last said to be comes
+    /// last.
+    pub suspects: Vec<BrokerId>,
 }
 
 /// A topic that was deleted and that some broker may still hold.
@@ -285,12 +297,31 @@ impl Topic {
     }
 
     fn is_known_held(&self, index: PartitionIndex, broker: BrokerId) -> bool {
-        self.held.get(&broker).is_some_and(|held| index.0 < *held)
+        self.held.get(&broker).is_some_and(|held| held.has(index))
     }
 
     /// Whether a broker is known to have the logs of every partition that it replicates on disk.
     pub fn is_all_held(&self, broker: BrokerId) -> bool {
-        self.partitions.last().is_some_and(|last| self.is_known_held(last.index, broker))
+        let is_replica = |index: &PartitionIndex| {
+            self.partition(*index).is_some_and(|partition| partition.replicas.contains(&broker))
+        };
+        self.held.get(&broker).is_some_and(|held| {
+            held.partitions as usize >= self.partitions.len() && !held.missing.iter().any(is_replica)
+        })
+    }
+}
+
+impl Held {
+    fn has(&self, index: PartitionIndex) -> bool {
+        index.0 < self.partitions && !self.missing.contains(&index)
+    }
+
+    /// Once the broker says that it has so many of the first partitions, but for some. What it had before it is to have for
+    /// ever, whatever it says.
+    pub(super) fn with(&self, partitions: u32, missing: &BTreeSet<PartitionIndex>) -> Held {
+        let said = missing.iter().filter(|index| index.0 < partitions && !self.has(**index));
+        let not_told = self.missing.iter().filter(|index| index.0 >= partitions);
+        Held { partitions: self.partitions.max(partitions), missing: said.chain(not_told).copied().collect() }
     }
 }
 

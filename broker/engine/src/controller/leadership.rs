@@ -47,14 +47,19 @@ pub(super) fn settle(rules: Rules<'_>, before: &Partition, mut draft: Partition)
         draft.in_sync.contains(&id) && rules.image.is_active(id) && !rules.is_suspect(&draft, id)
     };
     draft.in_sync = draft.replicas.iter().copied().filter(|id| stays(*id)).collect();
+    if let Some(suspect) = rules.suspect.filter(|id| rules.is_suspect(&draft, *id)) {
+        draft.suspects.retain(|id| *id != suspect);
+        draft.suspects.push(suspect);
+    }
     reassignment::complete(&mut draft);
     draft.eligible = eligible(rules, before, &draft);
     elect(rules, &mut draft);
     // Who was elected may be all that the partition is to have.
     reassignment::complete(&mut draft);
     let is_enough = draft.in_sync.len() >= rules.min_in_sync();
-    let Partition { replicas, eligible, .. } = &mut draft;
+    let Partition { replicas, eligible, suspects, in_sync, .. } = &mut draft;
     eligible.retain(|id| !is_enough && replicas.contains(id));
+    suspects.retain(|id| replicas.contains(id) && !in_sync.contains(id));
     if draft == *before {
         return None;
     }
@@ -92,16 +97,17 @@ fn elect(rules: Rules<'_>, partition: &mut Partition) {
         partition.in_sync = vec![leader];
         partition.eligible.retain(|id| *id != leader);
     } else if rules.topic.config.is_unclean_election_enabled {
-        lead_uncleanly(rules, partition);
+        lead_uncleanly(rules.image, partition);
     }
 }
 
-/// Whoever is there leads, whatever it lacks; what others hold beyond that is void.
-fn lead_uncleanly(rules: Rules<'_>, partition: &mut Partition) {
-    let trusted: Vec<_> =
-        partition.replicas.iter().copied().filter(|id| !rules.is_suspect(partition, *id)).collect();
-    let found = first_of(rules.image, &trusted).or_else(|| first_of(rules.image, &partition.replicas));
-    let Some(leader) = found else { return };
+/// Whoever is there leads, whatever it lacks; what others hold beyond that is void. A suspect only if nobody else is there, who
+/// may be all that is left: first the one that was longest not said to be. One that is damaged says so again when it is to
+/// lead, and so the next one leads then.
+fn lead_uncleanly(image: &Image, partition: &mut Partition) {
+    let suspects = &partition.suspects;
+    let trusted: Vec<_> = partition.replicas.iter().copied().filter(|id| !suspects.contains(id)).collect();
+    let Some(leader) = first_of(image, &trusted).or_else(|| first_of(image, suspects)) else { return };
     partition.leader = Some(leader);
     partition.in_sync = vec![leader];
     partition.eligible.clear();
@@ -165,8 +171,8 @@ pub(super) fn elect_unclean(image: &Image, id: TopicPartition) -> Result<Vec<Rec
         return Err(Refusal::HasLeader { partition: id, leader });
     }
     let mut draft = Partition::clone(before);
-    let rules = Rules::new(image, topic);
-    lead_uncleanly(rules, &mut draft);
-    let changed = settle(rules, before, draft).ok_or(Refusal::NobodyToLead { partition: id })?;
+    lead_uncleanly(image, &mut draft);
+    let changed =
+        settle(Rules::new(image, topic), before, draft).ok_or(Refusal::NobodyToLead { partition: id })?;
     Ok(changed_in(id.topic, vec![changed]).into_iter().collect())
 }

@@ -174,8 +174,8 @@ impl Controller {
                 let records = topics::confirm_deletion(image, id, broker).into_iter().collect();
                 Ok(Decision { records, response: Response::DeletionConfirmed })
             }
-            Request::HoldTopic { id, broker, partitions } => {
-                let records = topics::hold(image, id, broker, partitions).into_iter().collect();
+            Request::HoldTopic { id, broker, partitions, missing } => {
+                let records = topics::hold(image, id, broker, partitions, missing).into_iter().collect();
                 Ok(Decision { records, response: Response::TopicHeld })
             }
         }

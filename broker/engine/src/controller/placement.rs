@@ -84,6 +84,7 @@ impl<'a> Placement<'a> {
             adding: Vec::new(),
             removing: Vec::new(),
             is_recovering: false,
+            suspects: Vec::new(),
         })
     }
 

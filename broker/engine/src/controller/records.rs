@@ -1,6 +1,6 @@
 //! The records of the metadata log, between their stored form (`metadata.proto`) and the domain's types.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use prost::Message;
@@ -83,14 +83,16 @@ pub enum Record {
         /// The broker.
         broker: BrokerId,
     },
-    /// A broker has the logs of a topic's first partitions on disk: none of them may be missing from here on.
+    /// A broker has logs of a topic's partitions on disk: none of them may be missing from here on.
     TopicHeld {
         /// The topic.
         id: TopicId,
         /// The broker.
         broker: BrokerId,
-        /// Of the partitions below this number, those that the broker replicates.
+        /// Of the partitions below this number, those that the broker replicates,
         partitions: u32,
+        /// but for these that are not known to have been on disk before.
+        missing: BTreeSet<PartitionIndex>,
     },
     /// A broker may hand out producer ids below this number, from the last such number on.
     ProducerIdsAllocated {
@@ -214,10 +216,11 @@ impl Record {
                     broker_id: broker.0,
                 })
             }
-            Record::TopicHeld { id, broker, partitions } => Body::TopicHeld(stored::TopicHeld {
+            Record::TopicHeld { id, broker, partitions, missing } => Body::TopicHeld(stored::TopicHeld {
                 topic_id: id.0.to_vec(),
                 broker_id: broker.0,
                 partitions,
+                missing: missing.into_iter().map(|index| index.0).collect(),
             }),
             Record::ProducerIdsAllocated { broker, next } => {
                 Body::ProducerIdsAllocated(stored::ProducerIdsAllocated { broker_id: broker.0, next })
@@ -286,6 +289,7 @@ impl Record {
                 id: topic_id(&record.topic_id)?,
                 broker: BrokerId(record.broker_id),
                 partitions: record.partitions,
+                missing: record.missing.into_iter().map(PartitionIndex).collect(),
             },
             Body::ProducerIdsAllocated(record) => {
                 Record::ProducerIdsAllocated { broker: BrokerId(record.broker_id), next: record.next }
@@ -380,6 +384,7 @@ impl Partition {
             adding_replicas: ids(&self.adding),
             removing_replicas: ids(&self.removing),
             is_recovering: self.is_recovering,
+            suspect_replicas: ids(&self.suspects),
         }
     }
 
@@ -396,6 +401,7 @@ impl Partition {
             adding: ids(stored.adding_replicas),
             removing: ids(stored.removing_replicas),
             is_recovering: stored.is_recovering,
+            suspects: ids(stored.suspect_replicas),
         }
     }
 }

@@ -1,9 +1,9 @@
 //! What the controller can be asked, and what it answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use quire_protocol::{BrokerId, LeaderEpoch, Timestamp, TopicId, TopicPartition};
+use quire_protocol::{BrokerId, LeaderEpoch, PartitionIndex, Timestamp, TopicId, TopicPartition};
 
 use super::image::{Acl, Partition, Topic};
 
@@ -67,7 +67,8 @@ pub enum Request {
         /// Which ones; none is all.
         partitions: Vec<TopicPartition>,
     },
-    /// A partition that nobody can lead without loss is to be led all the same.
+    /// A partition that nobody can lead without loss is to be led all the same: by who is intact, or else by who may lack
+    /// something or be damaged.
     ElectUnclean {
         /// The partition.
         partition: TopicPartition,
@@ -94,8 +95,10 @@ pub enum Request {
         id: TopicId,
         /// The broker.
         broker: BrokerId,
-        /// Of the partitions below this number, those that the broker replicates.
+        /// Of the partitions below this number, those that the broker replicates,
         partitions: u32,
+        /// but for these, which can not be opened for now.
+        missing: BTreeSet<PartitionIndex>,
     },
     /// Give a right.
     AddAcl(Acl),

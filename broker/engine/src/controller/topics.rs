@@ -1,6 +1,6 @@
 //! Decisions about topics: create, alter, delete, confirm a deletion.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use quire_protocol::topic_config::{self, TopicConfig};
@@ -82,11 +82,22 @@ pub(super) fn confirm_deletion(image: &Image, id: TopicId, broker: BrokerId) -> 
     is_open.then_some(Record::TopicDeletionConfirmed { id, broker })
 }
 
-/// Decides that a broker holds a topic's first partitions; nothing is to be kept of it if that is known, or the topic
-/// is gone.
-pub(super) fn hold(image: &Image, id: TopicId, broker: BrokerId, partitions: u32) -> Option<Record> {
-    let known = image.topic(id)?.held.get(&broker).copied().unwrap_or_default();
-    (known < partitions).then_some(Record::TopicHeld { id, broker, partitions })
+/// Decides that a broker holds a topic's first partitions but for some; nothing is to be kept of it if that is known, or the
+/// topic is gone.
+pub(super) fn hold(
+    image: &Image,
+    id: TopicId,
+    broker: BrokerId,
+    partitions: u32,
+    missing: BTreeSet<PartitionIndex>,
+) -> Option<Record> {
+    let known = image.topic(id)?.held.get(&broker).cloned().unwrap_or_default();
+    (known.with(partitions, &missing) != known).then_some(Record::TopicHeld {
+        id,
+        broker,
+        partitions,
+        missing,
+    })
 }
 
 /// What other settings make of a topic's partitions: with fewer replicas demanded, commits go on without those that were

@@ -92,9 +92,12 @@ impl Request {
                     broker_id: broker.0,
                 })
             }
-            Request::HoldTopic { id, broker, partitions } => {
-                Body::HoldTopic(sent::HoldTopic { topic_id: id.0.to_vec(), broker_id: broker.0, partitions })
-            }
+            Request::HoldTopic { id, broker, partitions, missing } => Body::HoldTopic(sent::HoldTopic {
+                topic_id: id.0.to_vec(),
+                broker_id: broker.0,
+                partitions,
+                missing: missing.into_iter().map(|index| index.0).collect(),
+            }),
             Request::AddAcl(acl) => Body::AddAcl(acl.to_stored()),
             Request::RemoveAcl(acl) => Body::RemoveAcl(acl.to_stored()),
             Request::IssueToken { hash, expires_at } => {
@@ -168,6 +171,7 @@ impl Request {
                 id: topic_id(&sent.topic_id)?,
                 broker: BrokerId(sent.broker_id),
                 partitions: sent.partitions,
+                missing: sent.missing.into_iter().map(PartitionIndex).collect(),
             },
             Body::AddAcl(acl) => Request::AddAcl(Acl::from_stored(Some(acl))?),
             Body::RemoveAcl(acl) => Request::RemoveAcl(Acl::from_stored(Some(acl))?),

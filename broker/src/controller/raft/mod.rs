@@ -303,13 +303,13 @@ impl RaftMetadata {
     }
 
     /// Entries of the log that are applied here; follows.
-    #[allow(dead_code, reason = "for tests, and for what users are shown of the cluster")]
+    #[cfg(test)]
     pub fn applied(&self) -> watch::Receiver<u64> {
         self.node.applied.clone()
     }
 
     /// Whether this node is the active controller: what it decides is in effect once it is committed.
-    #[allow(dead_code, reason = "for tests, and for what users are shown of the cluster")]
+    #[cfg(test)]
     pub fn is_active(&self) -> bool {
         self.node.driver().deciding().is_some()
     }

@@ -14,7 +14,7 @@ use quire_protocol::replicate::{self, Follow, FollowerMessage, LeaderMessage};
 use quire_protocol::{ErrorCode, LeaderEpoch, Offset, TopicPartition, limits};
 use quire_storage::{LogReader, ReadError, Residency, Slice};
 
-use crate::shard::{Downlink, Event, ForFollower, PartitionHandle, SlotProgress};
+use crate::shard::{Downlink, Event, FollowAnswered, ForFollower, PartitionHandle, SlotProgress};
 
 /// Reads from the disk under way at once for one stream.
 const COLD_READS_MAX: usize = 4;
@@ -184,6 +184,7 @@ impl ChainLookup {
 #[derive(Debug)]
 struct Cursor {
     handle: PartitionHandle,
+    /// In which it was accepted: what is led in another one is not for this follower.
     leader_epoch: LeaderEpoch,
     /// The first offset not sent yet.
     next: Offset,
@@ -247,8 +248,8 @@ impl Feed {
                 None => *self.early_credit.entry(slot).or_default() += bytes,
             }
         }
-        for (partition, message) in answers {
-            self.answer(partition, message, &find);
+        for answer in answers {
+            self.answer(answer, &find);
         }
         for slot in moved {
             self.enqueue(slot);
@@ -314,12 +315,8 @@ impl Feed {
         self.cursors.contains_key(&slot).then_some(LeaderMessage::Chain { slot, end, chain })
     }
 
-    fn answer(
-        &mut self,
-        partition: TopicPartition,
-        message: LeaderMessage,
-        find: impl Fn(TopicPartition) -> Option<PartitionHandle>,
-    ) {
+    fn answer(&mut self, answer: FollowAnswered, find: impl Fn(TopicPartition) -> Option<PartitionHandle>) {
+        let FollowAnswered { partition, leader_epoch, message } = answer;
         let slot = message.slot();
         let credit = self.early_credit.remove(&slot);
         let LeaderMessage::Accepted { from, high_watermark, log_start, .. } = message else {
@@ -336,7 +333,7 @@ impl Feed {
             self.cursors.remove(&earlier);
         }
         let cursor = Cursor {
-            leader_epoch: handle.leader_epoch(),
+            leader_epoch,
             handle,
             next: from,
             credit: i64::try_from(credit).unwrap_or(i64::MAX),

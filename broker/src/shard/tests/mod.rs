@@ -4,6 +4,7 @@
 mod acknowledgements;
 mod failures;
 mod group_commit;
+mod leaderships;
 mod lifecycle;
 mod lone_sync;
 mod producers;

@@ -1,8 +1,9 @@
 //! A replica whose log may lack what was acknowledged, and who knows of that.
 
 use quire_engine::replication::Replica;
-use quire_protocol::replicate::{FollowerMessage, LeaderMessage};
+use quire_protocol::replicate::{Follow, FollowerMessage, LeaderMessage};
 use quire_protocol::topic_config::Sync;
+use quire_storage::disk::{CrashOptions, Survival};
 
 use super::*;
 
@@ -26,11 +27,25 @@ fn interval() -> TopicConfig {
     TopicConfig { sync: Sync::Interval, ..TopicConfig::default() }
 }
 
+/// The last request to follow.
+fn asked(uplink: &Uplink) -> Option<Follow> {
+    let follow = |message| match message {
+        FollowerMessage::Follow(follow) => Some(follow),
+        _ => None,
+    };
+    uplink.take().into_iter().filter_map(follow).next_back()
+}
+
 impl Rig {
     /// A log that was not synced, after a loss of power, in a broker that is not registered yet.
     fn after_power_loss() -> Rig {
-        let rig = Rig::warm(interval());
-        rig.disk.crash(&Default::default());
+        Rig::warm(interval()).after_power_loss_of(Survival::Random)
+    }
+
+    /// The next start, after a loss of power that left so much.
+    fn after_power_loss_of(self, survival: Survival) -> Rig {
+        let rig = self;
+        rig.disk.crash(&CrashOptions { data: survival, names: survival });
         let mut unknown = replicated(None, 1, true);
         unknown.is_current = false;
         let mut rig = Rig::unopened(rig.disk.fork(2), interval(), LeaderEpoch(1));
@@ -45,17 +60,13 @@ impl Rig {
         self.run_all();
     }
 
-    /// Answers every request to follow, of an empty leader; how many there were.
+    /// Answers every request to follow, of a leader that has what is asked with and nothing more; how many there were.
     fn follow_to_the_end(&mut self, uplink: &Uplink) -> usize {
         let mut requests = 0;
         loop {
-            let mut asked = uplink.take().into_iter().filter_map(|message| match message {
-                FollowerMessage::Follow(follow) => Some(follow.slot),
-                _ => None,
-            });
-            let Some(slot) = asked.next_back() else { return requests };
+            let Some(Follow { slot, end, .. }) = asked(uplink) else { return requests };
             requests += 1;
-            let (from, high_watermark, log_start) = (Offset::ZERO, Offset::ZERO, Offset::ZERO);
+            let (from, high_watermark, log_start) = (end, end, Offset::ZERO);
             let message = LeaderMessage::Accepted { slot, from, high_watermark, log_start };
             self.apply(Event::Told { leader: OTHER, message, frames: Fetched::default() });
             self.run_all();
@@ -86,6 +97,37 @@ fn who_told_what_may_be_missing_leads_when_it_is_asked_to() {
     let mut rig = Rig::after_power_loss();
     rig.configure(replicated(Some(OTHER), 2, false));
     assert!(!rig.distrusts(), "nobody counts on it");
+    rig.configure(replicated(Some(BrokerId(0)), 3, true));
+    assert!(rig.handle().standing().is_leading && !rig.distrusts());
+}
+
+/// How far its own log had been before others' history cut it, it never came again: it led no more.
+#[test]
+fn who_may_lack_something_has_caught_up_with_what_its_leader_has_committed() {
+    let mut rig = Rig::warm(interval());
+    rig.produce(&Stream::new(Acks::All), "nobody else has this");
+    rig.run_all();
+    let mut rig = rig.after_power_loss_of(Survival::Everything);
+    assert!(rig.shared.is_suspect());
+    assert_eq!(rig.handle().reader().end_offset(), Offset(2), "all of it is there");
+    rig.configure(replicated(Some(OTHER), 2, true));
+    let outgoing = rig.shard.take_outgoing();
+    assert!(
+        outgoing.iter().any(|outgoing| matches!(outgoing, Outgoing::Distrust { .. })),
+        "it is counted on"
+    );
+    let uplink = outgoing.into_iter().find_map(|outgoing| match outgoing {
+        Outgoing::Connect(uplink) => Some(uplink),
+        _ => None,
+    });
+    let uplink = uplink.expect("it follows");
+    rig.apply(Event::LinkUp { leader: OTHER });
+    let slot = asked(&uplink).expect("it asks with what it has").slot;
+    let message = LeaderMessage::Diverging { slot, epoch: LeaderEpoch(1), end: Offset(1) };
+    rig.apply(Event::Told { leader: OTHER, message, frames: Fetched::default() });
+    rig.run_all();
+    assert_eq!(rig.handle().reader().end_offset(), Offset(1));
+    assert_eq!(rig.follow_to_the_end(&uplink), 1);
     rig.configure(replicated(Some(BrokerId(0)), 3, true));
     assert!(rig.handle().standing().is_leading && !rig.distrusts());
 }

@@ -3,17 +3,21 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use quire_engine::controller::{AlterTopic, CreateTopic, RegisterBroker, Request, Response};
+use quire_engine::controller::{AlterTopic, CreateTopic, Image, RegisterBroker, Request, Response};
 use quire_protocol::batch::TimestampType;
 use quire_protocol::limits;
-use quire_storage::disk::Disk;
+use quire_storage::disk::{Disk, OpenMode};
 use quire_storage::{AppendContext, NewBatch, Want, remove_log};
 
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::super::flush::{Direct, Flushers};
 use super::*;
 use crate::controller::{LocalMetadata, LocalMetadataOptions, Metadata};
+
+/// Nothing here takes this long; a test that waits for it has failed.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A broker has another incarnation at each start.
 static STARTS: AtomicU8 = AtomicU8::new(1);
@@ -25,6 +29,11 @@ struct Broker {
 
 impl Broker {
     async fn start(disk: &SimDisk) -> Broker {
+        Broker::retaining_every(disk, RETENTION_INTERVAL).await
+    }
+
+    /// What can not be opened is tried again as often as retention looks at what is.
+    async fn retaining_every(disk: &SimDisk, retention_interval: Duration) -> Broker {
         let clock = Arc::new(SystemClock::new());
         let options = LocalMetadataOptions {
             disk: Arc::new(disk.clone()),
@@ -50,7 +59,7 @@ impl Broker {
             dir: PathBuf::from("/data/topics"),
             shards: 2,
             clock,
-            retention_interval: RETENTION_INTERVAL,
+            retention_interval,
             deletion_grace: Duration::ZERO,
             replica_lag: limits::REPLICA_LAG_DEFAULT,
             fetch_bytes: limits::REPLICA_MEMORY_BYTES,
@@ -226,6 +235,34 @@ async fn what_comes_after_the_end_is_told_so() {
     };
     let refused = handle.produce(request).await.expect_err("the shard has ended");
     assert_eq!(refused.0.code, ErrorCode::ShuttingDown);
+}
+
+/// One log that could not be opened kept the topic's others from being known to be there: had they been lost then, they would
+/// have begun anew.
+#[tokio::test]
+async fn what_can_not_be_opened_does_not_keep_others_from_being_known_to_be_held() {
+    let disk = SimDisk::new(5);
+    let broker = Broker::retaining_every(&disk, Duration::from_millis(20)).await;
+    let topic = broker.create("flights", 1).await;
+    // No directory can be made where there is a file.
+    let in_the_way = PathBuf::from(format!("/data/topics/{topic}/1"));
+    drop(disk.open(&in_the_way, OpenMode::CreateNew).expect("nothing is there yet"));
+    let grow = AlterTopic { name: "flights".into(), partitions: Some(3), ..AlterTopic::default() };
+    broker.metadata.propose(Request::AlterTopic(grow)).await.expect("it can grow");
+    let is_held = |image: &Arc<Image>, index| {
+        image.topic(topic).is_some_and(|topic| topic.is_held(PartitionIndex(index), BrokerId(0)))
+    };
+    let mut changes = broker.metadata.changes();
+    let third = timeout(PATIENCE, changes.wait_for(|image| is_held(image, 2))).await.expect("in time");
+    assert!(!is_held(&third.expect("it goes on"), 1), "it is not there");
+    assert_eq!(broker.find(topic, 1).err(), Some(ErrorCode::StorageFailed));
+
+    disk.remove(&in_the_way).expect("it is a file");
+    timeout(PATIENCE, changes.wait_for(|image| is_held(image, 1)))
+        .await
+        .expect("in time")
+        .expect("it goes on");
+    broker.stop().await;
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use quire_protocol::topic_config::TopicConfig;
-use quire_protocol::{BrokerId, Timestamp, TopicId, TopicPartition};
+use quire_protocol::{BrokerId, PartitionIndex, Timestamp, TopicId, TopicPartition};
 
 use super::{Broker, BrokerState, Conflict, DeletedTopic, Image, Partition, Token, Topic};
 use crate::controller::records::Record;
@@ -51,7 +51,9 @@ impl Image {
             }
             Record::TopicDeleted { id, deleted_at } => return self.delete_topic(*id, *deleted_at),
             Record::TopicDeletionConfirmed { id, broker } => self.confirm_deletion(*id, *broker),
-            Record::TopicHeld { id, broker, partitions } => self.hold(*id, *broker, *partitions),
+            Record::TopicHeld { id, broker, partitions, missing } => {
+                self.hold(*id, *broker, *partitions, missing);
+            }
             Record::ProducerIdsAllocated { broker: _, next } => return self.allocate_producer_ids(*next),
             Record::AclAdded(acl) => _ = self.acls.insert(acl.clone()),
             Record::AclRemoved(acl) => _ = self.acls.remove(acl),
@@ -180,10 +182,10 @@ impl Image {
     }
 
     /// The topic may have been deleted since the broker said so.
-    fn hold(&mut self, id: TopicId, broker: BrokerId, partitions: u32) {
+    fn hold(&mut self, id: TopicId, broker: BrokerId, partitions: u32, missing: &BTreeSet<PartitionIndex>) {
         let Some(topic) = self.topics.get_mut(&id) else { return };
         let held = Arc::make_mut(topic).held.entry(broker).or_default();
-        *held = partitions.max(*held);
+        *held = held.with(partitions, missing);
     }
 
     fn confirm_deletion(&mut self, id: TopicId, broker: BrokerId) {

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use prost::Message;
 use quire_protocol::rpc::metadata as stored;
 use quire_protocol::topic_config::{TopicConfig, TopicConfigError};
-use quire_protocol::{BrokerId, Timestamp, TopicId, limits};
+use quire_protocol::{BrokerId, PartitionIndex, Timestamp, TopicId, limits};
 
-use super::{Acl, Broker, DeletedTopic, Image, Partition, Token, Topic};
+use super::{Acl, Broker, DeletedTopic, Held, Image, Partition, Token, Topic};
 use crate::controller::records::{DecodeError, fixed, topic_id};
 
 /// What this version writes; it reads no newer one.
@@ -124,9 +124,10 @@ impl Image {
 
 impl Topic {
     pub(in crate::controller) fn to_stored(&self) -> stored::TopicImage {
-        let held = |(broker, partitions): (&BrokerId, &u32)| stored::Held {
+        let held = |(broker, held): (&BrokerId, &Held)| stored::Held {
             broker_id: broker.0,
-            partitions: *partitions,
+            partitions: held.partitions,
+            missing: held.missing.iter().map(|index| index.0).collect(),
         };
         stored::TopicImage {
             topic_id: self.id.0.to_vec(),
@@ -150,6 +151,10 @@ impl Topic {
             return Err(SnapshotError::Contradiction("partitions"));
         }
         let config: BTreeMap<String, String> = stored.config;
+        let held = |held: stored::Held| {
+            let missing = held.missing.into_iter().map(PartitionIndex).collect();
+            (BrokerId(held.broker_id), Held { partitions: held.partitions, missing })
+        };
         Ok(Topic {
             id: topic_id(&stored.topic_id)?,
             name: stored.name.into(),
@@ -158,7 +163,7 @@ impl Topic {
             config: Arc::new(TopicConfig::with_overrides(&config)?),
             overrides: config,
             created_at: Timestamp(stored.created_at),
-            held: stored.held.iter().map(|held| (BrokerId(held.broker_id), held.partitions)).collect(),
+            held: stored.held.into_iter().map(held).collect(),
         })
     }
 }

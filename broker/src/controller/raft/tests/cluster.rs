@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use quire_engine::controller::image::BrokerState;
-use quire_engine::controller::{RegisterBroker, Request};
+use quire_engine::controller::{Image, RegisterBroker, Request};
 use quire_protocol::BrokerId;
 
 use super::mesh::{Cluster, Host, create, create_surely, registration, timing};
@@ -196,6 +196,69 @@ async fn brokers_that_are_heard_are_unfenced_and_those_that_fall_silent_are_fenc
     assert_eq!(state(3), Some(BrokerState::Fenced));
     let fenced = Some(BrokerState::Fenced);
     cluster.until("silence is noticed", || state(1) == fenced && state(2) == fenced).await;
+}
+
+/// It takes itself for the leader until it hears of another. A broker that went on to be heard by it would take itself for
+/// alive, and its metadata for new, while the others have long fenced it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_cut_off_from_its_quorum_hears_nobody() {
+    let cluster = Cluster::start(11, timing()).await;
+    let is_heard = async |position: usize| {
+        let answer = beat(&cluster.nodes[position], &cluster.nodes[0], 1, false).await;
+        matches!(answer, HeartbeatAnswer::Heard { .. })
+    };
+    let until_heard = async |position: usize| {
+        let heard = async {
+            while !is_heard(position).await {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), heard).await.expect("there is a quorum");
+    };
+    until_heard(0).await;
+    cluster.mesh.isolate(1);
+    cluster.until("it notices", || !cluster.nodes[0].has_quorum()).await;
+    assert!(cluster.nodes[0].is_active(), "nobody told it that another leads");
+    assert_eq!(beat(&cluster.nodes[0], &cluster.nodes[0], 1, false).await, HeartbeatAnswer::Elsewhere(None));
+    let active = cluster.active(&[1, 2]).await;
+    cluster.until("the others are a quorum", || (1..3).all(|at| cluster.nodes[at].has_quorum())).await;
+    until_heard(active).await;
+    cluster.mesh.heal();
+    cluster.until("it follows", || cluster.nodes[0].has_quorum()).await;
+    assert!(!is_heard(0).await, "another leads");
+}
+
+/// Whoever replaces a controller has waited for it to be heard of: its broker need not be waited for from the beginning.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_controller_that_was_replaced_is_fenced_a_session_after_it_was_last_heard() {
+    let timing = Timing {
+        election_min: Duration::from_millis(700),
+        election_max: Duration::from_millis(800),
+        ..timing()
+    };
+    let session = Duration::from_secs(2);
+    let mut cluster = Cluster::start_patiently(12, timing, session).await;
+    let image = |cluster: &Cluster, at: usize| cluster.nodes[at].image();
+    let is_fenced =
+        |image: &Image| image.broker(BrokerId(1)).is_none_or(|broker| broker.state == BrokerState::Fenced);
+    let beating = async {
+        loop {
+            beat(&cluster.nodes[0], &cluster.nodes[0], 1, false).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        () = beating => {}
+        () = cluster.until("it is unfenced", || (1..3).all(|at| !is_fenced(&image(&cluster, at)))) => {}
+    }
+    cluster.hosts[0].kill(&cluster.mesh).await;
+    let active = cluster.active(&[1, 2]).await;
+    let elected = Instant::now();
+    cluster.until("it is fenced", || is_fenced(&image(&cluster, active))).await;
+    // Voters waited for it 1.5 s at least before they elected another.
+    assert!(elected.elapsed() < session - Duration::from_millis(400), "{:?}", elected.elapsed());
+    cluster.reopen(0).await;
+    cluster.agree().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

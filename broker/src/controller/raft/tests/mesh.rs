@@ -134,6 +134,16 @@ impl Host {
     }
 
     pub(super) async fn open(&self, mesh: &Mesh, timing: Timing) -> Result<RaftMetadata, RaftOpenError> {
+        self.open_patiently(mesh, timing, Duration::from_millis(300)).await
+    }
+
+    /// With so long a session for brokers.
+    pub(super) async fn open_patiently(
+        &self,
+        mesh: &Mesh,
+        timing: Timing,
+        session: Duration,
+    ) -> Result<RaftMetadata, RaftOpenError> {
         let port = Port { broker: self.broker, mesh: mesh.clone() };
         let opened = RaftMetadata::open(RaftMetadataOptions {
             disk: Arc::new(self.disk.clone()),
@@ -143,7 +153,7 @@ impl Host {
             member: self.member(),
             transport: Arc::new(port),
             timing,
-            session: Duration::from_millis(300),
+            session,
             leader_return: None,
         });
         let metadata = opened.await?;
@@ -180,11 +190,17 @@ pub(super) struct Cluster {
 
 impl Cluster {
     pub(super) async fn start(seed: u64, timing: Timing) -> Cluster {
+        Cluster::start_patiently(seed, timing, Duration::from_millis(300)).await
+    }
+
+    /// With so long a session for brokers.
+    pub(super) async fn start_patiently(seed: u64, timing: Timing, session: Duration) -> Cluster {
         let mesh = Mesh::new(seed);
         let hosts: Vec<_> = (1..=3).map(Host::new).collect();
         let mut nodes = Vec::new();
         for host in &hosts {
-            nodes.push(host.open(&mesh, timing).await.expect("a formatted directory"));
+            let node = host.open_patiently(&mesh, timing, session).await;
+            nodes.push(node.expect("a formatted directory"));
         }
         nodes[0].found().await.expect("it is new");
         let seeds = [hosts[0].member()];

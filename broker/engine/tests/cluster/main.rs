@@ -1,5 +1,7 @@
 //! Brokers, leaders and in-sync replicas: what each change makes of a partition, and what holds after any of them.
 
+mod unclean;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use quire_engine::controller::image::{Acl, BrokerState, Operation, Partition};
@@ -366,31 +368,6 @@ fn a_leadership_ends_with_each_removal_of_a_replica() {
     cluster.ask(reassign(&[0, 1, 2]));
     cluster.ask(Request::Reassign(Reassign { partition: id, replicas: None }));
     assert_eq!(led(&cluster), (leader, epoch + 2));
-}
-
-#[test]
-fn an_unclean_leader_is_chosen_only_if_that_is_asked_for() {
-    let (mut cluster, id) = Cluster::of_three("1");
-    for broker in [0, 1, 2] {
-        cluster.fence(broker);
-    }
-    cluster.unfence(0);
-    assert!(cluster.show(id).starts_with("-@"), "{}", cluster.show(id));
-    cluster.ask(Request::ElectUnclean { partition: id });
-    assert!(cluster.show(id).ends_with(" 0 () recovering"), "{}", cluster.show(id));
-    cluster.unfence(1);
-    cluster.change_in_sync(id, &[0, 1]);
-    assert!(cluster.show(id).ends_with(" 0,1 ()"), "somebody has what it has: {}", cluster.show(id));
-    let again = cluster.try_ask(Request::ElectUnclean { partition: id });
-    assert!(matches!(again, Err(Refusal::HasLeader { .. })), "{again:?}");
-
-    cluster.fence(0);
-    cluster.fence(1);
-    cluster.unfence(2);
-    let set_config = BTreeMap::from([("unclean.leader.election.enable".to_owned(), "true".to_owned())]);
-    let alter = AlterTopic { name: "flights".into(), set_config, ..AlterTopic::default() };
-    cluster.ask(Request::AlterTopic(alter));
-    assert!(cluster.show(id).ends_with(" 2 () recovering"), "{}", cluster.show(id));
 }
 
 #[test]
@@ -857,7 +834,12 @@ fn frozen_image() -> Image {
     cluster.start(3);
     cluster.drain(3);
     cluster.ask(Request::Reassign(Reassign { partition: id, replicas: Some(ids(&[3, 2])) }));
-    cluster.ask(Request::HoldTopic { id: id.topic, broker: BrokerId(2), partitions: 1 });
+    cluster.ask(Request::HoldTopic {
+        id: id.topic,
+        broker: BrokerId(2),
+        partitions: 1,
+        missing: Default::default(),
+    });
     cluster.create(one_partition("gone"));
     cluster.ask(Request::DeleteTopic { name: "gone".into() });
     cluster.start(9);
