@@ -5,4 +5,5 @@ mod failures;
 mod managing;
 mod producing;
 mod rack;
+mod replaying;
 mod support;
