@@ -28,6 +28,7 @@ pub mod dev;
 pub mod drill;
 pub mod log;
 pub mod produce;
+pub mod replay;
 pub mod topic;
 
 mod connect;
@@ -61,6 +62,7 @@ async fn dispatch(profile: Option<&str>, command: Command) -> Result<Exit, Failu
         Command::Topic(command) => topic::run(profile, &command).await,
         Command::Produce(args) => produce::run(profile, &args).await,
         Command::Consume(args) => consume::run(profile, &args).await,
+        Command::Replay(args) => replay::run(profile, &args).await,
         Command::Drill(args) => drill::run(profile, &args).await,
         Command::Bench(command) => bench::run(profile, &command).await,
         Command::Completions(args) => completions::run(&args),
