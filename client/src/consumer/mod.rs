@@ -16,6 +16,8 @@ mod frames;
 mod merge;
 mod near;
 mod shelf;
+#[cfg(test)]
+mod slow;
 
 pub use builder::ConsumerBuilder;
 pub use error::ConsumeError;

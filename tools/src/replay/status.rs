@@ -72,14 +72,13 @@ impl Status {
     /// Tells how far it is.
     pub fn tell(&mut self, position: &ReplayPosition) {
         self.told_at = Instant::now();
-        let text = text(position, &self.outline);
         match &mut self.place {
             Place::Line { is_shown, .. } => {
                 let keys = if self.has_keys { KEYS } else { "" };
-                write_line(&text, keys);
+                write_line(&text(position, &self.outline), keys);
                 *is_shown = true;
             }
-            Place::Notes => output::note(&text),
+            Place::Notes => output::note(&note(position, &self.outline)),
             Place::Nowhere => {}
         }
     }
@@ -126,10 +125,7 @@ fn write_line(text: &str, keys: &str) {
 /// `▶ 2013-06-13T14:32:10Z   3,600×   412 of 908 records   58 %   10 s left`
 fn text(position: &ReplayPosition, outline: &Outline) -> String {
     let sign = if position.is_paused { "⏸" } else { "▶" };
-    let moment = position.timestamp.map_or("waiting for the first record".to_owned(), |timestamp| {
-        // Parts of seconds would only flicker.
-        time::show(Timestamp(timestamp.0 - timestamp.0.rem_euclid(1000)))
-    });
+    let moment = moment(position);
     let mut text = format!("{sign} {moment}   {}", show_speed(position.speed));
     text += &match outline.is_counted {
         true => {
@@ -149,6 +145,18 @@ fn text(position: &ReplayPosition, outline: &Outline) -> String {
         None => {}
     }
     text
+}
+
+/// `at 2013-06-13T14:32:10Z: 412 of at most 908 records`
+fn note(position: &ReplayPosition, outline: &Outline) -> String {
+    let records = counted(outline.records_max, "record");
+    format!("at {}: {} of at most {records}", moment(position), thousands(position.handed_out))
+}
+
+/// The recorded moment in seconds: parts of them would only flicker.
+fn moment(position: &ReplayPosition) -> String {
+    let in_seconds = |timestamp: Timestamp| Timestamp(timestamp.0 - timestamp.0.rem_euclid(1000));
+    position.timestamp.map_or("the beginning".to_owned(), |timestamp| time::show(in_seconds(timestamp)))
 }
 
 /// `3,600×`, `0.5×`, `flat out`
@@ -232,11 +240,12 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_left_out() {
+        assert_eq!(note(&position(58), &outline()), "at 1970-01-01T00:58:00Z: 412 of at most 908 records");
         let unknown = Extent { records_max: 908, first: None, last: None };
         let nothing = ReplayPosition { timestamp: None, handed_out: 0, ..position(0) };
         assert_eq!(
             text(&nothing, &Outline { extent: unknown, ..outline() }),
-            "▶ waiting for the first record   60×   0 records"
+            "▶ the beginning   60×   0 records"
         );
     }
 
