@@ -435,21 +435,19 @@ impl<'a> Run<'a> {
             finished = copy.finish() => Some(finished),
             () = stop.stop() => None,
         };
-        let on_the_way = copy.outstanding();
-        let (acknowledged, unknown) = (copy.acknowledged, copy.unknown + on_the_way);
-        let told = match unknown {
-            0 => format!("{} acknowledged by \"{into}\"", counted(acknowledged, "record")),
-            _ => format!(
-                "{} acknowledged by \"{into}\", and {} that may be written or not",
-                counted(acknowledged, "record"),
-                thousands(unknown)
-            ),
-        };
+        let (acknowledged, failed, on_the_way) = (copy.acknowledged, copy.failed, copy.outstanding());
+        let mut told = format!("{} acknowledged by \"{into}\"", counted(acknowledged, "record"));
+        if failed > 0 {
+            told += &format!(", {} not", thousands(failed));
+        }
+        if on_the_way > 0 {
+            told += &format!(", {} on the way may be written or not", thousands(on_the_way));
+        }
         if args.json {
             output::print_json(&CopyAnswer {
                 topic: &args.topic,
                 into,
-                records: acknowledged + unknown,
+                records: acknowledged + failed + on_the_way,
                 acknowledged,
                 first: *first,
                 last: *last,

@@ -26,8 +26,8 @@ pub struct Copy {
     outstanding: VecDeque<Delivery>,
     /// Records acknowledged.
     pub acknowledged: u64,
-    /// Records handed over of which nobody knows whether they are written.
-    pub unknown: u64,
+    /// Records handed over that were refused, or not acknowledged in time.
+    pub failed: u64,
 }
 
 impl Copy {
@@ -39,7 +39,7 @@ impl Copy {
         let described = client.admin().describe_topic(topic).await;
         let topic = described.map_err(|error| connect::about_topic(topic, error))?.name;
         let producer = client.producer().build();
-        Ok(Copy { topic, producer, outstanding: VecDeque::new(), acknowledged: 0, unknown: 0 })
+        Ok(Copy { topic, producer, outstanding: VecDeque::new(), acknowledged: 0, failed: 0 })
     }
 
     /// Hands the record over, as soon as there is room for it. Once dropped half-way, nobody knows whether it was.
@@ -50,9 +50,16 @@ impl Copy {
         while self.outstanding.len() >= limits::PRODUCE_OUTSTANDING_RECORDS {
             self.acknowledgement().await?;
         }
-        let delivery = self.producer.enqueue(&self.topic, replayed(record)).await?;
-        self.outstanding.push_back(delivery);
-        Ok(())
+        match self.producer.enqueue(&self.topic, replayed(record)).await {
+            Ok(delivery) => {
+                self.outstanding.push_back(delivery);
+                Ok(())
+            }
+            Err(error) => {
+                self.failed += 1;
+                Err(error)
+            }
+        }
     }
 
     /// Waits for the next acknowledgement; for ever where none is to come. Dropping the future loses nothing.
@@ -86,7 +93,7 @@ impl Copy {
     fn arrived(&mut self, arrived: Result<RecordMetadata, SendError>) -> Result<(), SendError> {
         match arrived {
             Ok(_) => self.acknowledged += 1,
-            Err(_) => self.unknown += 1,
+            Err(_) => self.failed += 1,
         }
         arrived.map(|_| ())
     }

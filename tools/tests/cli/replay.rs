@@ -180,7 +180,7 @@ fn what_is_not_acknowledged_is_told_and_fails() {
     }
     let failure = dev.home.failure(&["replay", "t", "--into", "small", "--flat-out"], 1);
     assert!(failure.starts_with("error: "), "{failure}");
-    assert!(failure.contains("before it, 1 record acknowledged by \"small\""), "{failure}");
+    assert!(failure.contains("before it, 1 record acknowledged by \"small\", 1 not\n"), "{failure}");
 }
 
 #[test]
