@@ -69,6 +69,31 @@
 //! # }
 //! ```
 //!
+//! # Replay
+//! A [`Replay`] is a stream as well, of records that come when they are due: as recorded, faster or slower.
+//! ```no_run
+//! # async fn run(client: quire_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+//! use std::time::Duration;
+//!
+//! use quire_client::{Position, Speed, Timestamp};
+//!
+//! let mut replay = client
+//!     .replay()
+//!     .topic("flights")
+//!     .from(Position::Timestamp(Timestamp(1_371_081_600_000)))
+//!     .until(Position::Timestamp(Timestamp(1_371_168_000_000)))
+//!     .speed(Speed::Times(3600.0)) // a day in 24 s
+//!     .max_gap(Duration::from_secs(2))
+//!     .build()
+//!     .await?;
+//! let control = replay.control(); // pauses, resumes, steps, from any task
+//! while let Some(record) = replay.next().await {
+//!     println!("{:?} {:?}", control.position().timestamp, record?.value);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Errors
 //! Every error says whether a retry can help ([`Error::is_retriable`]) and what to do ([`Error::advice`]). The client
 //! itself retries what can be retried: a producer until its delivery timeout, a consumer until its retry timeout.
@@ -90,6 +115,7 @@ mod offsets;
 mod position;
 mod producer;
 mod profile;
+mod replay;
 mod retry;
 mod sockets;
 mod streams;
@@ -112,6 +138,9 @@ pub use producer::{
     Delivery, PartitionFunction, Partitioner, Producer, ProducerBuilder, RecordMetadata, SendError,
 };
 pub use profile::{PROFILE_VARIABLE, Profile, ProfileError};
+pub use replay::{
+    Extent, InvalidSpeed, Rehearsal, Replay, ReplayBuilder, ReplayControl, ReplayPosition, Speed,
+};
 pub use retry::Backoff;
 #[doc(hidden)]
 pub use sockets::Sockets;
@@ -185,6 +214,11 @@ impl Client {
     /// A consumer's settings, to be built.
     pub fn consumer(&self) -> ConsumerBuilder {
         ConsumerBuilder::new(self.clone())
+    }
+
+    /// A replay's settings, to be built.
+    pub fn replay(&self) -> ReplayBuilder {
+        ReplayBuilder::new(self.clone())
     }
 
     /// Topics and the cluster.

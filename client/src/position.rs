@@ -28,7 +28,8 @@ pub struct InvalidPosition(String);
 
 impl Position {
     /// Reads a position: `beginning`, `end`, an offset `18422`, `-100` (the last hundred records), a time in
-    /// RFC 3339 (UTC unless it says otherwise; a date alone is its midnight) or an age `2h` (two hours before `now`).
+    /// RFC 3339 (UTC unless it says otherwise; a date alone is its midnight) or an age `2h`, also `2h ago` (two hours
+    /// before `now`).
     ///
     /// # Errors
     /// If the text is none of these.
@@ -47,7 +48,9 @@ impl Position {
             let offset = text.parse().map(Offset).ok().filter(|offset| *offset <= Offset::MAX);
             return offset.map(Position::Offset).ok_or_else(invalid);
         }
-        parse_age(text)
+        let age = text.strip_suffix("ago").map_or(text, str::trim_end);
+        parse_age(age)
+            .filter(|_| !age.is_empty())
             .map(|age| Timestamp(now.0.saturating_sub(age)))
             .or_else(|| parse_time(text))
             .map(Position::Timestamp)
@@ -115,6 +118,7 @@ mod tests {
             ("18422", Position::Offset(Offset(18422))),
             ("-100", Position::BeforeEnd(100)),
             ("2h", Position::Timestamp(Timestamp(NOW.0 - 7_200_000))),
+            ("2h ago", Position::Timestamp(Timestamp(NOW.0 - 7_200_000))),
             ("1h30m", Position::Timestamp(Timestamp(NOW.0 - 5_400_000))),
             ("2013-06-13", Position::Timestamp(Timestamp(1_371_081_600_000))),
             ("2013-06-13T00:01", Position::Timestamp(Timestamp(1_371_081_660_000))),
@@ -128,7 +132,7 @@ mod tests {
 
     #[test]
     fn what_is_no_position_is_refused_with_the_forms() {
-        for text in ["", "-", "begining", "2x", "h", "99999999999999999999", "2013-13-01", "--5"] {
+        for text in ["", "-", "ago", "begining", "2x", "h", "99999999999999999999", "2013-13-01", "--5"] {
             let refused = Position::parse(text, NOW);
             assert!(refused.is_err(), "{text:?} gave {refused:?}");
         }

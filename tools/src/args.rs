@@ -5,7 +5,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::{
-    acl, bench, broker, cluster, completions, consume, demo, dev, drill, group, log, produce, topic,
+    acl, bench, broker, cluster, completions, consume, demo, dev, drill, group, log, produce, replay, topic,
 };
 
 /// Quire: an event log whose acknowledgements are on disk.
@@ -52,6 +52,8 @@ pub enum Command {
     Produce(produce::ProduceArgs),
     /// read from any offset or time
     Consume(Box<consume::ConsumeArgs>),
+    /// play history again: as recorded, N times faster, or flat out
+    Replay(Box<replay::ReplayArgs>),
     /// create, list, describe, alter, delete, reassign
     #[command(subcommand)]
     Topic(topic::TopicCommand),
@@ -81,7 +83,7 @@ pub enum Command {
 /// The order in which the help shows the commands.
 const GROUPS: &[(&str, &[&str])] = &[
     ("Start here", &["demo", "dev"]),
-    ("Events", &["produce", "consume", "topic"]),
+    ("Events", &["produce", "consume", "replay", "topic", "group"]),
     ("Operations", &["broker", "cluster", "acl", "completions"]),
     ("Proof", &["drill", "bench", "log"]),
 ];

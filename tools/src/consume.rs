@@ -22,7 +22,7 @@ use crate::time;
 
 const OUTPUT_BUFFER_BYTES: usize = 64 * 1024;
 /// Records between two looks at whether Ctrl-C was pressed, while records keep coming.
-const RECORDS_BETWEEN_LOOKS: u64 = 256;
+pub(crate) const RECORDS_BETWEEN_LOOKS: u64 = 256;
 /// Between two commits of a group, while records keep coming.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -111,13 +111,13 @@ impl ConsumeArgs {
 
 /// One partition, or all from one to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct PartitionRange {
+pub(crate) struct PartitionRange {
     first: u32,
     last: u32,
 }
 
 impl PartitionRange {
-    fn partitions(&self) -> impl Iterator<Item = PartitionIndex> + use<> {
+    pub(crate) fn partitions(&self) -> impl Iterator<Item = PartitionIndex> + use<> {
         (self.first..=self.last).map(PartitionIndex)
     }
 }
@@ -158,10 +158,10 @@ async fn consume(client: &Client, args: &ConsumeArgs) -> Result<Exit, Failure> {
     if let Some(group) = &args.group {
         return consume_in_group(client, args, group).await;
     }
-    let mut consumer = start(client, args).await.map_err(|error| explain(&args.topic, error))?;
+    let mut consumer = start(client, args).await.map_err(|error| explain("consume", &args.topic, error))?;
     // Only now, so that Ctrl-C simply ends what waits for the broker.
     let mut stop = StopSignals::listen()?;
-    let mut writer = RecordWriter::new(args);
+    let mut writer = RecordWriter::new(Form::new(args.format.as_ref(), args.json, args.parse_json));
     let ending = pump(&mut consumer, &mut writer, args.count, &mut stop).await;
     writer.out.flush()?;
     let written = counted(writer.records, "record");
@@ -201,7 +201,7 @@ async fn consume_in_group(client: &Client, args: &ConsumeArgs, group: &str) -> R
     }
     let mut consumer = builder.build()?;
     let mut stop = StopSignals::listen()?;
-    let mut writer = RecordWriter::new(args);
+    let mut writer = RecordWriter::new(Form::new(args.format.as_ref(), args.json, args.parse_json));
     let ending = pump_group(&mut consumer, &mut writer, args.count, &mut stop).await;
     writer.out.flush()?;
     // What was written is processed, whatever ended it; what was not is not.
@@ -288,16 +288,17 @@ async fn start(client: &Client, args: &ConsumeArgs) -> Result<Consumer, ConsumeE
     consumer.build().await
 }
 
-fn explain(topic: &str, error: ConsumeError) -> Failure {
+/// Why `quire COMMAND TOPIC` can not read it.
+pub(crate) fn explain(command: &str, topic: &str, error: ConsumeError) -> Failure {
     match error {
         ConsumeError::Broker(error) if error.code() == Some(ErrorCode::UnknownTopic) => {
             connect::about_topic(topic, error)
         }
         ConsumeError::TooManyPartitions { limit, partitions } => Failure::failed(format!(
-            "one consume reads at most {limit} partitions, not {partitions}"
+            "one {command} reads at most {limit} partitions, not {partitions}"
         ))
         .hint(format!(
-            "read some at a time: quire consume {topic} --partition 0-{}",
+            "read some at a time: quire {command} {topic} --partition 0-{}",
             limit.saturating_sub(1)
         )),
         other => other.into(),
@@ -344,24 +345,40 @@ async fn pump(
     }
 }
 
-struct RecordWriter {
-    out: BufWriter<StdoutLock<'static>>,
+/// Writes records to standard output, and counts them.
+pub(crate) struct RecordWriter {
+    pub(crate) out: BufWriter<StdoutLock<'static>>,
     form: Form,
-    records: u64,
+    pub(crate) records: u64,
 }
 
-enum Form {
+/// How records are written.
+pub(crate) enum Form {
     Json { parse: bool },
     Template(Template),
 }
 
-impl RecordWriter {
-    fn new(args: &ConsumeArgs) -> RecordWriter {
-        let form = match &args.format {
-            _ if args.json => Form::Json { parse: args.parse_json },
+impl Form {
+    /// What `--format`, `--json` and `--parse-json` say.
+    pub(crate) fn new(format: Option<&Template>, json: bool, parse: bool) -> Form {
+        match format {
+            _ if json => Form::Json { parse },
             Some(template) => Form::Template(template.clone()),
             None => Form::Template(Template::value_lines()),
-        };
+        }
+    }
+
+    /// Whether every record ends its line.
+    pub(crate) fn ends_lines(&self) -> bool {
+        match self {
+            Form::Json { .. } => true,
+            Form::Template(template) => template.ends_lines(),
+        }
+    }
+}
+
+impl RecordWriter {
+    pub(crate) fn new(form: Form) -> RecordWriter {
         RecordWriter {
             out: BufWriter::with_capacity(OUTPUT_BUFFER_BYTES, io::stdout().lock()),
             form,
@@ -369,7 +386,7 @@ impl RecordWriter {
         }
     }
 
-    fn write(&mut self, record: &ConsumedRecord) -> Result<(), Failure> {
+    pub(crate) fn write(&mut self, record: &ConsumedRecord) -> Result<(), Failure> {
         let shown = Shown {
             topic: &record.topic,
             partition: record.partition.0,
@@ -449,7 +466,7 @@ mod tests {
     fn more_partitions_than_possible_are_answered_with_a_range_that_is() {
         let error = ConsumeError::TooManyPartitions { partitions: 10_000, limit: 736 };
         assert_eq!(
-            explain("t", error).to_string(),
+            explain("consume", "t", error).to_string(),
             "error: one consume reads at most 736 partitions, not 10000\n  \
              read some at a time: quire consume t --partition 0-735"
         );

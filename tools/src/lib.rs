@@ -29,6 +29,7 @@ pub mod drill;
 pub mod group;
 pub mod log;
 pub mod produce;
+pub mod replay;
 pub mod topic;
 
 mod connect;
@@ -63,6 +64,7 @@ async fn dispatch(profile: Option<&str>, command: Command) -> Result<Exit, Failu
         Command::Group(command) => group::run(profile, &command).await,
         Command::Produce(args) => produce::run(profile, &args).await,
         Command::Consume(args) => consume::run(profile, &args).await,
+        Command::Replay(args) => replay::run(profile, &args).await,
         Command::Drill(args) => drill::run(profile, &args).await,
         Command::Bench(command) => bench::run(profile, &command).await,
         Command::Completions(args) => completions::run(&args),

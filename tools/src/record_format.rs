@@ -123,6 +123,11 @@ impl Template {
         Template(vec![Piece::Value, Piece::Text(vec![b'\n'])])
     }
 
+    /// Whether what it writes ends with a line's end.
+    pub fn ends_lines(&self) -> bool {
+        matches!(self.0.last(), Some(Piece::Text(text)) if text.ends_with(b"\n"))
+    }
+
     /// Writes one record. A missing key or value is nothing at all, as in kcat.
     ///
     /// # Errors
@@ -254,6 +259,16 @@ fn text_or_base64(bytes: Option<&[u8]>) -> (Option<Option<&str>>, Option<String>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_template_knows_whether_it_ends_its_line() {
+        for (text, ends) in
+            [("%s\\n", true), ("%k %s", false), ("\\n%s", false), ("%s \\n", true), ("", false)]
+        {
+            assert_eq!(Template::from_str(text).expect("valid").ends_lines(), ends, "{text:?}");
+        }
+        assert!(Template::value_lines().ends_lines());
+    }
     use proptest::prelude::*;
 
     const RECORD: Shown<'_> = Shown {

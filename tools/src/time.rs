@@ -52,6 +52,22 @@ pub fn show_took(took: Duration) -> String {
     format!("{} m {} s", took.as_secs() / 60, took.as_secs() % 60)
 }
 
+/// A time of whatever length in its two largest units: `23 h 55 min`, `3 d 4 h`, `24 s`, `350 ms`.
+pub fn show_length(length: Duration) -> String {
+    let seconds = length.as_secs();
+    let in_two = |unit: u64, name: &str, smaller_unit: u64, smaller: &str| {
+        let (whole, rest) = (seconds / unit, seconds % unit / smaller_unit);
+        if rest == 0 { format!("{whole} {name}") } else { format!("{whole} {name} {rest} {smaller}") }
+    };
+    match seconds {
+        0 => format!("{} ms", length.as_millis()),
+        1..60 => format!("{seconds} s"),
+        60..3600 => in_two(60, "min", 1, "s"),
+        3600..86_400 => in_two(3600, "h", 60, "min"),
+        _ => in_two(86_400, "d", 3600, "h"),
+    }
+}
+
 /// A span of configuration in its largest unit that divides it: `7d`, `36h`, `90s`, `1500ms`.
 pub fn show_span(span: Duration) -> String {
     let millis = span.as_millis();
@@ -96,6 +112,17 @@ mod tests {
 
     #[test]
     fn spans_and_durations_read_well() {
+        let lengths = [
+            (350, "350 ms"),
+            (24_400, "24 s"),
+            (60_000, "1 min"),
+            (86_100_000, "23 h 55 min"),
+            (273_600_000, "3 d 4 h"),
+            (7_230_000, "2 h"),
+        ];
+        for (millis, expected) in lengths {
+            assert_eq!(show_length(Duration::from_millis(millis)), expected);
+        }
         assert_eq!(show_took(Duration::from_millis(61)), "61 ms");
         assert_eq!(show_took(Duration::from_millis(210)), "0.21 s");
         assert_eq!(show_took(Duration::from_millis(12_340)), "12.3 s");

@@ -87,6 +87,11 @@ impl Cursor {
         self.is_finished
     }
 
+    /// Where it is to stop, if that is known as an offset.
+    pub(super) fn end(&self) -> Option<Offset> {
+        self.bound.end
+    }
+
     /// Whether this offset lies at or behind where it is to stop.
     pub(super) fn is_end(&self, offset: Offset) -> bool {
         self.bound.end.is_some_and(|end| offset >= end)

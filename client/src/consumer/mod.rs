@@ -17,12 +17,15 @@ mod frames;
 mod merge;
 mod near;
 mod shelf;
+#[cfg(test)]
+mod slow;
 
 pub(crate) use assigned::{Addition, Assigned, Reading};
 pub use builder::ConsumerBuilder;
 pub use error::ConsumeError;
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -193,6 +196,22 @@ impl Consumer {
     /// Bytes of frames that were read and not yet handed out.
     pub fn buffered_bytes(&self) -> usize {
         self.shelves.bytes() + self.cursors.iter().map(Cursor::held_bytes).sum::<usize>()
+    }
+
+    /// What is left to read of each partition, as far as the offsets of its end are known.
+    pub(crate) fn ranges(&self) -> Vec<(PartitionIndex, Range<Offset>)> {
+        let end = self.cursors.iter().map(Cursor::end);
+        let range = |((partition, start), end): ((PartitionIndex, Offset), Option<Offset>)| {
+            (partition, start..end.unwrap_or(start).max(start))
+        };
+        self.positions().into_iter().zip(end).map(range).collect()
+    }
+
+    /// As [`Consumer::seek`], to an offset that is known to be there.
+    pub(crate) fn jump_to(&mut self, partition: PartitionIndex, offset: Offset) {
+        if let Some(place) = self.cursors.iter().position(|cursor| cursor.partition() == partition) {
+            self.jump(place, offset);
+        }
     }
 
     fn jump(&mut self, place: usize, offset: Offset) {

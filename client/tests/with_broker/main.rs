@@ -6,4 +6,5 @@ mod grouping;
 mod managing;
 mod producing;
 mod rack;
+mod replaying;
 mod support;

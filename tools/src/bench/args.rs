@@ -388,8 +388,8 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Reads `0`, `500us`, `5ms`, `10s` or `2m`.
-fn span(text: &str) -> Result<Duration, String> {
+/// Reads `0`, `500us`, `5ms`, `10s`, `2m` or `1h`.
+pub(crate) fn span(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -399,6 +399,7 @@ fn span(text: &str) -> Result<Duration, String> {
         "ms" => 1e-3,
         "s" => 1.0,
         "m" => 60.0,
+        "h" => 3600.0,
         _ => return Err("expected a time with its unit: 5ms, 10s, 2m".into()),
     };
     let number: f64 =

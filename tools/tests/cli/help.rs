@@ -14,6 +14,7 @@ Start here
 Events
   produce      write records from standard input or a file
   consume      read from any offset or time
+  replay       play history again: as recorded, N times faster, or flat out
   topic        create, list, describe, alter, delete, reassign
 
 Operations
@@ -42,9 +43,19 @@ fn the_help_is_one_page_in_groups() {
 
 #[test]
 fn every_command_has_help_and_says_what_it_takes() {
-    for command in
-        ["demo", "dev", "produce", "consume", "topic", "broker", "drill", "bench", "log", "completions"]
-    {
+    for command in [
+        "demo",
+        "dev",
+        "produce",
+        "consume",
+        "replay",
+        "topic",
+        "broker",
+        "drill",
+        "bench",
+        "log",
+        "completions",
+    ] {
         let help = Home::new().stdout(&[command, "--help"]);
         assert!(help.contains("Usage: quire") && help.contains("--profile"), "{command}: {help}");
     }
@@ -63,7 +74,7 @@ fn without_a_command_the_help_is_a_usage_error() {
 fn completions_name_every_command() {
     for shell in ["bash", "zsh", "fish"] {
         let script = Home::new().stdout(&["completions", shell]);
-        for command in ["demo", "produce", "consume", "topic", "verify"] {
+        for command in ["demo", "produce", "consume", "replay", "topic", "verify"] {
             assert!(script.contains(command), "{shell}: {command}");
         }
     }
@@ -117,6 +128,9 @@ fn every_field_of_every_answer_is_documented() {
         ],
         &["produce", "t", "--json"],
         &["consume", "t", "--json"],
+        &["replay", "t", "--flat-out", "--json"],
+        &["replay", "t", "--dry-run", "--json"],
+        &["replay", "t", "--flat-out", "--into", "t", "--json"],
         &["topic", "list", "--json"],
         &["topic", "describe", "t", "--json"],
         &["cluster", "status", "--json"],

@@ -12,6 +12,8 @@ mod help;
 mod logs;
 mod operations;
 mod records;
+mod replay;
+mod replay_terminal;
 mod signals;
 mod support;
 mod topics;

@@ -48,17 +48,22 @@ impl Home {
         command
     }
 
+    /// Any program, to be started in this home.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.envs(self.environment()).env_remove("QUIRE_PROFILE").env_remove("RUST_LOG");
+        command
+    }
+
     /// The binary, started and left running.
     pub fn spawn(&self, args: &[&str]) -> Running {
         self.spawn_with(args, &[])
     }
 
     pub fn spawn_with(&self, args: &[&str], environment: &[(&str, &Path)]) -> Running {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_quire"))
+        let mut child = self
+            .command(env!("CARGO_BIN_EXE_quire"))
             .args(args)
-            .envs(self.environment())
-            .env_remove("QUIRE_PROFILE")
-            .env_remove("RUST_LOG")
             .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
