@@ -115,6 +115,10 @@ struct Cluster {
     deletion_grace: Duration,
     /// How often a round of reading the logs again begins.
     scrub_interval: Duration,
+    /// A follower further behind than this leaves the in-sync replicas.
+    replica_lag: Duration,
+    /// What each broker said to be suspect when it registered last.
+    told_suspects: BTreeMap<u32, Vec<TopicPartition>>,
 }
 
 struct Broker {
@@ -138,6 +142,9 @@ impl Cluster {
             starts: 0,
             deletion_grace: Duration::ZERO,
             scrub_interval,
+            // Not for a machine that is busy.
+            replica_lag: PATIENCE,
+            told_suspects: BTreeMap::new(),
         };
         for id in 0..3 {
             cluster.start_broker(id).await;
@@ -181,7 +188,7 @@ impl Cluster {
             clock: Arc::new(SystemClock::new()),
             retention_interval: ShardsOptions::RETENTION_INTERVAL,
             deletion_grace: self.deletion_grace,
-            replica_lag: Duration::from_millis(700),
+            replica_lag: self.replica_lag,
             fetch_bytes: limits::REPLICA_MEMORY_BYTES,
             scrub: ScrubOptions { bytes_per_second: 1 << 30, interval: self.scrub_interval },
             registration,
@@ -201,8 +208,9 @@ impl Cluster {
         let replicas = tokio::spawn(replicas.run(wanted));
         self.starts += 1;
         partitions.all_opened().await;
+        let suspects = partitions.suspects();
         let registration = RegisterBroker {
-            suspects: partitions.suspects(),
+            suspects: suspects.clone(),
             cluster_id: "c".to_owned(),
             broker,
             incarnation: [self.starts; 16],
@@ -217,7 +225,13 @@ impl Cluster {
         };
         metadata.ask(Request::UnfenceBroker { broker, epoch }).expect("it is heard of");
         registered.send_replace(Some(epoch));
+        self.told_suspects.insert(id, suspects);
         self.brokers.insert(id, Broker { peers, shards, replicas });
+    }
+
+    async fn restart_broker(&mut self, id: u32) {
+        self.crash(id).await;
+        self.start_broker(id).await;
     }
 
     /// Cuts a broker off at once, and fences it. Its disk keeps what was synced, and what of the rest chance keeps.
@@ -433,6 +447,10 @@ async fn what_a_deposed_leader_has_alone_is_cut() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn too_few_in_sync_replicas_take_nothing_and_a_laggard_leaves_and_returns() {
     let mut cluster = Cluster::start().await;
+    cluster.replica_lag = Duration::from_millis(700);
+    for id in 0..3 {
+        cluster.restart_broker(id).await;
+    }
     let topic = cluster.create("flights", 1, &[("min.insync.replicas", "3")]).await;
     let id = partition(topic, 0);
     let handle = cluster.leading(id).await;
