@@ -315,13 +315,14 @@ impl Admin {
         asked: &[(TopicPartition, Option<Offset>)],
     ) -> Vec<(TopicPartition, Result<ProgressLog, Error>)> {
         let failed = |error: Error| asked.iter().map(|(id, _)| (*id, Err(error.clone()))).collect();
-        let known = match self.client.metadata().topic(name).await {
+        // Leaders as they are now: whoever asks wants to know why something stands still.
+        let known = async {
+            let known = self.client.metadata().topic(name).await?;
+            self.client.metadata().refresh(&known).await
+        };
+        let known = match known.await {
             Ok(known) if known.id == topic => known,
-            Ok(known) => match self.client.metadata().refresh(&known).await {
-                Ok(known) if known.id == topic => known,
-                Ok(_) => return failed(deleted(name)),
-                Err(error) => return failed(error),
-            },
+            Ok(_) => return failed(deleted(name)),
             Err(error) => return failed(error),
         };
         let retention = self.retention_of(name).await;
