@@ -48,6 +48,8 @@ pub enum Mutant {
     SeenBeforeGivenUp,
     /// A group coordinator answers once what it decided on is committed.
     AnswerWhenCommitted,
+    /// A group coordinator answers once it knows that it still led when it was asked.
+    ConfirmBeforeAnswer,
     /// A group coordinator that loads begins with nothing.
     GroupsFromTheLog,
     /// Commits move offsets forwards only.
@@ -64,6 +66,7 @@ impl Mutant {
         Mutant::RevokeBeforeAssign,
         Mutant::SeenBeforeGivenUp,
         Mutant::AnswerWhenCommitted,
+        Mutant::ConfirmBeforeAnswer,
         Mutant::GroupsFromTheLog,
         Mutant::CommitForwards,
         Mutant::WholeSessionAfterLoad,

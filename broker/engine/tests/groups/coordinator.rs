@@ -26,14 +26,30 @@ fn nothing_is_told_before_it_is_committed() {
     assert_eq!(at_once, []);
     let (list, at_once) = desk.put(Request::List);
     assert_eq!(at_once, [], "and so does a read");
-    assert_eq!(desk.held.len(), 2, "each change is on its way by itself while there is room");
-    let first = desk.commit_one();
-    assert_eq!(first.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [given_up, stale]);
-    assert!(matches!(&first[1].1, Err(GroupRefusal::StaleMemberEpoch { .. })), "{first:?}");
-    let second = desk.commit_one();
-    assert_eq!(second.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [taken, list]);
+    let changes: Vec<bool> = desk.held.iter().map(|(_, records)| !records.is_empty()).collect();
+    assert_eq!(changes, [true, false, true, false], "each is on its way by itself while there is room");
+    for (id, ends) in
+        [(given_up, "Ok(Heartbeat"), (stale, "Err(Stale"), (taken, "Ok(Heartbeat"), (list, "Ok(Groups")]
+    {
+        let answers = desk.commit_one();
+        assert_eq!(answers.len(), 1, "{answers:?}");
+        assert!(answers[0].0 == id && format!("{:?}", answers[0].1).starts_with(ends), "{answers:?}");
+    }
     let all = topics(&[("a", 2)]);
     assert_eq!(desk.rebuilt(all), *desk.coordinator.groups());
+}
+
+#[test]
+fn what_is_committed_out_of_order_waits_for_what_is_before_it() {
+    let mut desk = Desk::with(topics(&[("a", 2)]));
+    desk.joins(join("m1", &["a"]));
+    desk.holds = true;
+    let (write, _) = desk.put(commit("m1", 1, vec![offset(partition("a", 0), 9)]));
+    let (read, _) = desk.put(Request::List);
+    let [first, second] = [desk.held[0].0, desk.held[1].0];
+    assert_eq!(desk.give(Input::Committed(second)), []);
+    let answers = desk.give(Input::Committed(first));
+    assert_eq!(answers.into_iter().map(|(id, _)| id).collect::<Vec<_>>(), [write, read]);
 }
 
 #[test]
@@ -49,6 +65,7 @@ fn what_is_decided_meanwhile_goes_into_one_append() {
     assert_eq!(desk.commit_one().len(), 1);
     assert_eq!(desk.held.len(), 1);
     assert_eq!(desk.commit_one().len(), 9, "in one");
+    desk.holds = false;
     assert_eq!(desk.offsets(), [(partition("a", 0), 10)].into());
 }
 
@@ -64,6 +81,7 @@ fn a_failed_append_is_as_if_nothing_was_decided() {
     let answers = desk.give(Input::Failed(serial));
     assert_eq!(answers, [(write, Err(GroupRefusal::Unknown)), (read, Err(GroupRefusal::Loading))]);
     assert_eq!(desk.give(Input::Committed(serial)), [], "it is not waited for any more");
+    desk.holds = false;
     assert_eq!(desk.offsets(), [(partition("a", 0), 5)].into());
     assert_eq!(desk.beats(beat("m1", 1)).expect("the member is there").epoch, Generation(1));
 }
@@ -90,10 +108,11 @@ fn a_node_that_does_not_lead_or_has_not_loaded_says_so() {
     assert_eq!(give(list()), refused(GroupRefusal::Loading), "it does not know the topics");
     assert_eq!(give(Input::Topics(topics(&[]))), []);
     let answered = [Action::Answer { id: RequestId(1), result: Ok(Response::Groups(Vec::new())) }];
-    assert_eq!(give(list()), answered);
+    let [Action::Confirm { serial, .. }] = give(list())[..] else { panic!("it makes sure that it leads") };
+    assert_eq!(give(Input::Committed(serial)), answered);
     assert_eq!(give(Input::Leads(LeaderEpoch(2))), [], "late");
-    assert_eq!(give(list()), answered);
-    assert_eq!(give(Input::Follows), []);
+    let [Action::Confirm { .. }] = give(list())[..] else { panic!("it makes sure each time") };
+    assert_eq!(give(Input::Follows), refused(GroupRefusal::NotCoordinator));
     assert_eq!(give(list()), refused(GroupRefusal::NotCoordinator));
     let [Action::Load(third)] = give(Input::Leads(LeaderEpoch(5)))[..] else { panic!("it loads") };
     let records = vec![(bytes::Bytes::from_static(b"\x09"), None)];
