@@ -26,7 +26,7 @@ use std::sync::Arc;
 use quire_protocol::{LeaderEpoch, Timestamp, limits};
 
 use super::description::{GroupDescription, MemberState};
-use super::records::{DecodeError, KeyValue, Record};
+use super::records::{DecodeError, KeyValue, MARK_KEY, Record};
 use super::request::Request;
 use super::sessions::Sessions;
 use super::{GroupRefusal, GroupSettings, Groups, Overdue, Response, Topics};
@@ -98,7 +98,7 @@ pub enum Action {
         /// Never empty.
         records: Vec<KeyValue>,
     },
-    /// See to it that this node still leads, and say [`Input::Committed`] or [`Input::Failed`].
+    /// See to it that this node still leads, as by a record with [`MARK_KEY`] that is committed, and say [`Input::Committed`] or [`Input::Failed`].
     Confirm {
         /// The leadership.
         leader_epoch: LeaderEpoch,
@@ -280,9 +280,7 @@ impl Coordinator {
         if !mutant::is_on(Mutant::GroupsFromTheLog) {
             self.groups.discard_pending();
         }
-        if !mutant::is_on(Mutant::WholeSessionAfterLoad) {
-            self.sessions.clear();
-        }
+        self.sessions.clear();
         self.expires_at = None;
         self.under_way.clear();
         self.queued.clear();
@@ -292,7 +290,7 @@ impl Coordinator {
         if self.role != Role::Loads(load) {
             return;
         }
-        for (key, value) in records {
+        for (key, value) in records.iter().filter(|(key, _)| key != MARK_KEY) {
             match Record::decode(key, value.as_deref()) {
                 Ok(record) => {
                     let Ok(()) = self.groups.apply(&record);

@@ -172,7 +172,10 @@ fn any_counts() -> impl Strategy<Value = Vec<(&'static str, u32)>> {
 fn any_members() -> impl Strategy<Value = Members> {
     let names = proptest::sample::subsequence(NAMES.to_vec(), 1..=4);
     proptest::collection::btree_map(0..30u32, names, 1..12).prop_map(|members| {
-        members.into_iter().map(|(number, names)| subscriber(&format!("m{number:02}"), &names, None)).collect()
+        members
+            .into_iter()
+            .map(|(number, names)| subscriber(&format!("m{number:02}"), &names, None))
+            .collect()
     })
 }
 

@@ -49,7 +49,7 @@ pub struct Client {
 }
 
 /// How long a client waits for an answer.
-pub const PATIENCE: Duration = Duration::from_secs(2);
+pub const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Client {
     pub fn new(number: usize, topics: Vec<Arc<str>>) -> Client {
@@ -130,9 +130,9 @@ impl Client {
             session: Some(Duration::from_secs(4 + 2 * (self.number as u64 % 3))),
             rebalance: Some(Duration::from_secs(10)),
             topics: (joins || self.tells_all).then(|| self.topics.clone()),
-            // Once it has given up what it should, it says so until it is told that this is known.
+            // Once it has given up what it should, it says so until it is told that this is known. Some always say it.
             owned: member
-                .filter(|member| has_other || member.revoke_by.is_some())
+                .filter(|member| has_other || member.revoke_by.is_some() || self.number % 2 == 1)
                 .map(|member| member.owned.clone()),
             seen: member.map(|member| member.revision),
             ..Heartbeat::default()
@@ -140,7 +140,13 @@ impl Client {
     }
 
     /// Takes an answer to the heartbeat that was sent then; returns what it owns from here on and did not before.
-    pub fn take(&mut self, now: Time, sent: Time, answer: &HeartbeatAnswer, slowness: Duration) -> Partitions {
+    pub fn take(
+        &mut self,
+        now: Time,
+        sent: Time,
+        answer: &HeartbeatAnswer,
+        slowness: Duration,
+    ) -> Partitions {
         let session_ends = sent + answer.session;
         if session_ends <= now {
             self.lose_all();

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use quire_engine::group::coordinator::{Action, Coordinator, Input, Now, RequestId};
+use quire_engine::group::records;
 use quire_engine::group::request::CommitOutcome;
 use quire_engine::group::{Generation, GroupRefusal, GroupSettings, Heartbeat, Request, Response};
 use quire_engine::{SplitMix64, Time};
@@ -115,6 +116,8 @@ fn a_node_that_does_not_lead_or_has_not_loaded_says_so() {
     assert_eq!(give(Input::Follows), refused(GroupRefusal::NotCoordinator));
     assert_eq!(give(list()), refused(GroupRefusal::NotCoordinator));
     let [Action::Load(third)] = give(Input::Leads(LeaderEpoch(5)))[..] else { panic!("it loads") };
+    let mark = vec![(bytes::Bytes::from_static(records::MARK_KEY), None)];
+    assert_eq!(give(Input::Loaded { load: third, records: mark }), [], "that is passed over");
     let records = vec![(bytes::Bytes::from_static(b"\x09"), None)];
     assert_eq!(give(Input::Loaded { load: third, records }), []);
     assert_eq!(give(Input::LoadEnd(third)), []);

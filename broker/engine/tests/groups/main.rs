@@ -8,5 +8,6 @@ mod log;
 mod members;
 mod offsets;
 mod records;
+mod script;
 mod simulation;
 mod world;

@@ -18,7 +18,8 @@ fn any_text() -> impl Strategy<Value = Arc<str>> {
 }
 
 fn any_partitions() -> impl Strategy<Value = Partitions> {
-    let one = (proptest::sample::select(&NAMES[..]), 0..6u32).prop_map(|(name, index)| partition(name, index));
+    let one =
+        (proptest::sample::select(&NAMES[..]), 0..6u32).prop_map(|(name, index)| partition(name, index));
     proptest::collection::btree_set(one, 0..8)
 }
 
@@ -82,15 +83,17 @@ fn any_record() -> impl Strategy<Value = Record> {
     let group = || proptest::sample::select(&["g", "h"][..]).prop_map(Arc::<str>::from);
     let member = || proptest::sample::select(&["m", "n", "o"][..]).prop_map(Arc::<str>::from);
     prop_oneof![
-        (group(), proptest::option::of(any_group())).prop_map(|(group, value)| Record::Group { group, value }),
+        (group(), proptest::option::of(any_group()))
+            .prop_map(|(group, value)| Record::Group { group, value }),
         (group(), member(), proptest::option::of(any_member()))
             .prop_map(|(group, member, value)| Record::Member { group, member, value }),
         (group(), member(), proptest::option::of(any_partitions()))
             .prop_map(|(group, member, value)| Record::Target { group, member, value }),
         (group(), member(), proptest::option::of(any_current()))
             .prop_map(|(group, member, value)| Record::Current { group, member, value }),
-        (group(), 0..3u32, proptest::option::of(any_committed()))
-            .prop_map(|(group, index, value)| Record::Offset { group, partition: partition("a", index), value }),
+        (group(), 0..3u32, proptest::option::of(any_committed())).prop_map(|(group, index, value)| {
+            Record::Offset { group, partition: partition("a", index), value }
+        }),
     ]
 }
 
@@ -107,7 +110,8 @@ fn the_encoding_is_what_it_was() {
         committed_at: Timestamp(5),
     };
     let (key, value) =
-        hex(Record::Offset { group: "g".into(), partition: partition("a", 7), value: Some(committed) }.encode());
+        hex(Record::Offset { group: "g".into(), partition: partition("a", 7), value: Some(committed) }
+            .encode());
     assert_eq!(key, format!("0105010067{}07000000", "61".to_owned() + &"09".repeat(15)));
     assert_eq!(value, "0102010000000000000103000000010078".to_owned() + "0500000000000000");
     let current = Current {

@@ -7,7 +7,9 @@ use std::time::Duration;
 use quire_engine::group::coordinator::{Action, Coordinator, Input, Load, Now, RequestId, Serial};
 use quire_engine::group::records::KeyValue;
 use quire_engine::group::request::{Asker, Commit, CommitOutcome, FetchOffsets};
-use quire_engine::group::{Generation, GroupRefusal, GroupSettings, Heartbeat, Partitions, Request, Response};
+use quire_engine::group::{
+    Generation, GroupRefusal, GroupSettings, Heartbeat, Partitions, Request, Response,
+};
 use quire_engine::{Random, SplitMix64, Time};
 use quire_protocol::{ErrorCode, LeaderEpoch, Timestamp, TopicPartition};
 
@@ -248,7 +250,8 @@ impl World {
     // The log.
 
     fn hand(&mut self, node: usize, leader_epoch: LeaderEpoch, serial: Serial, records: Vec<KeyValue>) {
-        let delay = if !self.is_calm() && self.chance(5) { self.millis(200, 3000) } else { self.millis(1, 20) };
+        let delay =
+            if !self.is_calm() && self.chance(5) { self.millis(200, 3000) } else { self.millis(1, 20) };
         self.numbers += 1;
         let number = self.numbers;
         let at = self.nodes[node].log_at.max(self.now + delay);
@@ -364,7 +367,7 @@ impl World {
             }
             _ => self.disturb_client(),
         }
-        let pause = self.millis(300, 3000);
+        let pause = self.millis(100, 2500);
         self.after(pause, Event::Fault);
         Ok(())
     }
@@ -539,7 +542,8 @@ impl World {
         if !self.is_calm() && self.chance(3) {
             return id;
         }
-        let delay = if !self.is_calm() && self.chance(6) { self.millis(500, 7000) } else { self.millis(1, 10) };
+        let delay =
+            if !self.is_calm() && self.chance(15) { self.millis(500, 7000) } else { self.millis(1, 10) };
         self.after(delay, Event::Arrives { id, node });
         id
     }
@@ -561,7 +565,8 @@ impl World {
         if !self.is_calm() && self.chance(3) {
             return;
         }
-        let delay = if !self.is_calm() && self.chance(4) { self.millis(100, 5000) } else { self.millis(1, 10) };
+        let delay =
+            if !self.is_calm() && self.chance(4) { self.millis(100, 5000) } else { self.millis(1, 10) };
         self.after(delay, Event::Answered { id, result });
     }
 
@@ -622,7 +627,7 @@ impl World {
             return Ok(());
         }
         self.clients[number].beating = None;
-        let slowness = if self.chance(10) { self.millis(500, 14_000) } else { self.millis(1, 400) };
+        let slowness = if self.chance(25) { self.millis(500, 14_000) } else { self.millis(1, 400) };
         let slowness = if self.is_calm() { slowness.min(Duration::from_secs(1)) } else { slowness };
         match result {
             Ok(Response::Heartbeat(answer)) => {
