@@ -98,7 +98,8 @@ pub enum Action {
         /// Never empty.
         records: Vec<KeyValue>,
     },
-    /// See to it that this node still leads, as by a record with [`MARK_KEY`] that is committed, and say [`Input::Committed`] or [`Input::Failed`].
+    /// See to it that this node still leads, as by a record with [`MARK_KEY`] that is committed, and say
+    /// [`Input::Committed`] or [`Input::Failed`].
     Confirm {
         /// The leadership.
         leader_epoch: LeaderEpoch,

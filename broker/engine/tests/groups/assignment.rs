@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use proptest::prelude::*;
+use quire_engine::SplitMix64;
+use quire_engine::controller::{self, Controller, CreateTopic, RegisterBroker};
 use quire_engine::group::assignment::{Subscriber, assign};
 use quire_engine::group::topics::Topic;
 use quire_engine::group::{Assignor, Partitions, Topics};
-use quire_protocol::TopicPartition;
+use quire_engine::machine::Replicated;
+use quire_protocol::{BrokerId, Timestamp, TopicPartition};
 
 use crate::desk::{partitions, topic_id, topics};
 
@@ -110,7 +113,7 @@ fn an_instance_keeps_its_place_under_another_id() {
 
 #[test]
 fn racks_are_preferred_and_never_break_balance() {
-    let racks = |index: u32| [Arc::from(if index % 2 == 0 { "east" } else { "west" })].into();
+    let racks = |index: u32| [Arc::from(if index.is_multiple_of(2) { "east" } else { "west" })].into();
     let topic = |name: &str, count: u32| Topic {
         id: topic_id(name),
         name: name.into(),
@@ -138,6 +141,45 @@ fn racks_are_preferred_and_never_break_balance() {
     let after = assign(Assignor::Sticky, &third, &known, &before);
     assert!(is_level(&after));
     assert_eq!(moved(&before, &after), 2, "nothing moves for the sake of a rack");
+}
+
+#[test]
+fn topics_are_those_of_the_metadata_image() {
+    let (mut controller, mut random) = (Controller::new(), SplitMix64::new(1));
+    let mut decide = |request| {
+        let decision = controller.decide(Timestamp(0), &mut random, request).expect("it is decided");
+        for record in &decision.records {
+            controller.apply(record).expect("it fits");
+        }
+        Topics::from_image(controller.image())
+    };
+    let register = |broker: u32, rack: &str| {
+        controller::Request::RegisterBroker(RegisterBroker {
+            cluster_id: "c-1".into(),
+            broker: BrokerId(broker),
+            host: "h".into(),
+            port: 9440,
+            rack: rack.into(),
+            incarnation: [broker as u8 + 1; 16],
+            is_alone: true,
+            ..RegisterBroker::default()
+        })
+    };
+    let create = |name: &str| {
+        let (name, replicas) = (name.into(), Some(1));
+        controller::Request::CreateTopic(CreateTopic { name, partitions: 2, replicas, ..Default::default() })
+    };
+    decide(register(0, ""));
+    let known = decide(create("flights"));
+    let flights = known.named("flights").expect("it exists").clone();
+    assert_eq!((flights.partitions, flights.racks.len()), (2, 0), "nobody has a rack");
+    decide(register(1, "east"));
+    let known = decide(controller::Request::DeleteTopic { name: "flights".into() });
+    assert_eq!((known.named("flights"), known.is_deleted(flights.id)), (None, true));
+    let known = decide(create("orders"));
+    let racks = &known.named("orders").expect("it exists").racks;
+    assert_eq!(racks.len(), 2, "{racks:?}");
+    assert!(racks.iter().flatten().all(|rack| &**rack == "east"));
 }
 
 #[test]

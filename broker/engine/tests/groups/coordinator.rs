@@ -1,11 +1,14 @@
 //! The coordinator on a log that is slow, fails, or is another's by now.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use quire_engine::group::coordinator::{Action, Coordinator, Input, Now, RequestId};
 use quire_engine::group::records;
 use quire_engine::group::request::CommitOutcome;
-use quire_engine::group::{Generation, GroupRefusal, GroupSettings, Heartbeat, Request, Response};
+use quire_engine::group::{
+    Generation, GroupRefusal, GroupSettings, Heartbeat, Partitions, Request, Response,
+};
 use quire_engine::{SplitMix64, Time};
 use quire_protocol::{ErrorCode, LeaderEpoch, Timestamp, limits};
 
@@ -109,7 +112,10 @@ fn a_node_that_does_not_lead_or_has_not_loaded_says_so() {
     assert_eq!(give(list()), refused(GroupRefusal::Loading), "it does not know the topics");
     assert_eq!(give(Input::Topics(topics(&[]))), []);
     let answered = [Action::Answer { id: RequestId(1), result: Ok(Response::Groups(Vec::new())) }];
-    let [Action::Confirm { serial, .. }] = give(list())[..] else { panic!("it makes sure that it leads") };
+    let [Action::Confirm { serial, leader_epoch }] = give(list())[..] else {
+        panic!("it makes sure that it leads")
+    };
+    assert_eq!(leader_epoch, LeaderEpoch(4));
     assert_eq!(give(Input::Committed(serial)), answered);
     assert_eq!(give(Input::Leads(LeaderEpoch(2))), [], "late");
     let [Action::Confirm { .. }] = give(list())[..] else { panic!("it makes sure each time") };
@@ -171,4 +177,34 @@ fn more_than_the_log_takes_is_refused() {
     let described = desk.ask(Request::Describe { group: GROUP.into() });
     assert!(matches!(described, Ok(Response::Description(_))), "{described:?}");
     desk.beats(Heartbeat { topics: Some(Vec::new()), ..beat("m1", 1) }).expect("it is there");
+}
+
+#[test]
+fn a_hundred_members_share_a_thousand_partitions() {
+    let all = topics(&[("a", 1000)]);
+    let mut desk = Desk::with(all.clone());
+    let started = Instant::now();
+    let mut has: BTreeMap<String, (Generation, Partitions)> = BTreeMap::new();
+    for number in 0..100 {
+        let id = format!("m{number:02}");
+        let (epoch, assignment) = desk.joins(join(&id, &["a"]));
+        has.insert(id, (Generation(epoch), assignment));
+    }
+    let joined = started.elapsed();
+    let mut rounds = 0;
+    while !desk.coordinator.groups().is_stable(GROUP) {
+        rounds += 1;
+        assert!(rounds < 10, "it settles");
+        for (id, (epoch, owned)) in &mut has {
+            let answer = desk.beats(owns(id, epoch.0, owned.clone())).expect("it is there");
+            *epoch = answer.epoch;
+            *owned = answer.assignment.unwrap_or(std::mem::take(owned));
+        }
+    }
+    println!(
+        "100 members joined in {joined:?}, {rounds} rounds of heartbeats in {:?}",
+        started.elapsed() - joined
+    );
+    assert!(has.values().all(|(_, owned)| owned.len() == 10));
+    assert_eq!(desk.rebuilt(all), *desk.coordinator.groups());
 }

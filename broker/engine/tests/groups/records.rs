@@ -137,7 +137,7 @@ proptest! {
 
     #[test]
     fn whatever_is_read_is_read_or_refused(
-        record in any_record(), at in any::<usize>(), byte in any::<u8>(), cut in any::<usize>(), in_key in any::<bool>()
+        record in any_record(), in_key in any::<bool>(), at in any::<usize>(), byte in any::<u8>(), cut in any::<usize>()
     ) {
         let (key, value) = record.encode();
         let (mut key, mut value) = (key.to_vec(), value.map(|value| value.to_vec()));
@@ -163,14 +163,19 @@ proptest! {
     }
 
     #[test]
-    fn noise_is_refused(key in proptest::collection::vec(any::<u8>(), 0..64), value in proptest::collection::vec(any::<u8>(), 0..256)) {
+    fn noise_is_refused(
+        key in proptest::collection::vec(any::<u8>(), 0..64),
+        value in proptest::collection::vec(any::<u8>(), 0..256),
+    ) {
         let _ = Record::decode(&key, Some(&value));
         let _ = Record::decode(&[&[1, 4][..], &key].concat(), Some(&[&[1][..], &value].concat()));
     }
 
     #[test]
     fn a_log_read_again_compacted_or_not_says_the_same(
-        steps in proptest::collection::vec((0..4u32, 0..8u8), 0..60), upto in any::<usize>(), compacted_to in any::<usize>()
+        steps in proptest::collection::vec((0..4u32, 0..8u8), 0..60),
+        upto in any::<usize>(),
+        compacted_to in any::<usize>(),
     ) {
         let all = topics(&[("a", 3), ("b", 2)]);
         let desk = lived_through(&steps);
