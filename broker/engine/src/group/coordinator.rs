@@ -424,9 +424,11 @@ impl Coordinator {
 
     fn flush(&mut self, actions: &mut Vec<Action>) {
         let Some(leader_epoch) = self.deciding() else { return };
-        while self.under_way.len() < self.settings.appends_max.max(1)
-            && let Some(Append { serial, records, .. }) = self.queued.pop_front()
-        {
+        let appends_max = self.settings.appends_max.max(1);
+        // What only asks whether this node leads waits until nothing is under way: others share the way then.
+        let room = |next: &Append| if next.records.is_empty() { 1 } else { appends_max };
+        while let Some(append) = self.queued.pop_front_if(|next| self.under_way.len() < room(next)) {
+            let Append { serial, records, .. } = append;
             self.under_way.insert(serial, false);
             actions.push(if records.is_empty() {
                 Action::Confirm { leader_epoch, serial }
