@@ -40,33 +40,30 @@ pub enum Mutant {
     DecideAfterOwnTerm,
     /// A member commits in its current epoch only.
     MemberEpochOnCommit,
-    /// A member that says it is in another epoch than it is joins anew.
-    MemberEpochOnHeartbeat,
     /// A partition gets a new owner once the old one has given it up.
     RevokeBeforeAssign,
     /// What a member said it owns before it was asked to give something up does not show that it did.
     SeenBeforeGivenUp,
     /// A group coordinator answers once what it decided on is committed.
     AnswerWhenCommitted,
+    /// A group coordinator answers once it knows that it still led when it was asked.
+    ConfirmBeforeAnswer,
     /// A group coordinator that loads begins with nothing.
     GroupsFromTheLog,
     /// Commits move offsets forwards only.
     CommitForwards,
-    /// A group coordinator that has just loaded gives every member a whole session.
-    WholeSessionAfterLoad,
 }
 
 impl Mutant {
     /// The rules of groups.
     pub const OF_GROUPS: &'static [Mutant] = &[
         Mutant::MemberEpochOnCommit,
-        Mutant::MemberEpochOnHeartbeat,
         Mutant::RevokeBeforeAssign,
         Mutant::SeenBeforeGivenUp,
         Mutant::AnswerWhenCommitted,
+        Mutant::ConfirmBeforeAnswer,
         Mutant::GroupsFromTheLog,
         Mutant::CommitForwards,
-        Mutant::WholeSessionAfterLoad,
     ];
 
     /// The rules of replication and of the controller.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use quire_engine::SplitMix64;
 use quire_engine::group::coordinator::{Action, Coordinator, Input, Load, Now, RequestId, Serial};
+use quire_engine::group::records::MARK_KEY;
 use quire_engine::group::{GroupSettings, Response, Topics};
 use quire_protocol::{LeaderEpoch, TopicPartition, limits};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -173,6 +174,12 @@ impl Runner {
                 Action::Append { leader_epoch, serial, records } => {
                     if self.append(handle, leader_epoch, serial, &records).await.is_err() {
                         // What it leads to is wanted before whatever else was.
+                        return Box::pin(self.tell(handle, Input::Failed(serial))).await;
+                    }
+                }
+                Action::Confirm { leader_epoch, serial } => {
+                    let mark = [(MARK_KEY.into(), None)];
+                    if self.append(handle, leader_epoch, serial, &mark).await.is_err() {
                         return Box::pin(self.tell(handle, Input::Failed(serial))).await;
                     }
                 }

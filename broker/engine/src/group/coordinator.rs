@@ -5,24 +5,28 @@
 //!  request ────────► decide ────────► (serial) ──────► (serial) ────────► Answer
 //! ```
 //! It loads when it begins to lead, and decides from then on. An answer, be it a refusal or a read, leaves once everything
-//! that was decided before it is committed, in the order of the decisions. If an append fails, or its outcome is not known,
+//! that was decided before it is committed, in the order of the decisions; one that changes nothing, once it is confirmed
+//! that this node still led when it was asked. Otherwise a node that does not know yet that another leads would tell
+//! members that all is well, while the other gives away what they own. If an append fails, or its outcome is not known,
 //! what waits is answered as unknown, the groups are forgotten, and read from the log again.
 //!
 //! What its owner guarantees:
 //! - an append enters the log only while this node leads in the leader epoch it names, after those handed out before it,
 //!   and once one of them did not, none of those handed out after it does before the next `Load`;
+//! - `Confirm` is answered as committed if no other node had committed anything in a later leader epoch when it was handed
+//!   out;
 //! - `Load` reads what is committed, and waits until everything is that the log held when it was asked for. An append
 //!   handed out before it is in there, or never in the log.
 //!
 //! Time is the owner's clock, which never goes back; what is stored with offsets is wall-clock time, which may.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use quire_protocol::{LeaderEpoch, Timestamp, limits};
 
 use super::description::{GroupDescription, MemberState};
-use super::records::{DecodeError, KeyValue, Record};
+use super::records::{DecodeError, KeyValue, MARK_KEY, Record};
 use super::request::Request;
 use super::sessions::Sessions;
 use super::{GroupRefusal, GroupSettings, Groups, Overdue, Response, Topics};
@@ -34,7 +38,7 @@ use crate::{Random, Time};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
-/// Numbers the appends of one coordinator, from 1 on; never given twice.
+/// Numbers the appends and confirmations of one coordinator, from 1 on; never given twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Serial(pub u64);
 
@@ -70,9 +74,9 @@ pub enum Input {
         /// What is asked.
         request: Request,
     },
-    /// An append is committed, and all before it.
+    /// An append is committed, or a leadership confirmed.
     Committed(Serial),
-    /// An append was refused, or its outcome is not known.
+    /// An append was refused, or its outcome is not known; or a leadership could not be confirmed.
     Failed(Serial),
     /// The topics of the cluster. Cheap to repeat.
     Topics(Arc<Topics>),
@@ -93,6 +97,14 @@ pub enum Action {
         serial: Serial,
         /// Never empty.
         records: Vec<KeyValue>,
+    },
+    /// See to it that this node still leads, as by a record with [`MARK_KEY`] that is committed, and say
+    /// [`Input::Committed`] or [`Input::Failed`].
+    Confirm {
+        /// The leadership.
+        leader_epoch: LeaderEpoch,
+        /// Names it as if it were an append.
+        serial: Serial,
     },
     /// Answer a request.
     Answer {
@@ -137,6 +149,7 @@ enum Role {
 #[derive(Debug)]
 struct Append {
     serial: Serial,
+    /// None if all that is wanted is to know that this node still leads.
     records: Vec<KeyValue>,
     bytes: usize,
 }
@@ -163,7 +176,8 @@ pub struct Coordinator {
     /// Old offsets are looked for then.
     expires_at: Option<Time>,
     given: Serial,
-    under_way: BTreeSet<Serial>,
+    /// What was handed out and not all committed up to it, and whether it is itself.
+    under_way: BTreeMap<Serial, bool>,
     queued: VecDeque<Append>,
     waiting: VecDeque<Waiting>,
 }
@@ -180,7 +194,7 @@ impl Coordinator {
             sessions: Sessions::default(),
             expires_at: None,
             given: Serial::default(),
-            under_way: BTreeSet::new(),
+            under_way: BTreeMap::new(),
             queued: VecDeque::new(),
             waiting: VecDeque::new(),
         }
@@ -267,9 +281,7 @@ impl Coordinator {
         if !mutant::is_on(Mutant::GroupsFromTheLog) {
             self.groups.discard_pending();
         }
-        if !mutant::is_on(Mutant::WholeSessionAfterLoad) {
-            self.sessions.clear();
-        }
+        self.sessions.clear();
         self.expires_at = None;
         self.under_way.clear();
         self.queued.clear();
@@ -279,7 +291,7 @@ impl Coordinator {
         if self.role != Role::Loads(load) {
             return;
         }
-        for (key, value) in records {
+        for (key, value) in records.iter().filter(|(key, _)| key != MARK_KEY) {
             match Record::decode(key, value.as_deref()) {
                 Ok(record) => {
                     let Ok(()) = self.groups.apply(&record);
@@ -354,12 +366,16 @@ impl Coordinator {
         if let Ok(response) = &mut result {
             self.add_times(now, group, response);
         }
-        let after = self.last_open();
-        if after.is_none() || mutant::is_on(Mutant::AnswerWhenCommitted) {
+        let is_told_unconfirmed = records.is_empty()
+            && self.queued.is_empty()
+            && self.under_way.is_empty()
+            && mutant::is_on(Mutant::ConfirmBeforeAnswer);
+        if is_told_unconfirmed || mutant::is_on(Mutant::AnswerWhenCommitted) {
             actions.push(Action::Answer { id, result });
             return;
         }
-        let after = after.unwrap_or_default();
+        // Whatever is not handed out yet serves to confirm that this node still leads.
+        let after = self.next().serial;
         self.waiting.push_back(Waiting { id, after, has_changed: !records.is_empty(), result });
     }
 
@@ -383,46 +399,59 @@ impl Coordinator {
             let id = first.group().clone();
             self.sessions.follow(now.time, &id, self.groups.group(&id));
         }
-        let has_room = self.queued.back().is_some_and(|last| last.bytes < limits::GROUP_APPEND_BYTES);
-        if !has_room {
-            self.given.0 += 1;
-            self.queued.push_back(Append { serial: self.given, records: Vec::new(), bytes: 0 });
+        if self.queued.back().is_some_and(|last| last.bytes >= limits::GROUP_APPEND_BYTES) {
+            self.queue();
         }
-        let next = self.queued.back_mut().expect("it was put there");
+        let next = self.next();
         for (key, value) in records.iter().map(Record::encode) {
             next.bytes += key.len() + value.as_ref().map_or(0, |value| value.len());
             next.records.push((key, value));
         }
     }
 
-    /// The last append that is not committed.
-    fn last_open(&self) -> Option<Serial> {
-        self.queued.back().map(|append| append.serial).or_else(|| self.under_way.last().copied())
+    /// The last append that is not handed out.
+    fn next(&mut self) -> &mut Append {
+        if self.queued.is_empty() {
+            self.queue();
+        }
+        self.queued.back_mut().expect("there is one")
+    }
+
+    fn queue(&mut self) {
+        self.given.0 += 1;
+        self.queued.push_back(Append { serial: self.given, records: Vec::new(), bytes: 0 });
     }
 
     fn flush(&mut self, actions: &mut Vec<Action>) {
         let Some(leader_epoch) = self.deciding() else { return };
-        while self.under_way.len() < self.settings.appends_max.max(1)
-            && let Some(Append { serial, records, .. }) = self.queued.pop_front()
-        {
-            self.under_way.insert(serial);
-            actions.push(Action::Append { leader_epoch, serial, records });
+        let appends_max = self.settings.appends_max.max(1);
+        // What only asks whether this node leads waits until nothing is under way: others share the way then.
+        let room = |next: &Append| if next.records.is_empty() { 1 } else { appends_max };
+        while let Some(append) = self.queued.pop_front_if(|next| self.under_way.len() < room(next)) {
+            let Append { serial, records, .. } = append;
+            self.under_way.insert(serial, false);
+            actions.push(if records.is_empty() {
+                Action::Confirm { leader_epoch, serial }
+            } else {
+                Action::Append { leader_epoch, serial, records }
+            });
         }
     }
 
     fn committed(&mut self, serial: Serial, actions: &mut Vec<Action>) {
-        if !self.under_way.contains(&serial) {
-            return;
-        }
-        self.under_way = self.under_way.split_off(&Serial(serial.0 + 1));
-        while let Some(waiting) = self.waiting.pop_front_if(|waiting| waiting.after <= serial) {
-            actions.push(Action::Answer { id: waiting.id, result: waiting.result });
+        let Some(is_committed) = self.under_way.get_mut(&serial) else { return };
+        *is_committed = true;
+        while let Some(first) = self.under_way.first_entry().filter(|first| *first.get()) {
+            let (serial, _) = first.remove_entry();
+            while let Some(waiting) = self.waiting.pop_front_if(|waiting| waiting.after <= serial) {
+                actions.push(Action::Answer { id: waiting.id, result: waiting.result });
+            }
         }
     }
 
     fn failed(&mut self, serial: Serial, actions: &mut Vec<Action>) {
         if let Some(leader_epoch) = self.deciding()
-            && self.under_way.contains(&serial)
+            && self.under_way.contains_key(&serial)
         {
             self.load(leader_epoch, actions);
         }

@@ -295,7 +295,7 @@ impl Change<'_> {
 fn check_epoch(request: &Heartbeat, current: &Current) -> Result<(), GroupRefusal> {
     let is_told_again = request.epoch == current.previous
         && request.owned.as_ref().is_some_and(|owned| owned.is_subset(&current.assigned));
-    if request.epoch == current.epoch || is_told_again || mutant::is_on(Mutant::MemberEpochOnHeartbeat) {
+    if request.epoch == current.epoch || is_told_again {
         return Ok(());
     }
     Err(GroupRefusal::FencedMemberEpoch {

@@ -6,6 +6,7 @@
 //!        | v | kind | group                      of kind 1
 //!        | v | kind | group | topic | partition  of kind 5
 //!        |   |      |       | 16    | u32
+//!        | v | kind                              of kind 0, which says nothing
 //! value  | v | fields, in the order of the struct
 //! ```
 //! Little-endian. A text is `u16` bytes of UTF-8, an optional field a byte 0 or 1 before it, a set a `u32` count before
@@ -26,6 +27,9 @@ const VERSION: u8 = 1;
 
 /// A record as it is stored: its key, and its value unless it is a tombstone.
 pub type KeyValue = (Bytes, Option<Bytes>);
+
+/// The key of a record that says nothing, and has no value. Whoever gets one committed still leads.
+pub const MARK_KEY: &[u8] = &[VERSION, 0];
 
 /// Counts the assignments of a group; a member's epoch is the generation that it has reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

@@ -101,7 +101,7 @@ impl Group {
         self.currents.get(member).unwrap_or(&NO_CURRENT)
     }
 
-    /// Whether a member has all it is to have and nothing else. One that is away has what it is to have as far as that goes.
+    /// Whether a member has all it is to have and nothing else. Nothing is expected of one that is away.
     pub(super) fn is_settled(&self, member: &str) -> bool {
         let current = self.current(member);
         current.epoch == Generation::PAUSES

@@ -1,10 +1,14 @@
 //! The coordinator on a log that is slow, fails, or is another's by now.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use quire_engine::group::coordinator::{Action, Coordinator, Input, Now, RequestId};
+use quire_engine::group::records;
 use quire_engine::group::request::CommitOutcome;
-use quire_engine::group::{Generation, GroupRefusal, GroupSettings, Heartbeat, Request, Response};
+use quire_engine::group::{
+    Generation, GroupRefusal, GroupSettings, Heartbeat, Partitions, Request, Response,
+};
 use quire_engine::{SplitMix64, Time};
 use quire_protocol::{ErrorCode, LeaderEpoch, Timestamp, limits};
 
@@ -26,14 +30,33 @@ fn nothing_is_told_before_it_is_committed() {
     assert_eq!(at_once, []);
     let (list, at_once) = desk.put(Request::List);
     assert_eq!(at_once, [], "and so does a read");
-    assert_eq!(desk.held.len(), 2, "each change is on its way by itself while there is room");
-    let first = desk.commit_one();
-    assert_eq!(first.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [given_up, stale]);
-    assert!(matches!(&first[1].1, Err(GroupRefusal::StaleMemberEpoch { .. })), "{first:?}");
-    let second = desk.commit_one();
-    assert_eq!(second.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [taken, list]);
+    let sizes: Vec<usize> = desk.held.iter().map(|(_, records)| records.len()).collect();
+    assert_eq!(sizes, [1, 1], "what changes something is on its way by itself while there is room");
+    for expected in [&[(given_up, "Ok(Heartbeat")][..], &[(stale, "Err(Stale"), (taken, "Ok(Heartbeat")]] {
+        let answers = desk.commit_one();
+        assert_eq!(answers.len(), expected.len(), "{answers:?}");
+        for ((answered, result), (id, begins)) in answers.into_iter().zip(expected) {
+            assert!(answered == *id && format!("{result:?}").starts_with(begins), "{result:?}");
+        }
+    }
+    assert_eq!(desk.held[0].1.len(), 0, "it makes sure that it still leads");
+    let answers = desk.commit_one();
+    assert!(matches!(answers[..], [(id, Ok(Response::Groups(_)))] if id == list), "{answers:?}");
     let all = topics(&[("a", 2)]);
     assert_eq!(desk.rebuilt(all), *desk.coordinator.groups());
+}
+
+#[test]
+fn what_is_committed_out_of_order_waits_for_what_is_before_it() {
+    let mut desk = Desk::with(topics(&[("a", 2)]));
+    desk.joins(join("m1", &["a"]));
+    desk.holds = true;
+    let (one, _) = desk.put(commit("m1", 1, vec![offset(partition("a", 0), 9)]));
+    let (two, _) = desk.put(commit("m1", 1, vec![offset(partition("a", 0), 10)]));
+    let [first, second] = [desk.held[0].0, desk.held[1].0];
+    assert_eq!(desk.give(Input::Committed(second)), []);
+    let answers = desk.give(Input::Committed(first));
+    assert_eq!(answers.into_iter().map(|(id, _)| id).collect::<Vec<_>>(), [one, two]);
 }
 
 #[test]
@@ -49,6 +72,7 @@ fn what_is_decided_meanwhile_goes_into_one_append() {
     assert_eq!(desk.commit_one().len(), 1);
     assert_eq!(desk.held.len(), 1);
     assert_eq!(desk.commit_one().len(), 9, "in one");
+    desk.holds = false;
     assert_eq!(desk.offsets(), [(partition("a", 0), 10)].into());
 }
 
@@ -64,6 +88,7 @@ fn a_failed_append_is_as_if_nothing_was_decided() {
     let answers = desk.give(Input::Failed(serial));
     assert_eq!(answers, [(write, Err(GroupRefusal::Unknown)), (read, Err(GroupRefusal::Loading))]);
     assert_eq!(desk.give(Input::Committed(serial)), [], "it is not waited for any more");
+    desk.holds = false;
     assert_eq!(desk.offsets(), [(partition("a", 0), 5)].into());
     assert_eq!(desk.beats(beat("m1", 1)).expect("the member is there").epoch, Generation(1));
 }
@@ -90,12 +115,18 @@ fn a_node_that_does_not_lead_or_has_not_loaded_says_so() {
     assert_eq!(give(list()), refused(GroupRefusal::Loading), "it does not know the topics");
     assert_eq!(give(Input::Topics(topics(&[]))), []);
     let answered = [Action::Answer { id: RequestId(1), result: Ok(Response::Groups(Vec::new())) }];
-    assert_eq!(give(list()), answered);
+    let [Action::Confirm { serial, leader_epoch }] = give(list())[..] else {
+        panic!("it makes sure that it leads")
+    };
+    assert_eq!(leader_epoch, LeaderEpoch(4));
+    assert_eq!(give(Input::Committed(serial)), answered);
     assert_eq!(give(Input::Leads(LeaderEpoch(2))), [], "late");
-    assert_eq!(give(list()), answered);
-    assert_eq!(give(Input::Follows), []);
+    let [Action::Confirm { .. }] = give(list())[..] else { panic!("it makes sure each time") };
+    assert_eq!(give(Input::Follows), refused(GroupRefusal::NotCoordinator));
     assert_eq!(give(list()), refused(GroupRefusal::NotCoordinator));
     let [Action::Load(third)] = give(Input::Leads(LeaderEpoch(5)))[..] else { panic!("it loads") };
+    let mark = vec![(bytes::Bytes::from_static(records::MARK_KEY), None)];
+    assert_eq!(give(Input::Loaded { load: third, records: mark }), [], "that is passed over");
     let records = vec![(bytes::Bytes::from_static(b"\x09"), None)];
     assert_eq!(give(Input::Loaded { load: third, records }), []);
     assert_eq!(give(Input::LoadEnd(third)), []);
@@ -149,4 +180,34 @@ fn more_than_the_log_takes_is_refused() {
     let described = desk.ask(Request::Describe { group: GROUP.into() });
     assert!(matches!(described, Ok(Response::Description(_))), "{described:?}");
     desk.beats(Heartbeat { topics: Some(Vec::new()), ..beat("m1", 1) }).expect("it is there");
+}
+
+#[test]
+fn a_hundred_members_share_a_thousand_partitions() {
+    let all = topics(&[("a", 1000)]);
+    let mut desk = Desk::with(all.clone());
+    let started = Instant::now();
+    let mut has: BTreeMap<String, (Generation, Partitions)> = BTreeMap::new();
+    for number in 0..100 {
+        let id = format!("m{number:02}");
+        let (epoch, assignment) = desk.joins(join(&id, &["a"]));
+        has.insert(id, (Generation(epoch), assignment));
+    }
+    let joined = started.elapsed();
+    let mut rounds = 0;
+    while !desk.coordinator.groups().is_stable(GROUP) {
+        rounds += 1;
+        assert!(rounds < 10, "it settles");
+        for (id, (epoch, owned)) in &mut has {
+            let answer = desk.beats(owns(id, epoch.0, owned.clone())).expect("it is there");
+            *epoch = answer.epoch;
+            *owned = answer.assignment.unwrap_or(std::mem::take(owned));
+        }
+    }
+    println!(
+        "100 members joined in {joined:?}, {rounds} rounds of heartbeats in {:?}",
+        started.elapsed() - joined
+    );
+    assert!(has.values().all(|(_, owned)| owned.len() == 10));
+    assert_eq!(desk.rebuilt(all), *desk.coordinator.groups());
 }

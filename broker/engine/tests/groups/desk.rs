@@ -80,6 +80,9 @@ pub fn commit(member: &str, epoch: i32, offsets: Vec<OffsetToCommit>) -> Request
     Request::Commit(Commit { group: GROUP.into(), asker, offsets })
 }
 
+/// The number of a request, and its answer.
+pub type Answered = (u64, Result<Response, GroupRefusal>);
+
 /// A coordinator in charge, its log, and its clocks.
 pub struct Desk {
     pub coordinator: Coordinator,
@@ -127,7 +130,7 @@ impl Desk {
     }
 
     /// Gives an input, and does what is wanted; answers are returned.
-    pub fn give(&mut self, input: Input) -> Vec<(u64, Result<Response, GroupRefusal>)> {
+    pub fn give(&mut self, input: Input) -> Vec<Answered> {
         let mut answers = Vec::new();
         let mut inputs = vec![input];
         while !inputs.is_empty() {
@@ -145,6 +148,13 @@ impl Desk {
                             inputs.push(Input::Committed(serial));
                         }
                     }
+                    Action::Confirm { serial, .. } => {
+                        if self.holds {
+                            self.held.push((serial, Vec::new()));
+                        } else {
+                            inputs.push(Input::Committed(serial));
+                        }
+                    }
                     Action::Answer { id, result } => answers.push((id.0, result)),
                     Action::Removed { member, why, .. } => self.removed.push(format!("{member} {why:?}")),
                 }
@@ -159,14 +169,14 @@ impl Desk {
     }
 
     /// Commits what was held back, one append.
-    pub fn commit_one(&mut self) -> Vec<(u64, Result<Response, GroupRefusal>)> {
+    pub fn commit_one(&mut self) -> Vec<Answered> {
         let (serial, records) = self.held.remove(0);
         self.log.extend(records);
         self.give(Input::Committed(serial))
     }
 
     /// Asks, and returns the number of the request and what was answered at once.
-    pub fn put(&mut self, request: Request) -> (u64, Vec<(u64, Result<Response, GroupRefusal>)>) {
+    pub fn put(&mut self, request: Request) -> (u64, Vec<Answered>) {
         self.asked += 1;
         (self.asked, self.give(Input::Asked { id: RequestId(self.asked), request }))
     }
@@ -184,6 +194,14 @@ impl Desk {
         match self.ask(Request::Heartbeat(heartbeat))? {
             Response::Heartbeat(answer) => Ok(answer),
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// What a member is told; `None` if it left, or is refused.
+    pub fn beats_or_leaves(&mut self, heartbeat: Heartbeat) -> Option<HeartbeatAnswer> {
+        match self.ask(Request::Heartbeat(heartbeat)) {
+            Ok(Response::Heartbeat(answer)) => Some(answer),
+            _ => None,
         }
     }
 
