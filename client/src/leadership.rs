@@ -10,9 +10,9 @@ use crate::Client;
 use crate::metadata::TopicMetadata;
 
 /// Without any answer for so long, other brokers are asked who leads.
-const SILENCE_TIME_MAX: Duration = Duration::from_millis(500);
+const UNANSWERED_TIME_MAX: Duration = Duration::from_millis(500);
 /// And again so often while the silence lasts: the next leader is found soon after it is elected, and not up to another
-/// [`SILENCE_TIME_MAX`] later.
+/// [`UNANSWERED_TIME_MAX`] later.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// How a stream gets on.
@@ -39,7 +39,7 @@ pub(crate) async fn has_moved(
     progress: Arc<Progress>,
 ) -> bool {
     let led = known.leadership(partition);
-    let mut pause = SILENCE_TIME_MAX;
+    let mut pause = UNANSWERED_TIME_MAX;
     loop {
         let before = progress.received.load(Ordering::Relaxed);
         tokio::time::sleep(pause).await;
@@ -47,7 +47,7 @@ pub(crate) async fn has_moved(
             return false;
         }
         if progress.received.load(Ordering::Relaxed) != before {
-            pause = SILENCE_TIME_MAX;
+            pause = UNANSWERED_TIME_MAX;
             continue;
         }
         pause = LOOK_AGAIN_AFTER;

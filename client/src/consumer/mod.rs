@@ -13,6 +13,7 @@ mod cursor;
 mod error;
 mod fetcher;
 mod frames;
+mod lookout;
 mod merge;
 mod near;
 mod shelf;
