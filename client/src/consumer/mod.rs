@@ -36,7 +36,7 @@ use quire_protocol::{BrokerId, Offset, PartitionIndex, Timestamp};
 use tokio::task::JoinSet;
 
 use crate::Client;
-use crate::offsets;
+use crate::offsets::{self, Waiting};
 use crate::position::Position;
 
 use cursor::{Cursor, Next};
@@ -144,8 +144,8 @@ impl Consumer {
             ConsumeError::InvalidSettings(format!("this consumer does not read partition {partition}"))
         })?;
         let asked = [(partition, position)];
-        let (topic, answers) =
-            offsets::list_within(self.retry_timeout, &self.client, &self.topic, &asked).await?;
+        let waiting = Waiting { time_max: self.retry_timeout, spared_after: None };
+        let (topic, answers) = offsets::list_within(waiting, &self.client, &self.topic, &asked).await?;
         let answer = answers.into_iter().next().ok_or_else(|| {
             ConsumeError::InvalidSettings("the broker answered nothing about the position".into())
         })?;

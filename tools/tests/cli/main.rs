@@ -15,4 +15,5 @@ mod records;
 mod signals;
 mod support;
 mod topics;
+mod waiting;
 mod year;
