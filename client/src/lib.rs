@@ -57,8 +57,9 @@
 //!
 //! # Errors
 //! Every error says whether a retry can help ([`Error::is_retriable`]) and what to do ([`Error::advice`]). The client
-//! itself retries what can be retried: a producer until its delivery timeout, a consumer until its retry timeout. Who connects
-//! or builds a consumer and has to wait finds the reason in the log (`tracing`, a warning after two seconds).
+//! itself retries what can be retried: a producer until its delivery timeout, a consumer until its retry timeout. What a
+//! producer's records wait for meanwhile is what [`Producer::obstacles`] tells; who connects or builds a consumer and has to wait
+//! finds the reason in the log (`tracing`, a warning after two seconds).
 //!
 //! # Metadata
 //! Topics are created and changed with [`Client::admin`].
@@ -94,7 +95,7 @@ pub use position::{InvalidPosition, Position};
 #[doc(hidden)]
 pub use producer::simulated as simulation;
 pub use producer::{
-    Delivery, PartitionFunction, Partitioner, Producer, ProducerBuilder, RecordMetadata, SendError,
+    Delivery, Obstacle, PartitionFunction, Partitioner, Producer, ProducerBuilder, RecordMetadata, SendError,
 };
 pub use profile::{PROFILE_VARIABLE, Profile, ProfileError};
 pub use retry::Backoff;

@@ -204,6 +204,11 @@ impl Pipeline {
         link.into_iter().chain(oldest).min()
     }
 
+    /// What stood in the way since something was last acknowledged.
+    pub(super) fn last_failure(&self) -> Option<&Error> {
+        self.last_failure.as_ref()
+    }
+
     /// The error of a batch whose time is over.
     pub(super) fn timed_out(&self) -> SendError {
         let cause = self.last_failure.clone().map(Box::new);

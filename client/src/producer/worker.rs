@@ -28,6 +28,7 @@ use super::accumulator::{Accumulator, SealedBatch};
 use super::delivery::{Completer, Outcome};
 use super::ids::ProducerIds;
 use super::numbers::Claim;
+use super::obstacle::Obstacle;
 use super::pipeline::{Action, Established, Input, Pipeline, ReadyBatch};
 
 /// How long a broker may take to end a stream that has ended here.
@@ -41,6 +42,8 @@ pub(super) struct PartitionQueue {
     pub changed: Notify,
     /// Told once, when the producer goes away.
     pub aborted: Notify,
+    /// What keeps its records waiting.
+    pub obstacle: Mutex<Option<Obstacle>>,
 }
 
 /// What all of a producer's workers share.
@@ -88,6 +91,8 @@ pub(super) struct Worker {
     pub delivered: Arc<Delivered>,
     pub ids: Arc<ProducerIds>,
     pub pipeline: Pipeline,
+    /// Whether the queue has an obstacle.
+    pub is_obstructed: bool,
 }
 
 /// What the worker waits for.
@@ -145,7 +150,25 @@ impl Worker {
                 return self.perform(end, &mut io);
             }
             self.apply(event, &mut io);
+            self.show_obstacle();
         }
+    }
+
+    /// Shows what keeps records waiting, and that nothing does any more.
+    fn show_obstacle(&mut self) {
+        let is_waiting = || !self.pipeline.is_empty() || !lock(&self.queue.accumulator).is_empty();
+        let error = self.pipeline.last_failure().filter(|_| is_waiting());
+        if error.is_none() && !self.is_obstructed {
+            return;
+        }
+        let mut obstacle = lock(&self.queue.obstacle);
+        *obstacle = error.map(|error| Obstacle {
+            topic: Arc::clone(&self.topic),
+            partition: self.partition,
+            error: error.clone(),
+            since: obstacle.as_ref().map_or_else(Instant::now, |known| known.since),
+        });
+        self.is_obstructed = obstacle.is_some();
     }
 
     fn apply(&mut self, event: Event, io: &mut Io) {
@@ -341,6 +364,7 @@ impl Drop for Worker {
         }
         let waiting = lock(&self.queue.accumulator).close();
         self.refuse(waiting, &SendError::Closed);
+        *lock(&self.queue.obstacle) = None;
     }
 }
 

@@ -115,3 +115,41 @@ async fn looking_who_leads_holds_up_no_record() {
     let next = next.expect("it reads while it looks").expect("it follows").expect("a record");
     assert_eq!(next.value.as_deref(), Some(b"after".as_slice()));
 }
+
+/// What a record waits for was told when its time was over, half a minute later.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_records_wait_for_can_be_seen_and_that_it_is_over() {
+    let mut trio = Trio::start().await;
+    let client = trio.client(&[0, 1]).await;
+    let (lost, led) = spread(&client).await;
+    let producer = client.producer().delivery_timeout(2 * PATIENCE).build();
+    producer.send_to("spread", lost, record("before")).await.expect("acknowledged");
+    assert_eq!(producer.obstacles(), []);
+    trio.kill(&[LAST]);
+    let delivery = producer.enqueue_to("spread", lost, record("after")).await.expect("room");
+    let seen = async {
+        loop {
+            if let Some(obstacle) = producer.obstacles().pop() {
+                return obstacle;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let obstacle = timeout(PATIENCE, seen).await.expect("something stands in the way");
+    assert_eq!((&*obstacle.topic, obstacle.partition), ("spread", lost));
+    assert!(obstacle.error.is_retriable(), "{}", obstacle.error);
+    producer
+        .send_to("spread", led, record("other"))
+        .await
+        .expect("another partition is none of its business");
+    let now = producer.obstacles();
+    assert_eq!(now.iter().map(|other| other.since).collect::<Vec<_>>(), [obstacle.since], "it lasts");
+    trio.start_again(LAST);
+    timeout(PATIENCE, delivery).await.expect("in time").expect("acknowledged");
+    let gone = async {
+        while !producer.obstacles().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, gone).await.expect("nothing stands in the way any more");
+}

@@ -21,3 +21,18 @@ fn a_broker_that_does_not_answer_is_waited_for_with_a_word() {
     let ended = consume.end();
     assert_eq!(ended.status.code(), Some(3), "{}", text(&ended.stderr));
 }
+
+/// A produce whose broker was gone, or refused for now, said nothing for half a minute.
+#[test]
+fn a_produce_says_what_its_records_wait_for_and_what_to_do() {
+    let dev = Dev::start();
+    dev.home.stdout(&["topic", "create", "t"]);
+    let mut produce = dev.home.spawn(&["produce", "t"]);
+    produce.write(b"one\n");
+    assert_eq!(dev.home.stdout(&["consume", "t", "-n", "1", "--follow"]), "one\n");
+    let (_home, _) = dev.stop();
+    produce.write(b"two\n");
+    let (what, advice) = (produce.error_line(), produce.error_line());
+    assert!(what.starts_with("waiting to write to partition 0 of \"t\": "), "{what}");
+    assert!(advice.starts_with("  check that the broker"), "{advice}");
+}
