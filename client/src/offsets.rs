@@ -43,7 +43,10 @@ impl Refused {
         match self {
             Refused::UnknownPartition(_) | Refused::Other(Error::NoLeader { .. }) => true,
             Refused::OutOfRange { .. } => false,
-            Refused::Other(error) => error.code().is_some_and(|code| codes.contains(&code)),
+            // A leader that can not be reached may lead no more.
+            Refused::Other(error) => {
+                error.is_unreachable() || error.code().is_some_and(|code| codes.contains(&code))
+            }
         }
     }
 
@@ -328,6 +331,15 @@ mod tests {
         let refused =
             Error::Broker { code: ErrorCode::NotAuthorized, message: "no".into(), suggestion: None };
         assert!(obstacle(&[waits(1), Err(Refused::Other(refused))]).is_none());
+    }
+
+    /// A consumer that was built while a leader's port was closed asked that one again until the end of its patience.
+    #[test]
+    fn where_a_leader_can_not_be_reached_it_is_looked_up_again() {
+        let (address, why) = ("a:1".to_owned(), "nothing listens there".to_owned());
+        assert!(Refused::Other(Error::Unreachable { address, why }).is_outdated());
+        let full = Error::Broker { code: ErrorCode::MemoryFull, message: "no".into(), suggestion: None };
+        assert!(!Refused::Other(full).is_outdated(), "it leads, and says so");
     }
 
     #[test]
