@@ -213,3 +213,19 @@ async fn who_told_of_a_topic_that_was_left_is_asked_last() {
     let again = talkers.metadata.instead_of(&left, PartitionIndex(0)).await.expect("it is known");
     assert_eq!((id_of(&again), talkers.asked()), (2, vec![]));
 }
+
+/// Each of a quiet topic's partitions looks now and then who leads it: a thousand idle consumers of ten partitions each would
+/// ask a thousand times a second.
+#[tokio::test]
+async fn partitions_that_look_at_about_the_same_time_ask_once() {
+    let talkers = Talkers::new(&[NEW, NEW]);
+    let known = talkers.metadata.topic("t").await.expect("it is there");
+    talkers.asked();
+    let led = known.leadership(PartitionIndex(0));
+    for _ in 0..3 {
+        talkers.metadata.refresh_from_others(&known, led).await.expect("it is there");
+    }
+    let looks = (0..10).map(|_| talkers.metadata.refresh_from_others(&known, led));
+    futures_util::future::join_all(looks).await;
+    assert_eq!(talkers.asked(), [2], "and not the leader");
+}
