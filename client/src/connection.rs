@@ -76,6 +76,11 @@ impl Connection {
         }
     }
 
+    /// Who is at its other end.
+    pub(crate) fn broker_id(&self) -> BrokerId {
+        BrokerId(self.greeting.broker_id)
+    }
+
     fn is_open(&self) -> bool {
         self.quic.close_reason().is_none()
     }
@@ -106,7 +111,7 @@ impl Link {
 
     /// Whether it was this broker that answered at its other end.
     fn leads_to(&self, broker: BrokerId) -> bool {
-        lock(&self.current).as_ref().is_some_and(|current| current.greeting.broker_id == broker.0)
+        lock(&self.current).as_ref().is_some_and(|current| current.broker_id() == broker)
     }
 
     /// The connection, made now if there is none.
@@ -207,6 +212,15 @@ impl Link {
 /// too. One that was killed says nothing, and its connection stands until the idle timeout.
 const NEXT_BROKER_AFTER: Duration = Duration::from_millis(250);
 
+/// Who is to answer what any broker can.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Whom<'a> {
+    /// Anybody; these only where no other answers soon.
+    OthersFirst(&'a [BrokerId]),
+    /// Anybody else.
+    Others(BrokerId),
+}
+
 /// The ways to the cluster's brokers.
 #[derive(Debug)]
 pub(crate) struct Brokers {
@@ -268,22 +282,17 @@ impl Brokers {
         what: &'static str,
         body: request::Body,
     ) -> Result<(response::Body, Arc<Connection>), Error> {
-        self.ask_others_first(None, what, body).await
+        self.ask_of(Whom::OthersFirst(&[]), what, body).await
     }
 
-    /// As [`Brokers::ask`]; one broker is asked only where no other answers soon.
-    pub(crate) async fn ask_others_first(
+    /// As [`Brokers::ask`], of these.
+    pub(crate) async fn ask_of(
         &self,
-        last: Option<BrokerId>,
+        whom: Whom<'_>,
         what: &'static str,
         body: request::Body,
     ) -> Result<(response::Body, Arc<Connection>), Error> {
-        let mut candidates = self.candidates();
-        if let Some(last) = last {
-            let address = lock(&self.addresses).get(&last).cloned();
-            candidates.sort_by_key(|link| link.leads_to(last) || Some(&link.address) == address.as_ref());
-        }
-        let mut candidates = candidates.into_iter();
+        let mut candidates = self.candidates_of(whom).into_iter();
         let mut asked = FuturesUnordered::new();
         let mut failure = None;
         loop {
@@ -312,10 +321,22 @@ impl Brokers {
                 // It was asked and said no.
                 Some(Err(error)) if error.code().is_some() && !error.is_retriable() => return Err(error),
                 Some(Err(error)) => failure = Some(worse(failure, error)),
-                None if is_last => return Err(failure.expect("a profile names a broker")),
+                None if is_last => return Err(failure.unwrap_or_else(nobody_else)),
                 None => {}
             }
         }
+    }
+
+    fn candidates_of(&self, whom: Whom<'_>) -> Vec<Arc<Link>> {
+        let mut candidates = self.candidates();
+        let addresses = lock(&self.addresses);
+        let is = |link: &Link, id: &BrokerId| link.leads_to(*id) || addresses.get(id) == Some(&link.address);
+        match whom {
+            // Keeps the order among those that are alike.
+            Whom::OthersFirst(last) => candidates.sort_by_key(|link| last.iter().any(|id| is(link, id))),
+            Whom::Others(id) => candidates.retain(|link| !is(link, &id)),
+        }
+        candidates
     }
 
     /// Every broker there is, those first that are likely to answer.
@@ -372,6 +393,10 @@ impl Brokers {
     pub(crate) async fn close(&self) {
         self.transport.close().await;
     }
+}
+
+fn nobody_else() -> Error {
+    Error::Unreachable { address: "any other address".into(), why: "none is known".into() }
 }
 
 /// Of two failures the one that says more: a refusal is not hidden by another broker that is away.
@@ -520,6 +545,41 @@ fn alert_meaning(alert: u8) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::profile::Profile;
+
+    /// The ways to brokers 1, 2 and 3, of which the profile names the first.
+    fn three_brokers() -> Brokers {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let certificate = rcgen::CertificateParams::default().self_signed(&key).expect("self-signed").pem();
+        let profile = Profile::new("localhost").authority_pem(&certificate);
+        let transport = Transport::new(&profile, &ClientConfig::default()).expect("a usable profile");
+        let bootstrap = Address::parse_list("broker-1:9440").expect("an address");
+        let brokers = Brokers::new(bootstrap, transport, ClientConfig::default());
+        let known = (1..=3).map(|id| control::Broker {
+            id,
+            host: format!("broker-{id}"),
+            port: 9440,
+            ..Default::default()
+        });
+        brokers.learn(&known.collect::<Vec<_>>());
+        brokers
+    }
+
+    #[test]
+    fn who_is_doubted_is_asked_last_or_not_at_all() {
+        let brokers = three_brokers();
+        let asked = |whom| -> Vec<u32> {
+            let candidates = brokers.candidates_of(whom);
+            let number = |link: &Arc<Link>| link.address.host.strip_prefix("broker-")?.parse().ok();
+            candidates.iter().filter_map(number).collect()
+        };
+        assert_eq!(asked(Whom::OthersFirst(&[]))[0], 1, "the profile's");
+        assert_eq!(asked(Whom::OthersFirst(&[BrokerId(1)]))[2], 1);
+        assert_eq!(asked(Whom::OthersFirst(&[BrokerId(1), BrokerId(3)]))[0], 2);
+        let mut others = asked(Whom::Others(BrokerId(1)));
+        others.sort_unstable();
+        assert_eq!(others, [2, 3]);
+    }
 
     fn closed(code: u64) -> Error {
         let close = quinn::ConnectionClose {

@@ -96,7 +96,9 @@
 //!
 //! # Errors
 //! Every error says whether a retry can help ([`Error::is_retriable`]) and what to do ([`Error::advice`]). The client
-//! itself retries what can be retried: a producer until its delivery timeout, a consumer until its retry timeout.
+//! itself retries what can be retried: a producer until its delivery timeout, a consumer until its retry timeout. What a
+//! producer's records wait for meanwhile is what [`Producer::obstacles`] tells; who connects or builds a consumer and has to wait
+//! finds the reason in the log (`tracing`, a warning after two seconds).
 //!
 //! # Metadata
 //! Topics are created and changed with [`Client::admin`].
@@ -112,6 +114,7 @@ mod group;
 mod leadership;
 mod metadata;
 mod offsets;
+mod patience;
 mod position;
 mod producer;
 mod profile;
@@ -135,7 +138,7 @@ pub use position::{InvalidPosition, Position};
 #[doc(hidden)]
 pub use producer::simulated as simulation;
 pub use producer::{
-    Delivery, PartitionFunction, Partitioner, Producer, ProducerBuilder, RecordMetadata, SendError,
+    Delivery, Obstacle, PartitionFunction, Partitioner, Producer, ProducerBuilder, RecordMetadata, SendError,
 };
 pub use profile::{PROFILE_VARIABLE, Profile, ProfileError};
 pub use replay::{
@@ -156,6 +159,7 @@ use std::sync::Arc;
 
 use connection::Brokers;
 use metadata::Metadata;
+use patience::Hindrance;
 use transport::Transport;
 
 /// A client of one cluster. Cheap to clone; clones share their connections.
@@ -196,7 +200,9 @@ impl Client {
     pub async fn connect_configured(profile: Profile, config: ClientConfig) -> Result<Client, Error> {
         let transport = Transport::new(&profile, &config)?;
         let brokers = Arc::new(Brokers::new(profile.parsed_addresses()?, transport, config));
-        let connection = brokers.any().await?;
+        let addresses: Vec<_> = profile.parsed_addresses()?.iter().map(ToString::to_string).collect();
+        let what = format!("waiting for a broker at {}", addresses.join(", "));
+        let connection = patience::with_warnings(&what, &Hindrance::default(), brokers.any()).await?;
         let shared = Shared {
             metadata: Metadata::new(Arc::clone(&brokers)),
             brokers,

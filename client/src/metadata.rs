@@ -7,9 +7,13 @@ use std::time::{Duration, Instant};
 use quire_protocol::rpc::control::{self, request, response};
 use quire_protocol::topic_config::{MessageTimestampType, TopicConfig};
 use quire_protocol::{BrokerId, ErrorCode, LeaderEpoch, PartitionIndex, TopicId, TopicPartition, limits};
+use tokio::time::timeout;
 
-use crate::connection::{Brokers, Connection, broker_error};
+use crate::connection::{Brokers, Connection, Whom, broker_error};
 use crate::error::Error;
+
+/// How long a second broker may take to confirm what a first one said of a topic.
+const CONFIRMATION_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// A topic as it was when it was asked for.
 #[derive(Debug)]
@@ -25,6 +29,8 @@ pub(crate) struct TopicMetadata {
     /// The topic's `max.message.bytes`.
     pub message_bytes_max: usize,
     pub timestamp_type: MessageTimestampType,
+    /// Who said so.
+    told_by: BrokerId,
     asked_at: Instant,
 }
 
@@ -71,7 +77,7 @@ impl TopicMetadata {
         }
     }
 
-    fn parse(topic: control::Topic) -> Result<TopicMetadata, String> {
+    fn parse(topic: control::Topic, told_by: BrokerId) -> Result<TopicMetadata, String> {
         let id = TopicId::from_slice(&topic.id).ok_or("a topic id does not have 16 bytes")?;
         let mut partitions = topic.partitions;
         partitions.sort_by_key(|partition| partition.index);
@@ -102,6 +108,7 @@ impl TopicMetadata {
             in_sync,
             message_bytes_max: config.message_bytes_max,
             timestamp_type: config.timestamp_type,
+            told_by,
             asked_at: Instant::now(),
         })
     }
@@ -138,13 +145,24 @@ impl Metadata {
     pub(crate) async fn topic(&self, name: &str) -> Result<Arc<TopicMetadata>, Error> {
         match self.cached(name) {
             Some(topic) if topic.asked_at.elapsed() < self.age_max => Ok(topic),
-            stale => self.asked_after(name, stale.as_ref().map(|topic| topic.asked_at), None).await,
+            Some(old) => self.refresh(&old).await,
+            None => {
+                let _asking = self.asking.lock().await;
+                match self.cached(name) {
+                    Some(topic) => Ok(topic),
+                    None => self.look_up(name, None, &[]).await,
+                }
+            }
         }
     }
 
-    /// The topic, asked for again unless somebody did since `known` was answered.
+    /// The topic, asked for again unless somebody did since `known` was answered. That it is gone, or another topic of the
+    /// same name, is believed when two brokers say so: one may be behind.
+    ///
+    /// # Errors
+    /// If the topic is gone; one that can be retried if one broker says so and no other confirms it.
     pub(crate) async fn refresh(&self, known: &TopicMetadata) -> Result<Arc<TopicMetadata>, Error> {
-        self.asked_after(&known.name, Some(known.asked_at), None).await
+        self.look_up_again(known, &[]).await
     }
 
     /// As [`Metadata::refresh`], but asks others than the leader first: one that is cut off from the cluster, and not from
@@ -154,12 +172,34 @@ impl Metadata {
         known: &TopicMetadata,
         led: Option<Leadership>,
     ) -> Result<Arc<TopicMetadata>, Error> {
+        self.find_others().await;
+        let leader = led.and_then(|leadership| leadership.leader);
+        self.look_up_again(known, leader.as_slice()).await
+    }
+
+    /// The topic instead of one that was left, of which no more is believed; who told of it, and who led it, are asked only
+    /// where no other answers soon. One that is behind would tell of it again.
+    pub(crate) async fn instead_of(
+        &self,
+        left: &TopicMetadata,
+        partition: PartitionIndex,
+    ) -> Result<Arc<TopicMetadata>, Error> {
+        self.find_others().await;
+        let _asking = self.asking.lock().await;
+        if let Some(topic) = self.cached(&left.name).filter(|topic| topic.id != left.id) {
+            return Ok(topic);
+        }
+        self.forget(&left.name);
+        let leader = left.leadership(partition).and_then(|leadership| leadership.leader);
+        let behind: Vec<_> = leader.into_iter().chain([left.told_by]).collect();
+        self.look_up(&left.name, None, &behind).await
+    }
+
+    /// Finds out whether there are other brokers at all.
+    async fn find_others(&self) {
         if self.brokers.known() < 2 {
-            // Whether there are others at all.
             let _ = self.describe_cluster().await;
         }
-        let leader = led.and_then(|leadership| leadership.leader);
-        self.asked_after(&known.name, Some(known.asked_at), leader).await
     }
 
     /// A connection to the partition's leader.
@@ -246,18 +286,8 @@ impl Metadata {
 
     /// The topic as a broker describes it, whichever answers first, without the state of any log.
     pub(crate) async fn describe(&self, name: &str) -> Result<(control::Topic, Arc<Connection>), Error> {
-        self.describe_by(None, name).await
-    }
-
-    /// As [`Metadata::describe`], by others than the broker that was asked last, if there are any.
-    async fn describe_by(
-        &self,
-        asked_last: Option<BrokerId>,
-        name: &str,
-    ) -> Result<(control::Topic, Arc<Connection>), Error> {
         let request = describe_request(name, false);
-        let (answer, connection) =
-            self.brokers.ask_others_first(asked_last, "describe topics", request).await?;
+        let (answer, connection) = self.brokers.ask("describe topics", request).await?;
         Ok((described(&connection, answer)?, connection))
     }
 
@@ -277,22 +307,61 @@ impl Metadata {
         self.topics.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
-    async fn asked_after(
+    async fn look_up_again(
         &self,
-        name: &str,
-        time: Option<Instant>,
-        asked_last: Option<BrokerId>,
+        known: &TopicMetadata,
+        last: &[BrokerId],
     ) -> Result<Arc<TopicMetadata>, Error> {
         let _asking = self.asking.lock().await;
-        if let Some(topic) = self.cached(name).filter(|topic| time.is_none_or(|time| topic.asked_at > time)) {
-            return Ok(topic);
+        let is_later = |topic: &Arc<TopicMetadata>| topic.id == known.id && topic.asked_at > known.asked_at;
+        match self.cached(&known.name).filter(is_later) {
+            Some(topic) => Ok(topic),
+            None => self.look_up(&known.name, Some(known), last).await,
         }
-        let described = self.describe_by(asked_last, name).await.map(|(topic, _)| topic);
-        if described.as_ref().is_err_and(|error| error.code() == Some(ErrorCode::UnknownTopic)) {
+    }
+
+    /// Asks for a topic, and once more where the answer takes back what is known. To be called while no other does.
+    async fn look_up(
+        &self,
+        name: &str,
+        known: Option<&TopicMetadata>,
+        last: &[BrokerId],
+    ) -> Result<Arc<TopicMetadata>, Error> {
+        let first = self.ask(Whom::OthersFirst(last), name).await?;
+        let cached = self.cached(name);
+        let believed = known.map(|topic| topic.id).into_iter().chain(cached.map(|topic| topic.id));
+        if !first.takes_back(believed) {
+            return self.remember(name, first);
+        }
+        self.find_others().await;
+        if self.brokers.known() == 1 {
+            // Nobody can be ahead of the only one.
+            return self.remember(name, first);
+        }
+        let asked = timeout(CONFIRMATION_TIME_MAX, self.ask(Whom::Others(first.by), name)).await;
+        match asked {
+            Ok(Ok(second)) if second.confirms(&first) => self.remember(name, second),
+            Ok(Ok(second)) if known.is_some_and(|known| second.is_about(known.id)) => {
+                second.topic.map(Arc::new)
+            }
+            _ => Err(first.unconfirmed(name)),
+        }
+    }
+
+    async fn ask(&self, whom: Whom<'_>, name: &str) -> Result<Said, Error> {
+        let request = describe_request(name, false);
+        let (answer, connection) = self.brokers.ask_of(whom, "describe topics", request).await?;
+        let by = connection.broker_id();
+        let parse = |topic| TopicMetadata::parse(topic, by).map_err(|why| connection.protocol(why));
+        Ok(Said { by, topic: described(&connection, answer).and_then(parse) })
+    }
+
+    /// Keeps what was said for whoever asks next.
+    fn remember(&self, name: &str, said: Said) -> Result<Arc<TopicMetadata>, Error> {
+        if said.topic.as_ref().is_err_and(|error| error.code() == Some(ErrorCode::UnknownTopic)) {
             self.forget(name);
         }
-        let invalid = |why| Error::Protocol { address: "the broker".into(), why };
-        let mut topic = TopicMetadata::parse(described?).map_err(invalid)?;
+        let mut topic = said.topic?;
         if let Some(known) = self.cached(name) {
             topic.keep_later_leaders(&known);
         }
@@ -300,6 +369,46 @@ impl Metadata {
         let mut topics = self.topics.write().unwrap_or_else(PoisonError::into_inner);
         topics.insert(Arc::clone(&topic.name), Arc::clone(&topic));
         Ok(topic)
+    }
+}
+
+/// What one broker said of a topic.
+#[derive(Debug)]
+struct Said {
+    by: BrokerId,
+    topic: Result<TopicMetadata, Error>,
+}
+
+impl Said {
+    fn is_about(&self, id: TopicId) -> bool {
+        self.topic.as_ref().is_ok_and(|topic| topic.id == id)
+    }
+
+    /// Whether it is said of a topic that is believed in that there is none, or another one.
+    fn takes_back(&self, mut believed: impl Iterator<Item = TopicId>) -> bool {
+        match &self.topic {
+            Ok(topic) => believed.any(|id| id != topic.id),
+            Err(error) => !error.is_retriable() && believed.next().is_some(),
+        }
+    }
+
+    /// Whether another broker has said the same.
+    fn confirms(&self, first: &Said) -> bool {
+        let is_same = match (&self.topic, &first.topic) {
+            (Ok(second), Ok(first)) => second.id == first.id,
+            (Err(second), Err(first)) => second.code() == first.code(),
+            _ => false,
+        };
+        is_same && self.by != first.by
+    }
+
+    fn unconfirmed(&self, name: &str) -> Error {
+        let said = match &self.topic {
+            Ok(_) => "to be another topic by now".to_owned(),
+            Err(error) => format!("not to be there ({error})"),
+        };
+        let message = format!("broker {} says \"{name}\" {said}, which no other broker confirms", self.by);
+        Error::Broker { code: ErrorCode::Unavailable, message, suggestion: None }
     }
 }
 
@@ -321,10 +430,23 @@ fn described(connection: &Connection, answer: response::Body) -> Result<control:
 }
 
 #[cfg(test)]
-mod tests {
+mod behind;
+
+#[cfg(test)]
+pub(crate) mod tests {
     use super::*;
 
-    fn described(indexes: &[u32]) -> control::Topic {
+    /// A topic whose partitions these lead.
+    pub(crate) fn led_by(id: u8, leaders: &[Option<BrokerId>]) -> TopicMetadata {
+        let indexes: Vec<_> = (0..leaders.len() as u32).collect();
+        let mut topic = control::Topic { id: vec![id; 16], ..described(&indexes) };
+        for (partition, leader) in topic.partitions.iter_mut().zip(leaders) {
+            partition.leader = leader.map(|leader| leader.0);
+        }
+        TopicMetadata::parse(topic, BrokerId(1)).expect("complete")
+    }
+
+    pub(super) fn described(indexes: &[u32]) -> control::Topic {
         let partitions = indexes.iter().map(|index| control::Partition {
             index: *index,
             leader: Some(*index + 10),
@@ -341,7 +463,7 @@ mod tests {
 
     #[test]
     fn partitions_are_put_in_order_with_their_leaders() {
-        let topic = TopicMetadata::parse(described(&[1, 0, 2])).expect("complete");
+        let topic = TopicMetadata::parse(described(&[1, 0, 2]), BrokerId(1)).expect("complete");
         let leaders: Vec<_> = topic.leaders.iter().filter_map(|l| l.leader).collect();
         assert_eq!(leaders, [BrokerId(10), BrokerId(11), BrokerId(12)]);
         assert_eq!(topic.in_sync(PartitionIndex(1)), [BrokerId(11)]);
@@ -354,7 +476,7 @@ mod tests {
             for (partition, epoch) in topic.partitions.iter_mut().zip(epochs) {
                 (partition.leader_epoch, partition.leader) = (epoch, Some(leader));
             }
-            TopicMetadata::parse(topic).expect("complete")
+            TopicMetadata::parse(topic, BrokerId(1)).expect("complete")
         };
         let known = epochs([5, 5], 1);
         let mut answered = epochs([4, 6], 2);
@@ -367,10 +489,34 @@ mod tests {
     #[test]
     fn a_topic_that_can_not_be_is_refused() {
         for indexes in [&[][..], &[1], &[0, 0], &[0, 2]] {
-            assert!(TopicMetadata::parse(described(indexes)).is_err(), "{indexes:?}");
+            assert!(TopicMetadata::parse(described(indexes), BrokerId(1)).is_err(), "{indexes:?}");
         }
         let short_id = control::Topic { id: vec![1; 15], ..described(&[0]) };
-        assert!(TopicMetadata::parse(short_id).is_err());
+        assert!(TopicMetadata::parse(short_id, BrokerId(1)).is_err());
+    }
+
+    #[test]
+    fn what_is_believed_is_taken_back_by_two_brokers_and_not_by_one() {
+        let said = |by, id: Option<u8>| {
+            let gone = || Error::Broker {
+                code: ErrorCode::UnknownTopic,
+                message: "no topic".into(),
+                suggestion: None,
+            };
+            let known = |id| control::Topic { id: vec![id; 16], ..described(&[0]) };
+            let parse = |id| TopicMetadata::parse(known(id), BrokerId(by)).expect("complete");
+            Said { by: BrokerId(by), topic: id.map(parse).ok_or_else(gone) }
+        };
+        let believed = || [TopicId([7; 16])].into_iter();
+        assert!(!said(1, Some(7)).takes_back(believed()));
+        assert!(!said(1, None).takes_back(std::iter::empty()), "nobody has ever heard of it");
+        for first in [None, Some(6)] {
+            assert!(said(1, first).takes_back(believed()));
+            assert!(said(2, first).confirms(&said(1, first)));
+            assert!(!said(1, first).confirms(&said(1, first)), "it is behind still");
+            assert!(!said(2, Some(7)).confirms(&said(1, first)));
+            assert!(said(1, first).unconfirmed("t").is_retriable());
+        }
     }
 
     #[test]
@@ -378,7 +524,7 @@ mod tests {
         let mut topic = described(&[0]);
         topic.overrides.insert("max.message.bytes".into(), "5000".into());
         topic.overrides.insert("message.timestamp.type".into(), "LogAppendTime".into());
-        let topic = TopicMetadata::parse(topic).expect("complete");
+        let topic = TopicMetadata::parse(topic, BrokerId(1)).expect("complete");
         assert_eq!(topic.message_bytes_max, 5000);
         assert_eq!(topic.timestamp_type, MessageTimestampType::LogAppendTime);
     }

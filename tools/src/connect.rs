@@ -69,7 +69,7 @@ fn exit(error: &Error) -> Exit {
 }
 
 /// A sentence of advice in the form of a hint: no capital, no full stop.
-fn hint(advice: &str) -> String {
+pub fn hint(advice: &str) -> String {
     let advice = advice.strip_suffix('.').unwrap_or(advice);
     let mut chars = advice.chars();
     match chars.next() {

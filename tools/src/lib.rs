@@ -35,6 +35,7 @@ pub mod topic;
 mod connect;
 mod embedded;
 mod logging;
+mod obstacles;
 
 use args::{Cli, Command};
 use failure::{Exit, Failure};

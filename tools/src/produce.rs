@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ use crate::args::JsonArg;
 use crate::connect;
 use crate::failure::{Exit, Failure};
 use crate::input_source::InputSource;
+use crate::obstacles;
 use crate::output::{self, Align, Palette, Table, counted, thousands};
 use crate::progress::Progress;
 use crate::record_input::{InputError, InputRecord, LineFormat, RecordInput};
@@ -128,13 +130,17 @@ async fn produce(client: &Client, args: &ProduceArgs, format: LineFormat) -> Res
     let mut run = Run::start(args, format, producer.build())?;
     // Only now, so that Ctrl-C simply ends what waits for the broker or for the first input.
     let mut stop = StopSignals::listen()?;
+    let (watched, progress) = (run.producer.clone(), run.progress.clone());
+    let mut watch = pin!(obstacles::watch(&watched, |text| progress.note(text)));
     let outcome = tokio::select! {
         outcome = run.pump() => outcome,
         () = stop.stop() => Err(Stopped::Interrupted),
+        never = &mut watch => match never {},
     };
     let given_up = tokio::select! {
         () = run.finish(outcome.is_err()) => false,
         () = stop.stop() => true,
+        never = &mut watch => match never {},
     };
     stop.force_on_next();
     run.settle();

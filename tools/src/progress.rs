@@ -12,7 +12,8 @@ const TICKS_PER_SECOND: u8 = 10;
 /// Width of the demo's bars, drawn and written alike (characters).
 const BAR_WIDTH: usize = 20;
 
-/// A bar that vanishes when the work is done.
+/// A bar that vanishes when the work is done. Clones are one bar.
+#[derive(Clone)]
 pub struct Progress {
     bar: ProgressBar,
 }

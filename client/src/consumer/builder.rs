@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quire_protocol::stream::Start;
 use quire_protocol::{Offset, PartitionIndex, limits};
@@ -12,7 +12,7 @@ use crate::Client;
 use crate::admin::PartitionOffset;
 use crate::group::GroupConsumerBuilder;
 use crate::metadata::TopicMetadata;
-use crate::offsets::{self, Refused};
+use crate::offsets::{self, Refused, Waiting};
 use crate::position::Position;
 use crate::streams;
 
@@ -22,6 +22,9 @@ use super::merge::{Front, Merge};
 use super::near::Near;
 use super::shelf::Shelves;
 use super::{ConsumeError, Consumer, Order};
+
+/// How long a partition without a leader holds back others that have one: about as long as an election takes.
+const LEADER_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// A consumer's settings.
 #[derive(Debug, Clone)]
@@ -141,14 +144,29 @@ impl ConsumerBuilder {
     /// Looks up the topic and the positions, and starts to read.
     ///
     /// # Errors
-    /// If topic, partition or position do not exist, or no broker can be asked.
+    /// If topic, partition or position do not exist, which is told at once; or if no broker can be asked, or a partition has no
+    /// leader, for the whole of the retry timeout. While that is waited for, a warning in the log says so. Where it need not be
+    /// known where the partitions end (it follows, without `until`, from the beginning or an offset), partitions without a
+    /// leader hold back the others for two seconds at most; they begin when they have one, or end with an error as if they had
+    /// lost it later.
     pub async fn build(self) -> Result<Consumer, ConsumeError> {
         let ConsumerBuilder { client, options } = self;
+        let begun = Instant::now();
         let partitions = options.chosen_partitions(&client).await?;
         let questions: Vec<_> =
             partitions.iter().flat_map(|partition| options.questions(*partition)).collect();
-        let listed = offsets::list_within(options.retry_timeout, &client, &options.topic, &questions);
-        let (topic, answers) = listed.await?;
+        let waiting = Waiting {
+            time_max: options.retry_timeout.saturating_sub(begun.elapsed()),
+            spared_after: options.can_begin_unasked().then_some(LEADER_TIME_MAX),
+        };
+        let (topic, mut answers) = offsets::list_within(waiting, &client, &options.topic, &questions).await?;
+        // What is final is told before what may yet come right.
+        let is_final = |answer: &Result<_, Refused>| answer.as_ref().is_err_and(Refused::is_final);
+        if let Some(at) = answers.iter().position(is_final)
+            && let Err(refused) = answers.swap_remove(at)
+        {
+            return Err(ConsumeError::of_position(refused, &topic));
+        }
         let mut answers = answers.into_iter();
         let plans = partitions
             .iter()
@@ -184,7 +202,8 @@ impl ConsumerOptions {
                 chosen
             }
             None => {
-                let topic = client.metadata().topic(&self.topic).await?;
+                let waiting = Waiting { time_max: self.retry_timeout, spared_after: None };
+                let (topic, _) = offsets::list_within(waiting, client, &self.topic, &[]).await?;
                 (0..topic.partitions()).map(PartitionIndex).collect()
             }
         };
@@ -196,6 +215,21 @@ impl ConsumerOptions {
             return Err(ConsumeError::TooManyPartitions { partitions: partitions.len(), limit });
         }
         Ok(partitions)
+    }
+
+    /// Whether the answers to these questions can be done without.
+    fn can_begin_unasked(&self) -> bool {
+        self.start_unasked().is_some()
+    }
+
+    /// How a stream starts of which its leader has told nothing, where nothing has to be told.
+    fn start_unasked(&self) -> Option<(Start, Offset)> {
+        match self.from {
+            _ if !self.follow || self.until.is_some() => None,
+            Position::Beginning => Some((Start::Beginning, Offset::ZERO)),
+            Position::Offset(offset) => Some((Start::Offset(offset), offset)),
+            Position::End | Position::BeforeEnd(_) | Position::Timestamp(_) => None,
+        }
     }
 
     /// What is to be asked about a partition: where it starts, and where it stops if only its leader knows.
@@ -210,7 +244,13 @@ impl ConsumerOptions {
         answers: &mut impl Iterator<Item = Result<PartitionOffset, Refused>>,
     ) -> Result<Plan, Refused> {
         let missing = || Refused::UnknownPartition(partition);
-        let from = answers.next().ok_or_else(missing)??;
+        let from = match (answers.next().ok_or_else(missing)?, self.start_unasked()) {
+            (Err(_), Some((start, position))) => {
+                let (start, bound) = (Some(start), Bound::default());
+                return Ok(Plan { partition, start, position, bound, high_watermark: Offset::ZERO });
+            }
+            (from, _) => from?,
+        };
         let until = match self.until {
             Some(Position::Timestamp(_)) => Some(answers.next().ok_or_else(missing)??),
             _ => None,
@@ -358,6 +398,24 @@ mod tests {
         let none = answer(100, None);
         assert_eq!((bound(false, &none).end, bound(false, &none).time), (Some(Offset(100)), None));
         assert_eq!((bound(true, &none).end, bound(true, &none).time), (None, Some(Timestamp(7))));
+    }
+
+    #[test]
+    fn a_partition_of_which_nothing_need_be_known_begins_without_an_answer() {
+        let silent = || {
+            let partition = PartitionIndex(0);
+            let error = crate::Error::NoLeader { topic: "t".into(), partition, leader: None };
+            [Err(Refused::Other(error))].into_iter()
+        };
+        let plan = |options: ConsumerOptions| options.plan(PartitionIndex(0), &mut silent()).ok();
+        let from_beginning = plan(options(None, true)).expect("it may begin");
+        assert_eq!((from_beginning.start, from_beginning.position), (Some(Start::Beginning), Offset(0)));
+        let from = Position::Offset(Offset(7));
+        let from_offset = plan(ConsumerOptions { from, ..options(None, true) }).expect("it may begin");
+        assert_eq!((from_offset.start, from_offset.position), (Some(Start::Offset(Offset(7))), Offset(7)));
+        assert!(plan(options(None, false)).is_none(), "where it ends is to be told");
+        assert!(plan(ConsumerOptions { from: Position::End, ..options(None, true) }).is_none());
+        assert!(plan(options(Some(Position::End), true)).is_none());
     }
 
     #[test]

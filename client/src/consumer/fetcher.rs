@@ -15,26 +15,19 @@ use crate::answers::{self, AnswerStream};
 use crate::connection::Connection;
 use crate::error::Error;
 use crate::leadership;
-use crate::metadata::TopicMetadata;
+use crate::metadata::{Racks, TopicMetadata};
 use crate::retry::{Jitter, Retry};
 use crate::streams::StreamPermit;
 
 use super::ConsumeError;
 use super::credit::Credit;
 use super::frames::FrameReader;
+use super::lookout::{Lookout, Occasion, Seen, Sight};
 use super::near::{self, Near, Replicas};
 use super::shelf::{Generation, Shelves, Status};
 
 /// Most credit messages that may wait to be written (bytes); a broker that takes none of them is not reading.
 const CREDIT_BYTES_WAITING_MAX: usize = 4096;
-
-/// Without anything from the leader for so long, other brokers are asked who leads: one that is cut off from them, and not
-/// from its consumers, goes on saying that it does, and one that stands still says nothing.
-const SILENCE_TIME_MAX: Duration = Duration::from_secs(1);
-/// A partition may be quiet as well: the longer it is, the more seldom others are asked, down to this.
-const SILENT_LOOK_INTERVAL_MAX: Duration = Duration::from_secs(10);
-/// How long looking who leads may keep a stream from being read.
-const LOOK_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// One partition's fetcher.
 pub(super) struct Fetcher {
@@ -90,8 +83,6 @@ struct ConsumeStream {
     answers: AnswerStream,
     /// Credit messages yet to be written.
     outgoing: Vec<u8>,
-    /// Whether anything came since that was last looked at.
-    has_received: bool,
     _permit: StreamPermit,
 }
 
@@ -206,63 +197,69 @@ impl Fetcher {
             return Stop::Ended;
         }
         self.shelves.set_source(self.place, Some(stream.broker()));
-        let mut pause = match self.near {
-            Some(_) => near::LOOK_INTERVAL,
-            None => SILENCE_TIME_MAX,
-        };
-        let looks = self.near.is_some() || self.topic.has_followers(self.partition);
-        let mut look_at = looks.then(|| Instant::now() + pause);
+        let mut lookout = Lookout::new(Instant::now(), self.occasion());
         loop {
             if let Some(stop) = self.apply(progress, &mut stream) {
                 stream.answers.stop();
                 return stop;
             }
-            match stream.exchange(&self.shelves, self.place, look_at).await {
-                Err(error) => return Stop::Lost(error),
-                Ok(Woken::ByStream) => {}
-                Ok(Woken::ToLook) if self.near.is_none() && std::mem::take(&mut stream.has_received) => {
-                    pause = SILENCE_TIME_MAX;
-                    look_at = Some(Instant::now() + pause);
-                }
-                Ok(Woken::ToLook) => {
-                    if self.is_elsewhere(stream.broker()).await {
+            tokio::select! {
+                exchanged = stream.exchange(&self.shelves, self.place) => match exchanged {
+                    Err(error) => return Stop::Lost(error),
+                    Ok(Woken::Received) => lookout.received(),
+                    Ok(Woken::Otherwise) => {}
+                },
+                sight = lookout.next() => match sight {
+                    Sight::Due => lookout.look(after, self.look()),
+                    Sight::Seen(Some(seen)) if self.is_elsewhere(&seen, stream.broker()) => {
                         stream.answers.stop();
                         return Stop::Moved;
                     }
-                    if self.near.is_none() {
-                        pause = (pause * 2).min(SILENT_LOOK_INTERVAL_MAX);
-                    }
-                    look_at = Some(Instant::now() + pause);
-                }
+                    Sight::Seen(_) => {}
+                },
             }
         }
     }
 
-    /// Whether another replica than this broker's is the one to read from. What can not be found out is not acted upon.
-    async fn is_elsewhere(&mut self, reads_from: BrokerId) -> bool {
-        let after = self.client.brokers().config().request_timeout.min(LOOK_TIME_MAX);
-        let looked = async {
-            self.refresh().await?;
-            self.choose().await
-        };
-        let Ok(Ok(chosen)) = timeout(after, looked).await else { return false };
+    fn occasion(&self) -> Occasion {
+        match self.near {
+            Some(_) => Occasion::Always,
+            None if self.topic.has_followers(self.partition) => Occasion::Quiet,
+            None => Occasion::Never,
+        }
+    }
+
+    /// Asks others about the topic, and where brokers stand if that matters.
+    fn look(&self) -> impl Future<Output = Result<Seen, Error>> + Send + 'static {
+        let (client, known, partition) = (self.client.clone(), Arc::clone(&self.topic), self.partition);
+        let wants_racks = self.near.is_some();
+        async move {
+            let topic = refreshed(&client, &known, partition).await?;
+            let racks = match wants_racks {
+                true => Some(client.metadata().racks(near::LOOK_INTERVAL).await?),
+                false => None,
+            };
+            Ok(Seen { topic, racks })
+        }
+    }
+
+    /// Whether another replica than this broker's is the one to read from.
+    fn is_elsewhere(&mut self, seen: &Seen, reads_from: BrokerId) -> bool {
+        self.topic = Arc::clone(&seen.topic);
+        let near = seen.racks.as_ref().and_then(|racks| self.choose(racks));
         let leader = self.topic.leadership(self.partition).and_then(|leadership| leadership.leader);
-        chosen.or(leader).is_some_and(|broker| broker != reads_from)
+        near.or(leader).is_some_and(|broker| broker != reads_from)
     }
 
     /// The near replica to read from; `None` is the leader.
-    async fn choose(&self) -> Result<Option<BrokerId>, Error> {
-        let Some(near) = &self.near else { return Ok(None) };
-        let racks = self.client.metadata().racks(near::LOOK_INTERVAL).await?;
-        Ok(near.choose(
-            Instant::now(),
-            &Replicas {
-                partition: self.partition,
-                leader: self.topic.leadership(self.partition).and_then(|leadership| leadership.leader),
-                in_sync: self.topic.in_sync(self.partition),
-                racks: &racks,
-            },
-        ))
+    fn choose(&self, racks: &Racks) -> Option<BrokerId> {
+        let replicas = Replicas {
+            partition: self.partition,
+            leader: self.topic.leadership(self.partition).and_then(|leadership| leadership.leader),
+            in_sync: self.topic.in_sync(self.partition),
+            racks,
+        };
+        self.near.as_ref().and_then(|near| near.choose(Instant::now(), &replicas))
     }
 
     fn near_failed(&mut self) {
@@ -280,7 +277,10 @@ impl Fetcher {
         if is_stale {
             self.refresh().await?;
         }
-        let near = self.choose().await?;
+        let near = match self.near {
+            Some(_) => self.choose(&*self.client.metadata().racks(near::LOOK_INTERVAL).await?),
+            None => None,
+        };
         self.is_near = near.is_some();
         let Some(broker) = near else {
             return self.open_at_leader(progress).await;
@@ -331,32 +331,12 @@ impl Fetcher {
         ConsumeHeader { partition, start, credit: progress.credit.open() }.encode(&mut header);
         let opened = answers::open(&connection, &header).await?;
         Ok(opened.map(|(send, answers, opened)| {
-            (
-                ConsumeStream {
-                    connection,
-                    send,
-                    answers,
-                    outgoing: Vec::new(),
-                    has_received: false,
-                    _permit: permit,
-                },
-                opened,
-            )
+            (ConsumeStream { connection, send, answers, outgoing: Vec::new(), _permit: permit }, opened)
         }))
     }
 
-    /// Asks others than the leader first. Another topic of the same name is none of ours: its offsets mean other records.
     async fn refresh(&mut self) -> Result<(), Error> {
-        let led = self.topic.leadership(self.partition);
-        let refreshed = self.client.metadata().refresh_from_others(&self.topic, led).await?;
-        if refreshed.id != self.topic.id {
-            return Err(Error::Broker {
-                code: ErrorCode::UnknownTopic,
-                message: format!("\"{}\" was deleted while it was read, and created again", self.topic.name),
-                suggestion: None,
-            });
-        }
-        self.topic = refreshed;
+        self.topic = refreshed(&self.client, &self.topic, self.partition).await?;
         Ok(())
     }
 
@@ -520,62 +500,65 @@ impl Progress {
     }
 }
 
+/// Asks others than the leader first. Another topic of the same name is none of ours: its offsets mean other records.
+async fn refreshed(
+    client: &Client,
+    known: &TopicMetadata,
+    partition: PartitionIndex,
+) -> Result<Arc<TopicMetadata>, Error> {
+    let topic = client.metadata().refresh_from_others(known, known.leadership(partition)).await?;
+    if topic.id != known.id {
+        return Err(Error::Broker {
+            code: ErrorCode::UnknownTopic,
+            message: format!("\"{}\" was deleted while it was read, and created again", known.name),
+            suggestion: None,
+        });
+    }
+    Ok(topic)
+}
+
 /// Why waiting ended.
 enum Woken {
-    /// Something was received or written, or the request changed.
-    ByStream,
-    /// It is time to look whether another replica is the one to read from.
-    ToLook,
+    /// Something was received.
+    Received,
+    /// Something was written, or the request changed.
+    Otherwise,
 }
 
 impl ConsumeStream {
     fn broker(&self) -> BrokerId {
-        BrokerId(self.connection.greeting.broker_id)
+        self.connection.broker_id()
     }
 
-    /// Waits until something was received, the request changed or it is time to look; writes credit meanwhile.
-    async fn exchange(
-        &mut self,
-        shelves: &Shelves,
-        place: usize,
-        look_at: Option<Instant>,
-    ) -> Result<Woken, Error> {
-        let ConsumeStream { connection, send, answers, outgoing, has_received, .. } = self;
+    /// Waits until something was received or the request changed; writes credit meanwhile. Can be cancelled without losing
+    /// anything.
+    async fn exchange(&mut self, shelves: &Shelves, place: usize) -> Result<Woken, Error> {
+        let ConsumeStream { connection, send, answers, outgoing, .. } = self;
         let write = async {
             match outgoing.is_empty() {
                 true => std::future::pending().await,
                 false => send.write(outgoing).await,
             }
         };
-        let look = async {
-            match look_at {
-                Some(at) => sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
-            () = look => Ok(Woken::ToLook),
             received = answers.fill() => match received {
-                Ok(true) => {
-                    *has_received = true;
-                    Ok(Woken::ByStream)
-                }
+                Ok(true) => Ok(Woken::Received),
                 Ok(false) => Err(connection.stream_lost("the broker ended the stream")),
                 Err(error) => Err(connection.stream_lost(error)),
             },
             written = write => match written {
                 Ok(count) => {
                     outgoing.drain(..count);
-                    Ok(Woken::ByStream)
+                    Ok(Woken::Otherwise)
                 }
                 // The broker says why on its own side of the stream.
                 Err(quinn::WriteError::Stopped(_)) => {
                     outgoing.clear();
-                    Ok(Woken::ByStream)
+                    Ok(Woken::Otherwise)
                 }
                 Err(error) => Err(connection.stream_lost(error)),
             },
-            () = shelves.request_changed(place) => Ok(Woken::ByStream),
+            () = shelves.request_changed(place) => Ok(Woken::Otherwise),
         }
     }
 }

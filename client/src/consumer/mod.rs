@@ -14,6 +14,7 @@ mod cursor;
 mod error;
 mod fetcher;
 mod frames;
+mod lookout;
 mod merge;
 mod near;
 mod shelf;
@@ -40,7 +41,7 @@ use quire_protocol::{BrokerId, Offset, PartitionIndex, Timestamp};
 use tokio::task::JoinSet;
 
 use crate::Client;
-use crate::offsets;
+use crate::offsets::{self, Waiting};
 use crate::position::Position;
 
 use cursor::{Cursor, Next};
@@ -148,8 +149,8 @@ impl Consumer {
             ConsumeError::InvalidSettings(format!("this consumer does not read partition {partition}"))
         })?;
         let asked = [(partition, position)];
-        let (topic, answers) =
-            offsets::list_within(self.retry_timeout, &self.client, &self.topic, &asked).await?;
+        let waiting = Waiting { time_max: self.retry_timeout, spared_after: None };
+        let (topic, answers) = offsets::list_within(waiting, &self.client, &self.topic, &asked).await?;
         let answer = answers.into_iter().next().ok_or_else(|| {
             ConsumeError::InvalidSettings("the broker answered nothing about the position".into())
         })?;

@@ -59,7 +59,8 @@ pub enum SendError {
     /// The compressor failed. It was not sent.
     #[error("the batch could not be compressed: {0}")]
     Compression(String),
-    /// A broker refused it, or its topic could not be looked up.
+    /// A broker refused it, or its topic could not be looked up. It may have been appended all the same where the code says so
+    /// ([`ErrorCode::is_outcome_unknown`]).
     #[error(transparent)]
     Broker(#[from] Error),
 }

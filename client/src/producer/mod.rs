@@ -11,6 +11,7 @@ mod delivery;
 mod error;
 mod ids;
 mod numbers;
+mod obstacle;
 mod partitioner;
 mod pipeline;
 #[doc(hidden)]
@@ -19,6 +20,7 @@ mod worker;
 
 pub use delivery::{Delivery, RecordMetadata};
 pub use error::SendError;
+pub use obstacle::Obstacle;
 pub use partitioner::{PartitionFunction, Partitioner};
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -34,6 +36,7 @@ use tokio::sync::{Notify, Semaphore};
 use crate::Client;
 use crate::connection::lock;
 use crate::metadata::TopicMetadata;
+use crate::patience::{self, Hindrance};
 use crate::retry::{Jitter, Retry};
 
 use accumulator::{Accumulator, BatchPolicy};
@@ -254,6 +257,17 @@ impl Producer {
         self.shared.append(&topic, Choice::Partition(partition.0), &record).await
     }
 
+    /// The partitions whose records wait since something stands in the way that may pass: the broker refuses for now (its disk
+    /// is full, too few replicas are in sync), no broker leads, none is reachable. Empty while all goes well.
+    ///
+    /// A record fails only when its delivery timeout is over; until then this is how to see that it may. Costs a lock a
+    /// partition: meant to be looked at a few times a second at most.
+    pub fn obstacles(&self) -> Vec<Obstacle> {
+        let topics = self.shared.topics.load();
+        let queues = topics.iter().flat_map(|topic| &topic.queues);
+        queues.filter_map(|queue| lock(&queue.obstacle).clone()).collect()
+    }
+
     /// Sends everything handed over before, and waits until each record is acknowledged or has failed.
     ///
     /// # Errors
@@ -389,6 +403,7 @@ impl Shared {
             accumulator: Mutex::new(accumulator),
             changed: Notify::new(),
             aborted: Notify::new(),
+            obstacle: Mutex::default(),
         });
         let (acks, delivery_timeout) = (self.options.acks, self.options.delivery_timeout);
         let retry = Retry::new(self.client.brokers().config().backoff, Jitter::from_entropy());
@@ -404,6 +419,7 @@ impl Shared {
             delivered: Arc::clone(&self.delivered),
             ids: Arc::clone(&self.ids),
             pipeline: Pipeline::new(policy, retry),
+            is_obstructed: false,
         };
         tokio::spawn(worker.run());
         queue
@@ -485,8 +501,20 @@ impl Drop for Shared {
     }
 }
 
-/// The topic, with retries until `after` is over.
+/// The topic, with retries until `after` is over. What is waited for is logged.
 async fn look_up(client: &Client, name: &str, after: Duration) -> Result<Arc<TopicMetadata>, SendError> {
+    let hindrance = Hindrance::default();
+    let what = format!("\"{name}\" can not be looked up yet, and records for it wait");
+    let looked_up = look_up_patiently(client, name, after, &hindrance);
+    patience::with_warnings(&what, &hindrance, looked_up).await
+}
+
+async fn look_up_patiently(
+    client: &Client,
+    name: &str,
+    after: Duration,
+    hindrance: &Hindrance,
+) -> Result<Arc<TopicMetadata>, SendError> {
     let deadline = Instant::now() + after;
     let mut retry = Retry::new(client.brokers().config().backoff, Jitter::from_entropy());
     loop {
@@ -495,6 +523,7 @@ async fn look_up(client: &Client, name: &str, after: Duration) -> Result<Arc<Top
             Err(error) if error.is_retriable() => error,
             Err(error) => return Err(error.into()),
         };
+        hindrance.set(&error);
         let due = retry.failed(Instant::now());
         if due >= deadline {
             return Err(SendError::DeliveryTimeout { after, cause: Some(Box::new(error)) });

@@ -204,6 +204,11 @@ impl Pipeline {
         link.into_iter().chain(oldest).min()
     }
 
+    /// What stood in the way since something was last acknowledged.
+    pub(super) fn last_failure(&self) -> Option<&Error> {
+        self.last_failure.as_ref()
+    }
+
     /// The error of a batch whose time is over.
     pub(super) fn timed_out(&self) -> SendError {
         let cause = self.last_failure.clone().map(Box::new);
@@ -351,16 +356,19 @@ impl Pipeline {
             ErrorCode::FencedProducerEpoch => numbers.begin_under_another_id(),
             _ => return false,
         }
-        // A loss must not go unseen: the oldest is told.
-        if is_loss && let Some(batch) = self.unanswered.pop_front() {
-            actions.push(complete(batch, Err(error.clone().into())));
-        }
-        // What was sent on an earlier stream may have been taken there: by this broker, which has forgotten the producer
-        // since, or by another that leads while this one does not know yet that it leads no more.
+        // What an earlier stream carried may have been taken there: by this broker, which has forgotten the producer since,
+        // or by another that leads while this one does not know yet that it leads no more. Those are the oldest.
+        let was_sent_again = |batch: &&ReadyBatch| batch.times_sent >= 2;
+        let was_sent = |batch: &&ReadyBatch| batch.times_sent >= 1;
+        let doubtful = self.unanswered.iter().filter(was_sent_again).count()
+            + self.unsent.iter().filter(was_sent).count();
+        let is_refused = is_loss && doubtful == 0 && !self.unanswered.is_empty();
         self.requeue_unanswered();
-        while self.unsent.front().is_some_and(|batch| batch.times_sent >= 2)
-            && let Some(batch) = self.unsent.pop_front()
-        {
+        for batch in self.unsent.drain(..doubtful) {
+            actions.push(complete(batch, Err(may_be_appended(code, error).into())));
+        }
+        // A loss must not go unseen: the oldest is told, which certainly was not appended.
+        if is_refused && let Some(batch) = self.unsent.pop_front() {
             actions.push(complete(batch, Err(error.clone().into())));
         }
         true
@@ -459,6 +467,20 @@ fn is_about_leadership(error: &Error) -> bool {
     use ErrorCode::{FencedLeaderEpoch, LeadershipLost, NotEnoughReplicas, NotLeader};
     let codes = [NotLeader, FencedLeaderEpoch, LeadershipLost, NotEnoughReplicas];
     matches!(error, Error::NoLeader { .. }) || error.code().is_some_and(|code| codes.contains(&code))
+}
+
+/// The error of a batch that a broker refuses now, and that it or another one may have appended before. The refusal's own code
+/// would say that it was not.
+fn may_be_appended(code: ErrorCode, refusal: &Error) -> Error {
+    let said = match refusal {
+        Error::Broker { message, .. } => message.clone(),
+        other => other.to_string(),
+    };
+    let message = format!(
+        "it had been sent before on a stream that was lost, and whether it was appended then is unknown: the leader now \
+         answers {code}: {said}"
+    );
+    Error::Broker { code: ErrorCode::LeadershipLost, message, suggestion: None }
 }
 
 /// Whether the topic itself may have gone or come again, which only a look at the metadata tells.

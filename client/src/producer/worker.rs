@@ -28,6 +28,7 @@ use super::accumulator::{Accumulator, SealedBatch};
 use super::delivery::{Completer, Outcome};
 use super::ids::ProducerIds;
 use super::numbers::Claim;
+use super::obstacle::Obstacle;
 use super::pipeline::{Action, Established, Input, Pipeline, ReadyBatch};
 
 /// How long a broker may take to end a stream that has ended here.
@@ -41,6 +42,8 @@ pub(super) struct PartitionQueue {
     pub changed: Notify,
     /// Told once, when the producer goes away.
     pub aborted: Notify,
+    /// What keeps its records waiting.
+    pub obstacle: Mutex<Option<Obstacle>>,
 }
 
 /// What all of a producer's workers share.
@@ -88,6 +91,8 @@ pub(super) struct Worker {
     pub delivered: Arc<Delivered>,
     pub ids: Arc<ProducerIds>,
     pub pipeline: Pipeline,
+    /// Whether the queue has an obstacle.
+    pub is_obstructed: bool,
 }
 
 /// What the worker waits for.
@@ -106,13 +111,24 @@ enum Event {
     Watched(bool),
 }
 
+/// What is wrong with what is known of the topic.
+#[derive(Debug, Clone, Default)]
+enum Doubt {
+    #[default]
+    None,
+    /// The last attempt failed: somebody else may lead.
+    Stale,
+    /// It is of a topic that was left, told by a broker that is behind.
+    Left(Arc<TopicMetadata>),
+}
+
 /// The worker's connections to the world, apart from what decides.
 #[derive(Default)]
 struct Io {
     stream: Option<ProduceStream>,
     opening: Option<Opening>,
-    /// Whether the last attempt failed, so that the metadata may be wrong.
-    is_stale: bool,
+    /// What the last attempt says of the metadata.
+    doubt: Doubt,
     /// Looks for another leader while an answer is waited for.
     watch: Option<Pin<Box<dyn Future<Output = bool> + Send>>>,
     progress: Arc<Progress>,
@@ -134,7 +150,25 @@ impl Worker {
                 return self.perform(end, &mut io);
             }
             self.apply(event, &mut io);
+            self.show_obstacle();
         }
+    }
+
+    /// Shows what keeps records waiting, and that nothing does any more.
+    fn show_obstacle(&mut self) {
+        let is_waiting = || !self.pipeline.is_empty() || !lock(&self.queue.accumulator).is_empty();
+        let error = self.pipeline.last_failure().filter(|_| is_waiting());
+        if error.is_none() && !self.is_obstructed {
+            return;
+        }
+        let mut obstacle = lock(&self.queue.obstacle);
+        *obstacle = error.map(|error| Obstacle {
+            topic: Arc::clone(&self.topic),
+            partition: self.partition,
+            error: error.clone(),
+            since: obstacle.as_ref().map_or_else(Instant::now, |known| known.since),
+        });
+        self.is_obstructed = obstacle.is_some();
     }
 
     fn apply(&mut self, event: Event, io: &mut Io) {
@@ -143,15 +177,15 @@ impl Worker {
             Event::Aborted => unreachable!("ends the loop"),
             Event::Deadline => self.tick(io),
             Event::Opened(Ok((stream, established))) => {
+                let known = Arc::clone(&stream.known);
                 io.stream = Some(stream);
                 (io.watch, io.progress) = (None, Arc::default());
-                io.is_stale = false;
                 self.handle(Input::Opened(established), io);
                 // One that is given up at once is of a broker that is behind.
-                io.is_stale = io.stream.is_none();
+                io.doubt = if io.stream.is_some() { Doubt::None } else { Doubt::Left(known) };
             }
             Event::Opened(Err(error)) => {
-                io.is_stale = true;
+                io.doubt = Doubt::Stale;
                 self.handle(Input::Refused(error), io);
             }
             Event::Written(count) => (0..count).for_each(|_| self.handle(Input::Written, io)),
@@ -239,7 +273,7 @@ impl Worker {
 
     fn fail(&mut self, error: Error, io: &mut Io) {
         tracing::debug!(topic = %self.topic, partition = %self.partition, %error, "produce stream failed");
-        io.is_stale = true;
+        io.doubt = Doubt::Stale;
         self.handle(Input::Failed(error), io);
     }
 
@@ -265,7 +299,7 @@ impl Worker {
 
     fn perform(&mut self, action: Action, io: &mut Io) {
         match action {
-            Action::Open => io.opening = Some(self.open(io.is_stale)),
+            Action::Open => io.opening = Some(self.open(io.doubt.clone())),
             Action::Write(bytes) => {
                 if let Some(stream) = &mut io.stream {
                     stream.outgoing.push_back(bytes);
@@ -299,13 +333,13 @@ impl Worker {
         }
     }
 
-    fn open(&self, is_stale: bool) -> Opening {
+    fn open(&self, doubt: Doubt) -> Opening {
         let (client, topic) = (self.client.clone(), Arc::clone(&self.topic));
         let (partition, ids) = (self.partition, Arc::clone(&self.ids));
         let wanted = WantedStream { partition, acks: self.acks, claim: self.pipeline.claim() };
         let after = client.brokers().config().request_timeout;
         Box::pin(async move {
-            let opened = timeout(after, open_stream(client, &ids, &topic, wanted, is_stale)).await;
+            let opened = timeout(after, open_stream(client, &ids, &topic, wanted, doubt)).await;
             opened.unwrap_or_else(|_| {
                 let address = format!("the leader of \"{topic}\", partition {partition}");
                 Err(Error::TimedOut { address, what: "opening a produce stream", after })
@@ -330,6 +364,7 @@ impl Drop for Worker {
         }
         let waiting = lock(&self.queue.accumulator).close();
         self.refuse(waiting, &SendError::Closed);
+        *lock(&self.queue.obstacle) = None;
     }
 }
 
@@ -448,12 +483,15 @@ async fn open_stream(
     ids: &ProducerIds,
     topic: &str,
     wanted: WantedStream,
-    is_stale: bool,
+    doubt: Doubt,
 ) -> Result<(ProduceStream, Established), Error> {
     let metadata = client.metadata();
-    let mut known = metadata.topic(topic).await?;
-    if is_stale {
-        known = metadata.refresh(&known).await?;
+    let mut known = match &doubt {
+        Doubt::Left(left) => metadata.instead_of(left, wanted.partition).await?,
+        Doubt::None | Doubt::Stale => metadata.topic(topic).await?,
+    };
+    if matches!(doubt, Doubt::Stale) {
+        known = metadata.refresh_from_others(&known, known.leadership(wanted.partition)).await?;
     }
     let producer = match wanted.claim {
         Some(claim) => {

@@ -1,5 +1,6 @@
 //! The client against a real broker, over UDP and TLS.
 
+mod cluster;
 mod consuming;
 mod failures;
 mod grouping;

@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use quire_broker::Broker;
-use quire_broker::config::{FirstStart, HostPort};
 use quire_client::{BrokerId, Client, Consumer, NewTopic, Position};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-use crate::support::{connect, partition, record, values};
+use crate::support::{connect, first_start, partition, record, values};
 
 /// Nothing here takes this long.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -25,15 +24,7 @@ impl Racks {
         let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().expect("a temporary folder")).collect();
         let mut brokers: Vec<Option<Broker>> = Vec::new();
         for (dir, rack) in dirs.iter().zip(["a", "b", "c"]) {
-            let first_start = match brokers.first().and_then(Option::as_ref) {
-                None => FirstStart::Found,
-                Some(founder) => {
-                    let address = founder.address();
-                    let at = HostPort { host: address.ip().to_string(), port: address.port() };
-                    let token = founder.join_token(Duration::from_secs(3600)).await.expect("a token");
-                    FirstStart::Join { at, token }
-                }
-            };
+            let first_start = first_start(brokers.first().and_then(Option::as_ref)).await;
             let builder =
                 Broker::builder().data_dir(dir.path()).shards(1).rack(rack).first_start(first_start);
             brokers.push(Some(builder.start().await.expect("it starts")));

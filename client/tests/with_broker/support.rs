@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use quire_broker::config::{FirstStart, HostPort};
 use quire_broker::{Broker, StartError};
 use quire_client::{
     Backoff, Client, ClientConfig, ConsumedRecord, Consumer, NewTopic, PartitionIndex, Profile, Record,
@@ -14,6 +15,7 @@ use quire_client::{
 };
 use tempfile::TempDir;
 use tokio::net::UdpSocket;
+use tokio::task::JoinSet;
 
 pub struct Rig {
     pub broker: Broker,
@@ -34,6 +36,68 @@ impl Rig {
         let rig = Rig::start().await;
         rig.client.admin().create_topic(NewTopic::new("t").partitions(partitions)).await.expect("created");
         rig
+    }
+}
+
+/// How a broker finds the cluster of this one; without one it founds its own.
+pub async fn first_start(founder: Option<&Broker>) -> FirstStart {
+    let Some(founder) = founder else { return FirstStart::Found };
+    let address = founder.address();
+    let at = HostPort { host: address.ip().to_string(), port: address.port() };
+    let token = founder.join_token(Duration::from_secs(3600)).await.expect("a token");
+    FirstStart::Join { at, token }
+}
+
+/// A cluster of the brokers 1, 2 and 3, each with its place before its number.
+pub struct Trio {
+    brokers: Vec<Option<Broker>>,
+    addresses: Vec<SocketAddr>,
+    credentials: Profile,
+    /// Those that were started again.
+    started: JoinSet<()>,
+    dirs: Vec<TempDir>,
+}
+
+impl Trio {
+    pub async fn start() -> Trio {
+        let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().expect("a temporary folder")).collect();
+        let mut brokers: Vec<Option<Broker>> = Vec::new();
+        for dir in &dirs {
+            let first_start = first_start(brokers.first().and_then(Option::as_ref)).await;
+            let builder = Broker::builder().data_dir(dir.path()).shards(1).first_start(first_start);
+            brokers.push(Some(builder.start().await.expect("it starts")));
+        }
+        let addresses = brokers.iter().flatten().map(Broker::address).collect();
+        let credentials = profile(brokers[0].as_ref().expect("it runs"));
+        Trio { brokers, addresses, credentials, started: JoinSet::new(), dirs }
+    }
+
+    /// A profile that names these brokers, in this order.
+    pub fn profile_of(&self, places: &[usize]) -> Profile {
+        let addresses: Vec<_> = places.iter().map(|place| self.addresses[*place].to_string()).collect();
+        self.credentials.clone().at(addresses.join(","))
+    }
+
+    pub fn address(&self, place: usize) -> SocketAddr {
+        self.addresses[place]
+    }
+
+    pub async fn client(&self, places: &[usize]) -> Client {
+        Client::connect_configured(self.profile_of(places), quick()).await.expect("one of them is there")
+    }
+
+    /// Ends them without a word to the others.
+    pub fn kill(&mut self, places: &[usize]) {
+        places.iter().for_each(|place| drop(self.brokers[*place].take()));
+    }
+
+    /// Starts one again, and waits for nothing: it may need the others for that.
+    pub fn start_again(&mut self, place: usize) {
+        let (dir, address) = (self.dirs[place].path().to_owned(), self.addresses[place]);
+        self.started.spawn(async move {
+            let _broker = start_broker(&dir, address).await;
+            std::future::pending::<()>().await;
+        });
     }
 }
 

@@ -17,4 +17,5 @@ mod replay_terminal;
 mod signals;
 mod support;
 mod topics;
+mod waiting;
 mod year;
