@@ -82,7 +82,8 @@ impl FrameSeed {
 pub struct FrameHeader {
     /// What of the batch went into the chain.
     pub digest: Digest,
-    /// Whether compaction rewrote the batch; its chain value is then the original's and can not be recomputed.
+    /// Whether compaction took records of the batch away, or frames before it: its chain value is that of the whole
+    /// history and can not be recomputed, and it may begin behind the end of the frame before it.
     pub is_compacted: bool,
     /// Length of the batch (bytes).
     pub batch_len: u32,
@@ -201,6 +202,24 @@ impl FrameHeader {
         frame
     }
 
+    /// The frame of what compaction left of the batch; or of the batch as it was, if `batch` is that. It keeps its place,
+    /// epoch, times and chain value, and is marked as compacted. Write [`FrameHeader::encode`] and then the batch.
+    ///
+    /// # Panics
+    /// If `header` was not parsed from `batch`, or is another batch's.
+    pub fn compacted(&self, seed: FrameSeed, header: &BatchHeader, batch: &[u8]) -> FrameHeader {
+        assert_eq!(header.len, batch.len(), "the header is this batch's");
+        let mut frame = FrameHeader {
+            is_compacted: true,
+            batch_len: batch.len() as u32,
+            max_timestamp: header.max_timestamp,
+            ..*self
+        };
+        assert!(frame.check_agreement(header).is_ok(), "compaction moves no batch");
+        frame.crc = frame.compute_crc(seed, batch);
+        frame
+    }
+
     /// Length of the whole frame (bytes).
     pub fn frame_len(&self) -> usize {
         HEADER_LEN + self.batch_len as usize
@@ -214,6 +233,11 @@ impl FrameHeader {
     /// The offset after the last record.
     pub fn next_offset(&self) -> Offset {
         Offset(self.last_offset().0 + 1)
+    }
+
+    /// Whether it may come after a frame that ends at `next`: right there, or behind a gap that compaction left.
+    pub fn follows(&self, next: Offset) -> bool {
+        self.base_offset == next || (self.is_compacted && self.base_offset > next)
     }
 
     /// The header as it is stored.
@@ -293,7 +317,10 @@ impl FrameHeader {
             return Err(FrameError::Short { have: bytes.len(), need: frame.frame_len() });
         };
         frame.check_crc(seed, batch)?;
-        let batch = BatchHeader::check(batch)?;
+        let batch = BatchHeader::check_stored(batch)?;
+        if !frame.is_compacted {
+            batch.check_as_sent()?;
+        }
         frame.check_agreement(&batch)?;
         Ok(frame)
     }
