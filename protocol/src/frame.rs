@@ -410,6 +410,49 @@ mod tests {
         }
     }
 
+    /// The frame of [`frame`] with what compaction leaves of its batch, in place of its one record.
+    fn emptied(original: &[u8]) -> (FrameHeader, Vec<u8>) {
+        let frame = FrameHeader::check(seed(0), original).expect("intact");
+        let batch = &original[HEADER_LEN..];
+        let header = BatchHeader::check(batch).expect("intact");
+        let opened = batch::Compactable::open(&header, batch).expect("well formed");
+        let emptied = opened.retain(None, |_| false).expect("small");
+        let header = BatchHeader::check_stored(&emptied).expect("just made");
+        (frame.compacted(seed(0), &header, &emptied), emptied)
+    }
+
+    #[test]
+    fn records_are_missing_in_compacted_frames_alone() {
+        for digest in [Digest::Crc32c, Digest::Blake3] {
+            let original = frame(digest);
+            let before = FrameHeader::check(seed(0), &original).expect("intact");
+            let (header, batch) = emptied(&original);
+            let bytes = [header.encode().as_slice(), &batch].concat();
+            assert_eq!(FrameHeader::check(seed(0), &bytes), Ok(header));
+            let expected = FrameHeader { is_compacted: true, batch_len: 61, crc: header.crc, ..before };
+            assert_eq!(header, expected, "it keeps its place, its times and its chain");
+            for bit in 0..bytes.len() * 8 {
+                let mut damaged = bytes.clone();
+                damaged[bit / 8] ^= 1 << (bit % 8);
+                assert!(FrameHeader::check(seed(0), &damaged).is_err(), "bit {bit} went unnoticed");
+            }
+            let mut unflagged = FrameHeader { is_compacted: false, ..header };
+            unflagged.crc = unflagged.compute_crc(seed(0), &batch);
+            let bytes = [unflagged.encode().as_slice(), &batch].concat();
+            let refused = FrameHeader::check(seed(0), &bytes);
+            assert!(matches!(refused, Err(FrameError::Batch(BatchError::Count { records: 0, .. }))));
+        }
+    }
+
+    #[test]
+    fn gaps_come_before_compacted_frames_alone() {
+        let whole = FrameHeader::check(seed(0), &frame(Digest::Crc32c)).expect("intact");
+        let compacted = FrameHeader { is_compacted: true, ..whole };
+        let follows = |frame: FrameHeader| [41, 42, 43].map(|next| frame.follows(Offset(next)));
+        assert_eq!(follows(whole), [false, true, false]);
+        assert_eq!(follows(compacted), [true, true, false]);
+    }
+
     #[test]
     fn every_flipped_bit_is_found() {
         let bytes = frame(Digest::Crc32c);
