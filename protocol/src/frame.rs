@@ -82,7 +82,8 @@ impl FrameSeed {
 pub struct FrameHeader {
     /// What of the batch went into the chain.
     pub digest: Digest,
-    /// Whether compaction rewrote the batch; its chain value is then the original's and can not be recomputed.
+    /// Whether compaction took records of the batch away, or frames before it: its chain value is that of the whole
+    /// history and can not be recomputed, and it may begin behind the end of the frame before it.
     pub is_compacted: bool,
     /// Length of the batch (bytes).
     pub batch_len: u32,
@@ -201,6 +202,24 @@ impl FrameHeader {
         frame
     }
 
+    /// The frame of what compaction left of the batch; or of the batch as it was, if `batch` is that. It keeps its place,
+    /// epoch, times and chain value, and is marked as compacted. Write [`FrameHeader::encode`] and then the batch.
+    ///
+    /// # Panics
+    /// If `header` was not parsed from `batch`, or is another batch's.
+    pub fn compacted(&self, seed: FrameSeed, header: &BatchHeader, batch: &[u8]) -> FrameHeader {
+        assert_eq!(header.len, batch.len(), "the header is this batch's");
+        let mut frame = FrameHeader {
+            is_compacted: true,
+            batch_len: batch.len() as u32,
+            max_timestamp: header.max_timestamp,
+            ..*self
+        };
+        assert!(frame.check_agreement(header).is_ok(), "compaction moves no batch");
+        frame.crc = frame.compute_crc(seed, batch);
+        frame
+    }
+
     /// Length of the whole frame (bytes).
     pub fn frame_len(&self) -> usize {
         HEADER_LEN + self.batch_len as usize
@@ -214,6 +233,11 @@ impl FrameHeader {
     /// The offset after the last record.
     pub fn next_offset(&self) -> Offset {
         Offset(self.last_offset().0 + 1)
+    }
+
+    /// Whether it may come after a frame that ends at `next`: right there, or behind a gap that compaction left.
+    pub fn follows(&self, next: Offset) -> bool {
+        self.base_offset == next || (self.is_compacted && self.base_offset > next)
     }
 
     /// The header as it is stored.
@@ -293,7 +317,10 @@ impl FrameHeader {
             return Err(FrameError::Short { have: bytes.len(), need: frame.frame_len() });
         };
         frame.check_crc(seed, batch)?;
-        let batch = BatchHeader::check(batch)?;
+        let batch = BatchHeader::check_stored(batch)?;
+        if !frame.is_compacted {
+            batch.check_as_sent()?;
+        }
         frame.check_agreement(&batch)?;
         Ok(frame)
     }
@@ -381,6 +408,49 @@ mod tests {
             assert_eq!((header.max_timestamp, header.append_time), (Timestamp(5), Timestamp(9)));
             assert_eq!(header.chain, header.chain_after(&Chain::START, &bytes[HEADER_LEN..]));
         }
+    }
+
+    /// The frame of [`frame`] with what compaction leaves of its batch, in place of its one record.
+    fn emptied(original: &[u8]) -> (FrameHeader, Vec<u8>) {
+        let frame = FrameHeader::check(seed(0), original).expect("intact");
+        let batch = &original[HEADER_LEN..];
+        let header = BatchHeader::check(batch).expect("intact");
+        let opened = batch::Compactable::open(&header, batch).expect("well formed");
+        let emptied = opened.retain(None, |_| false).expect("small");
+        let header = BatchHeader::check_stored(&emptied).expect("just made");
+        (frame.compacted(seed(0), &header, &emptied), emptied)
+    }
+
+    #[test]
+    fn records_are_missing_in_compacted_frames_alone() {
+        for digest in [Digest::Crc32c, Digest::Blake3] {
+            let original = frame(digest);
+            let before = FrameHeader::check(seed(0), &original).expect("intact");
+            let (header, batch) = emptied(&original);
+            let bytes = [header.encode().as_slice(), &batch].concat();
+            assert_eq!(FrameHeader::check(seed(0), &bytes), Ok(header));
+            let expected = FrameHeader { is_compacted: true, batch_len: 61, crc: header.crc, ..before };
+            assert_eq!(header, expected, "it keeps its place, its times and its chain");
+            for bit in 0..bytes.len() * 8 {
+                let mut damaged = bytes.clone();
+                damaged[bit / 8] ^= 1 << (bit % 8);
+                assert!(FrameHeader::check(seed(0), &damaged).is_err(), "bit {bit} went unnoticed");
+            }
+            let mut unflagged = FrameHeader { is_compacted: false, ..header };
+            unflagged.crc = unflagged.compute_crc(seed(0), &batch);
+            let bytes = [unflagged.encode().as_slice(), &batch].concat();
+            let refused = FrameHeader::check(seed(0), &bytes);
+            assert!(matches!(refused, Err(FrameError::Batch(BatchError::Count { records: 0, .. }))));
+        }
+    }
+
+    #[test]
+    fn gaps_come_before_compacted_frames_alone() {
+        let whole = FrameHeader::check(seed(0), &frame(Digest::Crc32c)).expect("intact");
+        let compacted = FrameHeader { is_compacted: true, ..whole };
+        let follows = |frame: FrameHeader| [41, 42, 43].map(|next| frame.follows(Offset(next)));
+        assert_eq!(follows(whole), [false, true, false]);
+        assert_eq!(follows(compacted), [true, true, false]);
     }
 
     #[test]

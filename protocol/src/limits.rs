@@ -316,6 +316,13 @@ pub const INDEX_INTERVAL_BYTES: u64 = 16 * 1024;
 pub const INDEX_ENTRIES_MAX: usize = 1024 * 1024;
 /// Most leaderships that one partition remembers; older ones are forgotten first.
 pub const LEADER_EPOCHS_MAX: usize = 65_536;
+/// Keys whose last offsets compaction holds in memory at once, for one partition of each shard: at 25 bytes a key 25 MiB. Of
+/// a log with more new keys a part is compacted at a time.
+pub const COMPACTION_KEYS_MAX: usize = (1 << 20) / 8 * 7;
+/// Bytes of segments that compaction reads a second, broker-wide: what it writes is less.
+pub const COMPACTION_BYTES_PER_SECOND: u64 = 64 * 1024 * 1024;
+/// An active segment smaller than this (bytes) is not sealed only so that compaction reaches it.
+pub const COMPACTION_SEAL_BYTES_MIN: u64 = 1024 * 1024;
 /// Longest snapshot of what one partition knows of its producers (bytes).
 pub const PRODUCER_SNAPSHOT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// A checkpoint after about this many synced bytes, so that recovery reads no more (bytes).

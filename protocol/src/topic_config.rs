@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use crate::limits;
 
+const MILLION: u32 = 1_000_000;
+
 /// When an acknowledgement may leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Sync {
@@ -24,6 +26,42 @@ pub enum MessageTimestampType {
     CreateTime,
     /// The broker's at append.
     LogAppendTime,
+}
+
+/// What becomes of old records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CleanupPolicy {
+    /// Segments go by age and size.
+    #[default]
+    Delete,
+    /// Of each key the last record stays.
+    Compact,
+    /// Both.
+    CompactAndDelete,
+}
+
+impl CleanupPolicy {
+    /// Whether segments go by age and size.
+    pub fn deletes(self) -> bool {
+        self != CleanupPolicy::Compact
+    }
+
+    /// Whether of each key only the last record stays.
+    pub fn compacts(self) -> bool {
+        self != CleanupPolicy::Delete
+    }
+
+    /// As users write it, in any order.
+    fn parse(value: &str) -> Option<CleanupPolicy> {
+        let mut names: Vec<_> = value.split(',').map(str::trim).collect();
+        names.sort_unstable();
+        match names[..] {
+            ["delete"] => Some(CleanupPolicy::Delete),
+            ["compact"] => Some(CleanupPolicy::Compact),
+            ["compact", "delete"] => Some(CleanupPolicy::CompactAndDelete),
+            _ => None,
+        }
+    }
 }
 
 /// A topic's effective configuration.
@@ -49,6 +87,16 @@ pub struct TopicConfig {
     pub min_insync_replicas: u32,
     /// `unclean.leader.election.enable`
     pub is_unclean_election_enabled: bool,
+    /// `cleanup.policy`
+    pub cleanup: CleanupPolicy,
+    /// `delete.retention.ms`
+    pub delete_retention: Duration,
+    /// `min.cleanable.dirty.ratio`, in millionths.
+    pub dirty_millionths_min: u32,
+    /// `min.compaction.lag.ms`
+    pub compaction_lag_min: Duration,
+    /// `max.compaction.lag.ms`; `None` is no limit.
+    pub compaction_lag_max: Option<Duration>,
 }
 
 impl Default for TopicConfig {
@@ -64,6 +112,11 @@ impl Default for TopicConfig {
             timestamp_type: MessageTimestampType::CreateTime,
             min_insync_replicas: 1,
             is_unclean_election_enabled: false,
+            cleanup: CleanupPolicy::Delete,
+            delete_retention: Duration::from_secs(24 * 3600),
+            dirty_millionths_min: MILLION / 2,
+            compaction_lag_min: Duration::ZERO,
+            compaction_lag_max: None,
         }
     }
 }
@@ -105,6 +158,35 @@ pub struct Key {
 /// Every key, in alphabetical order.
 pub const KEYS: &[Key] = &[
     Key {
+        name: "cleanup.policy",
+        doc: "delete: segments go by age and size. compact: of each key only the last record stays, and records without \
+              one. compact,delete: both. Compaction reads and writes each partition again now and then.",
+        set: |c, v| {
+            c.cleanup = CleanupPolicy::parse(v).ok_or("delete, compact or compact,delete")?;
+            Ok(())
+        },
+        show: |c| match c.cleanup {
+            CleanupPolicy::Delete => "delete".into(),
+            CleanupPolicy::Compact => "compact".into(),
+            CleanupPolicy::CompactAndDelete => "compact,delete".into(),
+        },
+    },
+    Key {
+        name: "delete.retention.ms",
+        doc: "A tombstone (a record without a value) stays so long after compaction first came past it: who reads a \
+              compacted topic from its start must get through it within this time to learn of every deletion.",
+        set: |c, v| number(v, 0, u64::MAX >> 1).map(|n| c.delete_retention = Duration::from_millis(n)),
+        show: |c| c.delete_retention.as_millis().to_string(),
+    },
+    Key {
+        name: "max.compaction.lag.ms",
+        doc: "A record is compacted once it was appended longer ago than this, however little there is; -1 is no limit.",
+        set: |c, v| {
+            unlimited(v, 1, u64::MAX >> 1).map(|n| c.compaction_lag_max = n.map(Duration::from_millis))
+        },
+        show: |c| c.compaction_lag_max.map_or("-1".into(), |d| d.as_millis().to_string()),
+    },
+    Key {
         name: "max.message.bytes",
         doc: "Largest batch the topic accepts; larger costs memory in every client.",
         set: |c, v| number(v, 1024, limits::BATCH_BYTES_MAX as u64).map(|n| c.message_bytes_max = n as usize),
@@ -122,6 +204,18 @@ pub const KEYS: &[Key] = &[
             Ok(())
         },
         show: |c| format!("{:?}", c.timestamp_type),
+    },
+    Key {
+        name: "min.cleanable.dirty.ratio",
+        doc: "A partition is compacted once this part of it was not compacted yet; smaller costs more reading and writing.",
+        set: |c, v| ratio(v).map(|millionths| c.dirty_millionths_min = millionths),
+        show: |c| (f64::from(c.dirty_millionths_min) / f64::from(MILLION)).to_string(),
+    },
+    Key {
+        name: "min.compaction.lag.ms",
+        doc: "A record is not compacted before it was appended so long ago: until then readers see all of its key's.",
+        set: |c, v| number(v, 0, u64::MAX >> 1).map(|n| c.compaction_lag_min = Duration::from_millis(n)),
+        show: |c| c.compaction_lag_min.as_millis().to_string(),
     },
     Key {
         name: "min.insync.replicas",
@@ -151,7 +245,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "segment.ms",
-        doc: "Age at which a segment is sealed even if it is not full.",
+        doc: "Age at which a segment is sealed even if it is not full, so that deletion and compaction reach it.",
         set: |c, v| number(v, 1000, u64::MAX >> 1).map(|n| c.segment_age = Duration::from_millis(n)),
         show: |c| c.segment_age.as_millis().to_string(),
     },
@@ -229,6 +323,13 @@ fn number(value: &str, min: u64, max: u64) -> Result<u64, String> {
     parsed.ok_or_else(|| format!("a whole number from {min} to {max}"))
 }
 
+fn ratio(value: &str) -> Result<u32, String> {
+    let parsed = value.parse::<f64>().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+    parsed
+        .map(|ratio| (ratio * f64::from(MILLION)).round() as u32)
+        .ok_or_else(|| "a number from 0 to 1".into())
+}
+
 fn unlimited(value: &str, min: u64, max: u64) -> Result<Option<u64>, String> {
     if value == "-1" {
         return Ok(None);
@@ -264,5 +365,31 @@ mod tests {
         assert_eq!(error.to_string(), "sync = \"never\": expected always or interval");
         assert!(with("segment.bytes", "1").is_err());
         assert_eq!(with("retention.ms", "-1").map(|c| c.retention), Ok(None));
+        let error = with("min.cleanable.dirty.ratio", "1.5").expect_err("more than all");
+        assert_eq!(error.to_string(), "min.cleanable.dirty.ratio = \"1.5\": expected a number from 0 to 1");
+        assert!(with("min.cleanable.dirty.ratio", "NaN").is_err());
+    }
+
+    #[test]
+    fn a_cleanup_policy_is_one_of_two_or_both_in_any_order() {
+        let policy = |value| with("cleanup.policy", value).map(|c| c.cleanup);
+        assert_eq!(policy("compact"), Ok(CleanupPolicy::Compact));
+        for both in ["compact,delete", "delete,compact", "delete, compact"] {
+            let config = with("cleanup.policy", both).expect("both");
+            assert!(config.cleanup.compacts() && config.cleanup.deletes());
+            assert!(config.entries().any(|entry| entry == ("cleanup.policy", "compact,delete".to_owned())));
+        }
+        let error = with("cleanup.policy", "compact,compact").expect_err("twice");
+        let expected = "cleanup.policy = \"compact,compact\": expected delete, compact or compact,delete";
+        assert_eq!(error.to_string(), expected);
+        assert!(policy("").is_err() && policy("purge").is_err());
+    }
+
+    #[test]
+    fn a_ratio_is_kept_to_a_millionth() {
+        for value in ["0", "1", "0.5", "0.000001", "0.123456"] {
+            let config = with("min.cleanable.dirty.ratio", value).expect("a ratio");
+            assert!(config.entries().any(|entry| entry == ("min.cleanable.dirty.ratio", value.to_owned())));
+        }
     }
 }

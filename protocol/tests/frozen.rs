@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use prost::Message;
 use quire_protocol::batch::{
-    self, BatchBuilder, BatchHeader, Compression, Header, Numbering, ProducerIdentity, Record, Records,
+    self, BatchBuilder, BatchHeader, Compactable, Compression, Header, Numbering, ProducerIdentity, Record,
+    RecordKey, Records,
 };
 use quire_protocol::frame::{self, Chain, Digest, FrameHeader, FrameSeed, Placement};
 use quire_protocol::replicate::{Follow, FollowerMessage, LeaderMessage, Progress};
@@ -29,12 +30,16 @@ const PARTITION: TopicPartition = TopicPartition {
 
 /// The frozen bytes of `name`, or `encoded` where nothing is frozen yet and freezing is asked for.
 fn frozen(name: &str, encoded: &[u8]) -> Vec<u8> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name).with_extension("hex");
+    let path = testdata(name);
     if !path.exists() && std::env::var_os("QUIRE_FREEZE").is_some() {
         fs::write(&path, to_hex(encoded)).expect("testdata is writable");
     }
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     from_hex(&text)
+}
+
+fn testdata(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name).with_extension("hex")
 }
 
 fn to_hex(bytes: &[u8]) -> String {
@@ -135,6 +140,34 @@ fn frames() {
         assert_eq!(to_hex(&sealed.encode()), to_hex(&bytes[..frame::HEADER_LEN]), "{name}");
         assert_eq!(to_hex(&batch), to_hex(&bytes[frame::HEADER_LEN..]), "{name}");
         assert_eq!(sealed.chain_after(&Chain([0xc4; 32]), &bytes[frame::HEADER_LEN..]), sealed.chain);
+    }
+}
+
+/// What compaction leaves of the frame above: one record, which keeps its place; and no record at all.
+#[test]
+fn compacted_frames() {
+    let seed = FrameSeed::new(PARTITION);
+    let names = [("frame-compacted", Some(Timestamp(1_357_121_000_000))), ("frame-emptied", None)];
+    for (name, horizon) in names {
+        let original = from_hex(&fs::read_to_string(testdata("frame-crc32c")).expect("it is there"));
+        let (frame, batch) = (FrameHeader::check(seed, &original), &original[frame::HEADER_LEN..]);
+        let (frame, header) = (frame.expect("intact"), BatchHeader::check(batch).expect("intact"));
+        let opened = Compactable::open(&header, batch).expect("well formed");
+        let is_kept = |record: &RecordKey<'_>| horizon.is_some() && record.is_tombstone;
+        let left = opened.retain(horizon, is_kept).expect("small");
+        let left_header = BatchHeader::check_stored(&left).expect("just made");
+        let encoded = [frame.compacted(seed, &left_header, &left).encode().as_slice(), &left].concat();
+        let bytes = frozen(name, &encoded);
+        assert_eq!(to_hex(&encoded), to_hex(&bytes), "{name}");
+        let read = FrameHeader::check(seed, &bytes).expect("intact");
+        assert_eq!((read.chain, read.next_offset()), (frame.chain, frame.next_offset()));
+        let batch = Bytes::copy_from_slice(&bytes[frame::HEADER_LEN..]);
+        let header = BatchHeader::check_stored(&batch).expect("intact");
+        assert_eq!(header.delete_horizon, horizon);
+        let records: Vec<_> = Records::open(&header, &batch).expect("plain").map(Result::unwrap).collect();
+        let found: Vec<_> = records.iter().map(|record| (record.offset, record.timestamp)).collect();
+        let tombstone = (Offset(18_424), Timestamp(1_357_034_460_000));
+        assert_eq!(found, horizon.map(|_| tombstone).into_iter().collect::<Vec<_>>());
     }
 }
 

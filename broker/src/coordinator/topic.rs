@@ -24,7 +24,7 @@ pub(crate) async fn ensure(metadata: &dyn Metadata) -> Result<std::sync::Arc<Top
         return Ok(topic.clone());
     }
     let config = [
-        ("retention.ms", "-1".to_owned()),
+        ("cleanup.policy", "compact".to_owned()),
         ("segment.bytes", limits::OFFSETS_SEGMENT_BYTES.to_string()),
         ("max.message.bytes", limits::BATCH_BYTES_MAX.to_string()),
     ];

@@ -8,7 +8,7 @@ use quire_engine::producer::{ProducerStates, Truncated};
 use quire_engine::replication::Progress;
 use quire_protocol::topic_config::{Sync, TopicConfig};
 use quire_protocol::{BrokerId, Offset, limits};
-use quire_storage::{Completed, JobDone, JobKind, Log, LogOptions, Want};
+use quire_storage::{CompactionSettings, Completed, JobDone, JobKind, Log, LogOptions, Want};
 
 use super::assignment::Assignment;
 use super::clock::Now;
@@ -85,6 +85,18 @@ pub(super) fn log_options(config: &TopicConfig) -> LogOptions {
         segment_age_ms: u64::try_from(config.segment_age.as_millis()).unwrap_or(u64::MAX),
         is_synced: config.sync == Sync::Always,
         ..LogOptions::default()
+    }
+}
+
+/// How a topic's settings say its logs are compacted.
+fn compaction(config: &TopicConfig) -> CompactionSettings {
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    CompactionSettings {
+        dirty_millionths_min: config.dirty_millionths_min,
+        lag_ms_min: ms(config.compaction_lag_min),
+        lag_ms_max: config.compaction_lag_max.map(ms),
+        delete_retention_ms: ms(config.delete_retention),
+        ..CompactionSettings::default()
     }
 }
 
@@ -208,6 +220,9 @@ impl Core {
     /// Takes over settings and assignment, and shows them.
     pub(super) fn configure(&mut self, now: Now, assignment: &Arc<Assignment>, config: Arc<TopicConfig>) {
         self.log.set_options(log_options(&config));
+        if !config.cleanup.compacts() {
+            self.log.cancel_compaction();
+        }
         self.shared.configure(Arc::clone(assignment), config.clone());
         self.config = config;
         if self.config.sync == Sync::Interval && self.log.unsynced_bytes() > 0 && self.refusal.is_none() {
@@ -291,6 +306,7 @@ impl Core {
     pub(super) fn stop(&mut self, refusal: RequestError) {
         // What is still to be synced is when the log is closed, or never.
         self.sync_due = None;
+        self.log.cancel_compaction();
         self.refusal.get_or_insert(refusal);
     }
 
@@ -315,7 +331,25 @@ impl Core {
     /// Deletes what the topic's settings do not keep.
     pub(super) fn retain(&mut self, now: Now) {
         self.producers.expire(now.timestamp);
-        self.log.retain(now.timestamp, self.config.retention, self.config.retention_bytes);
+        match self.config.cleanup.deletes() {
+            true => self.log.retain(now.timestamp, self.config.retention, self.config.retention_bytes),
+            false => self.seal_old(now),
+        }
+    }
+
+    /// Seals the active segment of a log that is compacted once it is old, so that compaction reaches it.
+    pub(super) fn seal_old(&mut self, now: Now) {
+        if self.config.cleanup.compacts() {
+            self.log.retain(now.timestamp, None, None);
+        }
+    }
+
+    /// Has the log compacted if it is due; whether it is.
+    pub(super) fn compact(&mut self, now: Now) -> bool {
+        if self.config.cleanup.compacts() && self.refusal.is_none() {
+            self.log.compact(now.timestamp, &compaction(&self.config));
+        }
+        self.log.is_compacting()
     }
 
     /// Lets go of files that nobody uses.

@@ -8,11 +8,11 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{JoinHandle, Thread};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use quire_engine::producer::ProducerStates;
-use quire_protocol::TopicPartition;
+use quire_protocol::{TopicPartition, limits};
 use quire_storage::disk::Disk;
 use quire_storage::{
     CloseError, Job, JobDone, JobKind, Log, LogOptions, OpenError, RecoveryReport, remove_log,
@@ -149,6 +149,8 @@ pub(super) struct FlusherQueue {
     jobs: Sender<Submitted>,
     /// Opens and closes, which may take long.
     openings: Sender<Submitted>,
+    /// Parts of compactions, of one log of each shard.
+    compactions: Sender<Submitted>,
     /// What is read again to find damage, at most one piece of each shard.
     scrubs: Sender<(ScrubStep, Direct)>,
 }
@@ -162,7 +164,8 @@ impl FlusherQueue {
     /// Hands over a task; its result goes `back`.
     pub(super) fn submit(&self, partition: TopicPartition, task: Task, back: &Direct) {
         let submitted = Submitted { partition, task, back: back.clone() };
-        let queue = match submitted.task {
+        let queue = match &submitted.task {
+            Task::Job(job) if job.kind() == JobKind::Compact => &self.compactions,
             Task::Job(_) => &self.jobs,
             Task::Open { .. } | Task::Replace { .. } | Task::Close(_) => &self.openings,
         };
@@ -175,13 +178,14 @@ impl FlusherQueue {
 pub(super) struct Flushers(Vec<JoinHandle<()>>);
 
 impl Flushers {
-    /// Starts so many threads for jobs, so many that open and close logs, and one that reads them again.
+    /// Starts so many threads for jobs, so many that open and close logs, one that compacts them, and one that reads them
+    /// again.
     pub(super) fn start(
         flushers: usize,
         openers: usize,
         metrics: &Arc<ShardMetrics>,
     ) -> io::Result<(FlusherQueue, Flushers)> {
-        let mut started = Vec::with_capacity(flushers + openers + 1);
+        let mut started = Vec::with_capacity(flushers + openers + 2);
         let jobs = start_threads("flusher", flushers, metrics, &mut started)?;
         let openings = start_threads("opener", openers, metrics, &mut started)?;
         let (scrubs, submitted) = crossbeam_channel::unbounded::<(ScrubStep, Direct)>();
@@ -191,7 +195,10 @@ impl Flushers {
             }
         };
         started.push(threads::spawn("scrubber".to_owned(), scrub)?);
-        Ok((FlusherQueue { jobs, openings, scrubs }, Flushers(started)))
+        let (compactions, submitted) = crossbeam_channel::unbounded();
+        let counted = metrics.clone();
+        started.push(threads::spawn("compactor".to_owned(), move || compact(&submitted, &counted))?);
+        Ok((FlusherQueue { jobs, openings, compactions, scrubs }, Flushers(started)))
     }
 
     /// Waits for the threads to end.
@@ -216,6 +223,21 @@ fn start_threads(
         started.push(threads::spawn(format!("{name}-{number}"), move || flush(&submitted, &metrics))?);
     }
     Ok(submit)
+}
+
+/// Does one part after another, at no more than [`limits::COMPACTION_BYTES_PER_SECOND`]: nobody waits for it, and others
+/// use the disk.
+fn compact(submitted: &Receiver<Submitted>, metrics: &ShardMetrics) {
+    while let Ok(Submitted { partition, task, back }) = submitted.recv() {
+        let bytes = match &task {
+            Task::Job(job) => job.compacted_bytes(),
+            _ => 0,
+        };
+        let began = Instant::now();
+        back.send(Event::Done(partition, task.perform(metrics)));
+        let due = Duration::from_nanos(bytes * 1_000_000_000 / limits::COMPACTION_BYTES_PER_SECOND);
+        std::thread::sleep(due.saturating_sub(began.elapsed()));
+    }
 }
 
 fn flush(submitted: &Receiver<Submitted>, metrics: &ShardMetrics) {

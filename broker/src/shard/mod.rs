@@ -13,6 +13,7 @@
 mod assign;
 mod assignment;
 mod clock;
+mod compacting;
 mod core;
 mod event;
 mod flush;
@@ -44,6 +45,7 @@ use tokio::sync::oneshot;
 
 use crate::error::{RequestError, describe_damage};
 use crate::metrics::ShardMetrics;
+use compacting::Compacting;
 use partition::{Opened, Partition};
 use replication::Replication;
 use scrubbing::Scrubbing;
@@ -95,6 +97,7 @@ pub struct Shard {
     retention_interval: Duration,
     retention_due: Time,
     scrubbing: Option<Scrubbing>,
+    compacting: Compacting,
     closing: Option<Closing>,
     metrics: Arc<ShardMetrics>,
 }
@@ -167,6 +170,7 @@ impl Shard {
             retention_interval,
             retention_due: now.time + retention_interval,
             scrubbing: None,
+            compacting: Compacting::default(),
             closing: None,
             metrics,
         }
@@ -324,6 +328,7 @@ impl Shard {
                     partition.job_done(now, done);
                 }
                 self.touch(id);
+                self.compact_next(now);
                 self.relink(now, id);
             }
             TaskDone::Opened(opened) => self.opened(now, id, *opened, tasks),
@@ -501,6 +506,7 @@ impl Shard {
             return;
         }
         self.retention_due = now.time + self.retention_interval;
+        self.compacting.begin_round(self.slots.keys().copied());
         for (id, slot) in &mut self.slots {
             match slot {
                 Slot::Open { partition, end: None } => {
@@ -516,6 +522,7 @@ impl Shard {
                 Slot::Open { .. } | Slot::Opening { .. } | Slot::Closing { .. } | Slot::Failed { .. } => {}
             }
         }
+        self.compact_next(now);
     }
 }
 

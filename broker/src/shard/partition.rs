@@ -16,7 +16,7 @@ use quire_engine::replication::Proposal;
 use quire_protocol::replicate::{Follow, LeaderMessage, Progress};
 use quire_protocol::topic_config::TopicConfig;
 use quire_protocol::{BrokerId, ErrorCode, LeaderEpoch, Offset};
-use quire_storage::{JobDone, Log, LogReader};
+use quire_storage::{JobDone, Log, LogReader, ReadError};
 
 use super::assignment::Assignment;
 use super::clock::Now;
@@ -27,6 +27,7 @@ use super::following::Following;
 use super::handle::{PartitionState, Shared, Standing, not_leader};
 use super::leading::{Leading, Unanswered};
 use super::link::Downlink;
+use super::scrubbing::is_damage;
 use crate::error::{RequestError, describe_damage};
 use crate::metrics::ShardMetrics;
 
@@ -389,15 +390,39 @@ impl Partition {
             }
             Role::Idle => {}
         }
+        if let Some(error) = self.core.log.take_damage() {
+            self.not_compacted(now, &error);
+        }
+    }
+
+    /// Compaction could not read the log. What is damaged is damaged for every reader.
+    fn not_compacted(&mut self, now: Now, error: &ReadError) {
+        if is_damage(error, self.core.shared.is_replicated()) {
+            self.damaged(now, format!("found by compacting it: {error}"));
+        } else {
+            tracing::error!(partition = %self.core.shared.id, %error, "the log can not be read to be compacted");
+        }
     }
 
     /// Deletes what the topic's settings do not keep, and lets go of files that nobody uses. A follower keeps what its
     /// leader does.
     pub(super) fn retain(&mut self, now: Now) {
-        if let Role::Leading(_) = self.role {
-            self.core.retain(now);
+        match self.role {
+            Role::Leading(_) => self.core.retain(now),
+            Role::Following(_) | Role::Idle => self.core.seal_old(now),
         }
         self.core.rest();
+    }
+
+    /// Has the log compacted if it is due, whoever leads: each replica compacts what is committed by itself. Whether it is
+    /// due or under way.
+    pub(super) fn compact(&mut self, now: Now) -> bool {
+        self.core.compact(now)
+    }
+
+    /// Whether the log is being compacted.
+    pub(super) fn is_compacting(&self) -> bool {
+        self.core.log.is_compacting()
     }
 
     /// Appends what was queued and hands out the jobs that are due.

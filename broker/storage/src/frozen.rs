@@ -38,13 +38,17 @@ fn manifest() {
         log_start: Offset(1100),
         next_serial: 6,
         segments: vec![
-            SegmentEntry { name: SEALED_NAME, sealed: Some(SEALED) },
-            SegmentEntry { name: active, sealed: None },
+            SegmentEntry { name: SEALED_NAME, sealed: Some(SEALED), is_compacted: false },
+            SegmentEntry { name: active, sealed: None, is_compacted: false },
         ],
     };
-    let written = written(|disk| manifest.store(disk, root()));
-    let disk = frozen([("manifest", manifest::FILE_NAME)], &written);
-    same(Manifest::load(&disk, root()), &manifest);
+    let mut compacted = manifest.clone();
+    compacted.segments[0].is_compacted = true;
+    for (name, manifest) in [("manifest", manifest), ("manifest-compacted", compacted)] {
+        let written = written(|disk| manifest.store(disk, root()));
+        let disk = frozen([(name, manifest::FILE_NAME)], &written);
+        same(Manifest::load(&disk, root()), &manifest);
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What is done to files away from the owner's thread: each job takes what it needs along, blocks on the disk, and
 //! brings back what the log is to know.
 
+mod compact;
 mod cut;
 
 use std::io::{self, IoSlice};
@@ -24,6 +25,7 @@ use crate::small_file::{self, ReplaceError};
 use crate::suspicion::Suspicion;
 use crate::unwritten;
 
+pub(crate) use compact::{Compaction, Plan, Source, StepError, Stepped, SwapWork, Written};
 pub(crate) use cut::{CutDone, CutTo, CutWork};
 
 /// Zeros written with one call (bytes).
@@ -55,6 +57,10 @@ pub enum JobKind {
     Cut,
     /// Notes what is held against the replica, or that nothing is.
     Judge,
+    /// Does a part of a compaction, which may take long: it is for its owner to see that no sync waits behind it.
+    Compact,
+    /// Lists compacted segments in the place of others.
+    Swap,
 }
 
 /// The result of a job, for [`crate::Log::complete`].
@@ -68,12 +74,17 @@ pub struct JobDone {
 enum Task {
     Sync(SyncWork),
     Upkeep(Place, UpkeepWork),
+    Compact(Box<Compaction>),
+    GiveUp(Box<Compaction>),
+    /// Files of a compaction that is given up after it was done.
+    Remove(Place, Vec<SegmentName>),
 }
 
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Synced { point: Checkpoint, bytes: u64, result: io::Result<()> },
     Upkeep { result: Result<UpkeepDone, Failure> },
+    Compacted { result: Result<Stepped, StepError> },
 }
 
 /// Where upkeep is done.
@@ -105,6 +116,7 @@ pub(crate) enum UpkeepWork {
     /// Nothing lies beyond the cut.
     CutNothing,
     Judge(Verdict),
+    Swap(SwapWork),
 }
 
 /// What becomes of what is held against a replica.
@@ -184,6 +196,7 @@ pub(crate) enum UpkeepDone {
     Cut(Box<CutDone>),
     CutNothing,
     Judged(Verdict),
+    Compacted { manifest: Manifest },
 }
 
 /// Upkeep that was not done.
@@ -214,6 +227,18 @@ impl Job {
         Job { task: Task::Upkeep(place, work) }
     }
 
+    pub(crate) fn compact(compaction: Box<Compaction>) -> Job {
+        Job { task: Task::Compact(compaction) }
+    }
+
+    pub(crate) fn give_up(compaction: Box<Compaction>) -> Job {
+        Job { task: Task::GiveUp(compaction) }
+    }
+
+    pub(crate) fn remove(place: Place, names: Vec<SegmentName>) -> Job {
+        Job { task: Task::Remove(place, names) }
+    }
+
     /// What it does.
     pub fn kind(&self) -> JobKind {
         match &self.task {
@@ -225,6 +250,8 @@ impl Job {
             Task::Upkeep(_, UpkeepWork::Checkpoint(_)) => JobKind::Checkpoint,
             Task::Upkeep(_, UpkeepWork::Cut(_) | UpkeepWork::CutNothing) => JobKind::Cut,
             Task::Upkeep(_, UpkeepWork::Judge(_)) => JobKind::Judge,
+            Task::Upkeep(_, UpkeepWork::Swap(_)) => JobKind::Swap,
+            Task::Compact(_) | Task::GiveUp(_) | Task::Remove(..) => JobKind::Compact,
         }
     }
 
@@ -232,7 +259,15 @@ impl Job {
     pub fn synced_bytes(&self) -> u64 {
         match &self.task {
             Task::Sync(work) => work.bytes,
-            Task::Upkeep(..) => 0,
+            Task::Upkeep(..) | Task::Compact(_) | Task::GiveUp(_) | Task::Remove(..) => 0,
+        }
+    }
+
+    /// Bytes of segments that it reads to compact them, about; 0 if it does something else.
+    pub fn compacted_bytes(&self) -> u64 {
+        match &self.task {
+            Task::Compact(_) => Compaction::step_bytes(),
+            Task::Sync(_) | Task::Upkeep(..) | Task::GiveUp(_) | Task::Remove(..) => 0,
         }
     }
 
@@ -253,6 +288,15 @@ impl Job {
                 }
                 Outcome::Upkeep { result }
             }
+            Task::Compact(compaction) => Outcome::Compacted { result: compaction.step() },
+            Task::GiveUp(compaction) => {
+                compaction.discard();
+                Outcome::Compacted { result: Ok(Stepped::GivenUp) }
+            }
+            Task::Remove(place, names) => {
+                names.iter().for_each(|name| recovery::remove_segment(&*place.disk, &place.dir, *name));
+                Outcome::Compacted { result: Ok(Stepped::GivenUp) }
+            }
         };
         JobDone { outcome }
     }
@@ -265,7 +309,7 @@ impl JobDone {
             Outcome::Synced { result, .. } => {
                 result.map_err(|source| CloseError::Io { operation: "syncing the log", source })
             }
-            Outcome::Upkeep { result: Ok(_) } => Ok(()),
+            Outcome::Upkeep { result: Ok(_) } | Outcome::Compacted { .. } => Ok(()),
             Outcome::Upkeep { result: Err(Failure { operation, error: source, .. }) } => {
                 Err(CloseError::Io { operation, source })
             }
@@ -288,6 +332,7 @@ impl Place {
             UpkeepWork::Cut(work) => self.cut(work),
             UpkeepWork::CutNothing => Ok(UpkeepDone::CutNothing),
             UpkeepWork::Judge(verdict) => self.judge(verdict),
+            UpkeepWork::Swap(work) => self.swap(work),
         }
     }
 
@@ -356,7 +401,7 @@ impl Place {
         }
         let name = SegmentName { base_offset: work.base_offset, serial: manifest.next_serial };
         manifest.next_serial += 1;
-        manifest.segments.push(SegmentEntry { name, sealed: None });
+        manifest.segments.push(SegmentEntry { name, sealed: None, is_compacted: false });
         let file = self.create_segment(name)?;
         let writable = self.prepare(&*file, 0, work.needed, work.end, work.is_zeroed).inspect_err(|_| {
             // Not listed anywhere yet; if it stays, recovery removes it.

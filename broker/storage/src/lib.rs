@@ -42,7 +42,7 @@ pub use error::{
     AppendError, AppendErrorKind, AppendFramesError, AppendFramesErrorKind, CloseError, OpenError, ReadError,
 };
 pub use jobs::{Job, JobDone, JobKind};
-pub use log::{AppendContext, Completed, Log, LogOptions, NewBatch, Want};
+pub use log::{AppendContext, CompactionSettings, Completed, Log, LogOptions, NewBatch, Want};
 pub use poison::PoisonReason;
 pub use producers::ProducerSnapshot;
 pub use reader::{Frames, LogReader, ReadAhead, Residency, Scrub, Scrubbed, Slice};

@@ -8,6 +8,7 @@
 //! Always log start ≤ high watermark ≤ end and durable end ≤ end. Only a successful sync moves the durable end. What an
 //! append needs of the file system beyond the write itself was done before, ahead of need, by a job.
 
+mod compacting;
 mod replica;
 mod work;
 
@@ -35,8 +36,10 @@ use crate::segment::Segment;
 use crate::shared::Shared;
 use crate::suspicion::Suspicion;
 
+use compacting::Compacting;
 use work::{Flush, SpaceWanted, Upkeep};
 
+pub use compacting::CompactionSettings;
 pub use work::{Completed, Want};
 
 /// How a log is kept. Changes take effect from the next segment on.
@@ -113,6 +116,7 @@ pub struct Log {
     epochs: EpochCache,
     flush: Flush,
     upkeep: Upkeep,
+    compacting: Compacting,
     poison: Poison,
     corruption: Option<Corruption>,
     /// A reader found damage, now or in an earlier process.
@@ -198,6 +202,7 @@ impl Log {
             epochs,
             flush: Flush::default(),
             upkeep: Upkeep::new(is_marked_clean, is_cut_unstored, is_new, checkpoint),
+            compacting: Compacting::default(),
             poison: Poison::default(),
             corruption: report.corruption.clone(),
             is_marked_corrupt: report.suspicion.is_damaged && report.corruption.is_none(),
@@ -412,10 +417,11 @@ impl Log {
     ///
     /// # Errors
     /// If the log can not be marked clean: it is recovered at the next open.
-    pub fn close(self) -> Result<(), CloseError> {
-        if self.flush.is_under_way || self.upkeep.is_under_way {
+    pub fn close(mut self) -> Result<(), CloseError> {
+        if self.flush.is_under_way || self.upkeep.is_under_way || self.compacting.is_under_way {
             return Err(CloseError::JobUnderWay);
         }
+        self.drop_compaction();
         if let Some(reason) = self.poison.reason() {
             return Err(CloseError::Poisoned(Arc::clone(reason)));
         }

@@ -17,12 +17,15 @@ use crate::small_file::{self, Format, LoadError, ReplaceError};
 pub const FILE_NAME: &str = "manifest";
 /// The format of frames and indexes that the manifest speaks for.
 const LOG_VERSION: u16 = 1;
+/// The same of a log with a segment that was compacted.
+const LOG_VERSION_COMPACTED: u16 = 2;
 /// Longest segment (bytes): the largest configurable one, exceeded by one frame.
 pub const SEGMENT_LEN_MAX: u64 = limits::SEGMENT_BYTES_MAX + frame::LEN_MAX as u64;
 
 const HEAD_LEN: usize = 38;
 const ENTRY_LEN: usize = 45;
-const FLAG_SEALED: u8 = 1;
+const FLAG_SEALED: u8 = 0b01;
+const FLAG_COMPACTED: u8 = 0b10;
 /// What stands in the place of an unsealed segment's end.
 const UNSEALED: Sealed =
     Sealed { end_offset: Offset(0), len: 0, last_append_time: Timestamp(0), max_timestamp: Timestamp(0) };
@@ -49,6 +52,8 @@ pub struct SegmentEntry {
     pub name: SegmentName,
     /// Where it ends, once it does; `None` while it is written.
     pub sealed: Option<Sealed>,
+    /// Compaction has been through it and all before it: of each key no more than the last record is in them.
+    pub is_compacted: bool,
 }
 
 /// What is known of a segment that is written no more.
@@ -171,7 +176,7 @@ impl Manifest {
             panic!("a manifest to be written has {what}: {self:?}");
         }
         let mut out = Vec::with_capacity(HEAD_LEN + ENTRY_LEN * self.segments.len());
-        out.extend_from_slice(&LOG_VERSION.to_le_bytes());
+        out.extend_from_slice(&self.log_version().to_le_bytes());
         out.extend_from_slice(self.partition.topic.as_bytes());
         out.extend_from_slice(&self.partition.partition.0.to_le_bytes());
         out.extend_from_slice(&self.log_start.0.to_le_bytes());
@@ -189,7 +194,8 @@ impl Manifest {
     /// What is wrong with it.
     pub fn decode(body: &[u8]) -> Result<Manifest, &'static str> {
         let (mut head, mut entries) = body.split_at_checked(HEAD_LEN).ok_or("cut short")?;
-        if head.get_u16_le() != LOG_VERSION {
+        let version = head.get_u16_le();
+        if ![LOG_VERSION, LOG_VERSION_COMPACTED].contains(&version) {
             return Err("unknown log version");
         }
         let mut topic = [0; 16];
@@ -207,7 +213,18 @@ impl Manifest {
             segments.push(SegmentEntry::decode(&mut entries)?);
         }
         let manifest = Manifest { partition, log_start, next_serial, segments };
+        if manifest.log_version() != version {
+            return Err("another log version than its segments have");
+        }
         manifest.check().map(|()| manifest)
+    }
+
+    /// What an earlier version can not read it is not to take for damage.
+    fn log_version(&self) -> u16 {
+        match self.segments.iter().any(|segment| segment.is_compacted) {
+            true => LOG_VERSION_COMPACTED,
+            false => LOG_VERSION,
+        }
     }
 
     /// What must hold of every manifest, written or read.
@@ -252,7 +269,7 @@ impl SegmentEntry {
             return Err("a serial that was never given");
         }
         let Some(sealed) = self.sealed else {
-            return Ok(());
+            return if self.is_compacted { Err("a compacted segment that is not sealed") } else { Ok(()) };
         };
         if sealed.end_offset < self.name.base_offset || sealed.end_offset > Offset::MAX {
             return Err("an impossible end offset");
@@ -267,7 +284,8 @@ impl SegmentEntry {
         out.extend_from_slice(&self.name.base_offset.0.to_le_bytes());
         out.extend_from_slice(&self.name.serial.to_le_bytes());
         let sealed = self.sealed.unwrap_or(UNSEALED);
-        out.push(if self.sealed.is_some() { FLAG_SEALED } else { 0 });
+        let is_sealed = if self.sealed.is_some() { FLAG_SEALED } else { 0 };
+        out.push(is_sealed | if self.is_compacted { FLAG_COMPACTED } else { 0 });
         out.extend_from_slice(&sealed.end_offset.0.to_le_bytes());
         out.extend_from_slice(&sealed.len.to_le_bytes());
         out.extend_from_slice(&sealed.last_append_time.0.to_le_bytes());
@@ -286,8 +304,11 @@ impl SegmentEntry {
         };
         let name = SegmentName { base_offset, serial };
         match flags {
-            0 if sealed == UNSEALED => Ok(SegmentEntry { name, sealed: None }),
-            FLAG_SEALED => Ok(SegmentEntry { name, sealed: Some(sealed) }),
+            0 if sealed == UNSEALED => Ok(SegmentEntry { name, sealed: None, is_compacted: false }),
+            FLAG_SEALED => Ok(SegmentEntry { name, sealed: Some(sealed), is_compacted: false }),
+            flags if flags == FLAG_SEALED | FLAG_COMPACTED => {
+                Ok(SegmentEntry { name, sealed: Some(sealed), is_compacted: true })
+            }
             _ => Err("impossible segment flags"),
         }
     }
@@ -313,6 +334,7 @@ mod tests {
         SegmentEntry {
             name: SegmentName { base_offset: Offset(base_offset), serial },
             sealed: end.map(sealed),
+            is_compacted: false,
         }
     }
 
@@ -328,6 +350,7 @@ mod tests {
             first in 0u64..1 << 40,
             spans in proptest::collection::vec((0u64..1 << 33, 0..=SEGMENT_LEN_MAX, any::<i64>(), any::<i64>()), 0..20),
             is_last_open in any::<bool>(),
+            compacted in 0usize..4,
             skipped in 0u64..100,
         ) -> Manifest {
             let mut base_offset = Offset(first);
@@ -341,11 +364,11 @@ mod tests {
                     max_timestamp: Timestamp(max),
                 };
                 let name = SegmentName { base_offset, serial: serial as u32 * 2 };
-                segments.push(SegmentEntry { name, sealed: Some(sealed) });
+                segments.push(SegmentEntry { name, sealed: Some(sealed), is_compacted: serial < compacted });
                 base_offset = end_offset;
             }
             if let Some(last) = segments.last_mut().filter(|_| is_last_open) {
-                last.sealed = None;
+                (last.sealed, last.is_compacted) = (None, false);
             }
             let log_start = Offset(first + skipped.min(base_offset.0 - first));
             let partition = TopicPartition { topic: TopicId(topic), partition: PartitionIndex(partition) };

@@ -75,8 +75,9 @@ impl LogReader {
         self.shared.size_bytes()
     }
 
-    /// Reads whole frames, starting with the one that holds `from`, up to `max_bytes` but at least one, all of whose
-    /// records lie below `below`. May stop early, at the end of a segment. Empty if no such frame is there yet.
+    /// Reads whole frames, starting with the one that holds `from`, or the next one where compaction took that away; up to
+    /// `max_bytes` but at least one, all of whose records lie below `below`. May stop early, at the end of a segment. Empty
+    /// if no such frame is there yet.
     ///
     /// # Errors
     /// If `from` is outside the log, the data is damaged, can not be read, or may not be in memory.
@@ -87,14 +88,21 @@ impl LogReader {
         below: Offset,
         residency: Residency,
     ) -> Result<Slice, ReadError> {
-        let Some(segment) = self.find(from, below)? else {
-            return Ok(Slice { frames: Vec::new(), bytes: 0, next_offset: from });
-        };
-        Source::new(&self.shared, &segment, residency)?.read_from(from, max_bytes, below)
+        loop {
+            let Some(segment) = self.find(from, below)? else {
+                return Ok(Slice { frames: Vec::new(), bytes: 0, next_offset: from });
+            };
+            let read = Source::new(&self.shared, &segment, residency)
+                .and_then(|source| source.read_from(from, max_bytes, below));
+            // What took its place is read then.
+            if !self.was_replaced(&segment, &read) {
+                return read;
+            }
+        }
     }
 
-    /// The chain up to the last frame that ends at `end` or before, and where that frame ends; `None` if there is none in the
-    /// log.
+    /// The chain up to the frame that ends at `end`, and `end`; `None` if no frame in the log ends there: none ever did, or
+    /// compaction took it away.
     ///
     /// # Errors
     /// As [`LogReader::read`].
@@ -117,8 +125,25 @@ impl LogReader {
         timestamp: Timestamp,
         below: Offset,
     ) -> Result<Option<(Offset, Timestamp)>, ReadError> {
+        loop {
+            let segments = self.shared.segments();
+            let (place, found) = self.first_at_time(&segments, timestamp, below);
+            match segments.get(place) {
+                Some(segment) if self.was_replaced(segment, &found) => {}
+                _ => return found,
+            }
+        }
+    }
+
+    /// As [`LogReader::offset_at_time`], and in which segment the search ended.
+    fn first_at_time(
+        &self,
+        segments: &[Arc<Segment>],
+        timestamp: Timestamp,
+        below: Offset,
+    ) -> (usize, Result<Option<(Offset, Timestamp)>, ReadError>) {
         let log_start = self.log_start();
-        for segment in self.shared.segments().iter() {
+        for (place, segment) in segments.iter().enumerate() {
             let may_hold = segment.max_timestamp() >= timestamp && segment.end() > log_start;
             if !may_hold {
                 continue;
@@ -132,10 +157,16 @@ impl LogReader {
                 // Deleted since the log start was looked at.
                 Err(ReadError::OutOfRange { .. }) => {}
                 Ok(None) => {}
-                found => return found,
+                found => return (place, found),
             }
         }
-        Ok(None)
+        (segments.len(), Ok(None))
+    }
+
+    /// Whether reading failed because the segment's file went after compaction had put another in its place.
+    fn was_replaced<T>(&self, segment: &Arc<Segment>, read: &Result<T, ReadError>) -> bool {
+        let is_listed = || self.shared.segments().iter().any(|other| Arc::ptr_eq(other, segment));
+        matches!(read, Err(ReadError::Corrupt { .. } | ReadError::Io { .. })) && !is_listed()
     }
 
     /// The segment that holds `from`; `None` if there is nothing below `below` yet.

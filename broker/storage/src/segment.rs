@@ -188,7 +188,7 @@ impl Segment {
 
     /// As the manifest lists it once it is sealed.
     pub(crate) fn sealed_entry(&self) -> SegmentEntry {
-        SegmentEntry { name: self.name, sealed: Some(self.sealed()) }
+        SegmentEntry { name: self.name, sealed: Some(self.sealed()), is_compacted: false }
     }
 
     /// Publishes a frame that was written at the end. The owner only.

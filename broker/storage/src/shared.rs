@@ -124,6 +124,19 @@ impl Shared {
         self.lock_opened().retain(|segment| segment.base_offset() >= log_start);
     }
 
+    /// The first `count` segments were compacted into these. Whoever reads the old ones keeps what it has.
+    pub(crate) fn swap_front(&self, count: usize, mut compacted: Vec<Arc<Segment>>) {
+        let segments = self.segments();
+        let (old, rest) = segments.split_at(count);
+        let size = |segments: &[Arc<Segment>]| segments.iter().map(|segment| segment.position()).sum::<u64>();
+        let (before, after) = (size(old), size(&compacted));
+        compacted.extend_from_slice(rest);
+        self.segments.store(Arc::new(compacted));
+        self.size_bytes.fetch_add(after, Ordering::AcqRel);
+        self.size_bytes.fetch_sub(before, Ordering::AcqRel);
+        self.lock_opened().retain(|opened| !old.iter().any(|old| Arc::ptr_eq(old, opened)));
+    }
+
     /// The log was cut: these segments are left, and it ends at `end`. Whoever reads what is gone keeps what it has.
     pub(crate) fn cut(&self, segments: Vec<Arc<Segment>>, log_start: Offset, end: Offset) {
         let bytes = segments.iter().map(|segment| segment.position()).sum();

@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp};
-use quire_storage::JobKind;
-use quire_storage::Want;
 use quire_storage::disk::{CrashOptions, Fault, SimDisk, Survival};
+use quire_storage::{CompactionSettings, JobKind, Want};
 
 use harness::{Harness, NO_SYNC, SYNC, config, new_batch, open, options, read_all};
 
@@ -30,6 +29,8 @@ enum Step {
         retention_ms: Option<u64>,
         bytes: Option<u64>,
     },
+    /// Nothing has a key: everything is copied to other files, and nothing goes.
+    Compact,
     Tick {
         ms: i64,
     },
@@ -54,6 +55,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Finish),
         1 => (prop::option::of(0u64..3000), prop::option::of(0u64..20_000))
             .prop_map(|(retention_ms, bytes)| Step::Retain { retention_ms, bytes }),
+        2 => Just(Step::Compact),
         2 => (0i64..800).prop_map(|ms| Step::Tick { ms }),
         1 => Just(Step::Epoch),
         1 => Just(Step::Rest),
@@ -87,6 +89,10 @@ fn take(harness: &mut Harness, step: &Step, tag: u8) -> bool {
         Step::Finish => harness.finish(),
         Step::Retain { retention_ms, bytes } => {
             harness.log.retain(harness.now, retention_ms.map(Duration::from_millis), *bytes);
+        }
+        Step::Compact => {
+            let settings = CompactionSettings { dirty_millionths_min: 0, ..CompactionSettings::default() };
+            harness.log.compact(harness.now, &settings);
         }
         Step::Tick { ms } => harness.now.0 += ms,
         Step::Epoch => harness.epoch = LeaderEpoch(harness.epoch.0 + 1),
@@ -205,6 +211,7 @@ fn script() -> Vec<Step> {
         steps.extend([append(1, 2500), Step::Tick { ms: 1500 }, Step::Commit]);
         let bytes = (round == 1).then_some(6000);
         steps.extend([Step::Retain { retention_ms: None, bytes }, Step::Upkeep, Step::Upkeep, Step::Rest]);
+        steps.extend([Step::Compact, Step::Upkeep]);
         steps.extend([append(1, 10), if round == 0 { Step::Close } else { Step::Commit }]);
     }
     steps

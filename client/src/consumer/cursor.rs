@@ -213,7 +213,7 @@ impl Cursor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use quire_protocol::batch::{BatchBuilder, Compression, Record};
+    use quire_protocol::batch::{BatchBuilder, Compactable, Compression, Record};
     use quire_protocol::frame::{Chain, Digest, FrameSeed, Placement};
     use quire_protocol::{LeaderEpoch, TopicId, TopicPartition};
 
@@ -285,6 +285,41 @@ mod tests {
             assert!(matches!(cursor.next(), Next::SliceNeeded { used: 0 }), "memory is returned once");
             assert_eq!(cursor.position(), Offset(9));
         }
+    }
+
+    /// Of each frame of the slice these records are left.
+    fn compacted(slice: Slice, is_kept: impl Fn(u32) -> bool) -> Slice {
+        let seed = FrameSeed::new(TopicPartition { topic: TopicId([7; 16]), partition: PartitionIndex(0) });
+        let (mut rest, mut frames) = (slice.frames.clone(), Vec::new());
+        while !rest.is_empty() {
+            let frame = FrameHeader::parse(&rest).expect("whole frames");
+            let batch = rest.split_to(frame.frame_len()).slice(HEADER_LEN..);
+            let header = BatchHeader::parse(&batch).expect("a batch");
+            let opened = Compactable::open(&header, &batch).expect("well formed");
+            let left = opened.retain(None, |record| is_kept(record.offset_delta)).expect("small");
+            let header = BatchHeader::parse(&left).expect("a batch");
+            frames.extend_from_slice(&frame.compacted(seed, &header, &left).encode());
+            frames.extend_from_slice(&left);
+        }
+        Slice { frames: frames.into(), ..slice }
+    }
+
+    #[test]
+    fn records_that_compaction_left_keep_their_offsets() {
+        for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
+            let mut cursor = cursor(1, Bound::default());
+            cursor.load(compacted(slice(0, 3, compression), |delta| delta == 1));
+            assert_eq!(drain(&mut cursor).0, [1, 4, 7]);
+            assert_eq!(cursor.position(), Offset(9));
+            cursor.load(compacted(slice(9, 2, compression), |_| false));
+            assert_eq!(drain(&mut cursor).0, Vec::<u64>::new());
+            assert_eq!(cursor.position(), Offset(15), "what is gone is passed");
+        }
+        let mut cursor = cursor(0, Bound { end: Some(Offset(5)), time: None });
+        cursor.load(compacted(slice(0, 3, Compression::None), |delta| delta == 0));
+        let (offsets, then) = drain(&mut cursor);
+        assert_eq!(offsets, [0, 3]);
+        assert!(matches!(then, Next::Finished), "5 is gone, and what comes behind it is not asked for");
     }
 
     #[test]

@@ -199,7 +199,7 @@ impl FrameReader {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use quire_protocol::batch::{BatchBuilder, BatchHeader, Compression, Record};
+    use quire_protocol::batch::{BatchBuilder, BatchHeader, Compactable, Compression, Record};
     use quire_protocol::frame::{Digest, Placement};
     use quire_protocol::{LeaderEpoch, PartitionIndex, Timestamp, TopicId, TopicPartition};
 
@@ -317,6 +317,36 @@ mod tests {
         let error =
             read(&mut FrameReader::new(seed(0), Offset(0)), &mixed, 64).expect_err("not the same history");
         assert!(error.contains("chain"), "{error}");
+    }
+
+    /// The frame as compaction leaves it: flagged, with these of its records alone.
+    fn compacted(frame: &[u8], is_kept: impl Fn(u32) -> bool) -> Vec<u8> {
+        let original = FrameHeader::check(seed(0), frame).expect("intact");
+        let batch = &frame[HEADER_LEN..];
+        let header = BatchHeader::check(batch).expect("intact");
+        let opened = Compactable::open(&header, batch).expect("well formed");
+        let left = opened.retain(None, |record| is_kept(record.offset_delta)).expect("small");
+        let header = BatchHeader::check_stored(&left).expect("just made");
+        [original.compacted(seed(0), &header, &left).encode().as_slice(), &left].concat()
+    }
+
+    /// Only what says that it was compacted may come behind a gap, or without its records; what follows it links again.
+    #[test]
+    fn compaction_leaves_gaps_where_it_says_so() {
+        let mut frames = frames(5, 2, 10);
+        frames[2] = compacted(&frames[2], |delta| delta == 1);
+        let of =
+            |numbers: &[usize]| numbers.iter().map(|at| frames[*at].clone()).collect::<Vec<_>>().concat();
+        let slices = read(&mut FrameReader::new(seed(0), Offset(0)), &of(&[0, 2, 3]), 64).expect("legal");
+        assert_eq!(slices.last().map(|slice| slice.next_offset), Some(Offset(8)));
+        assert_eq!(slices.iter().map(|slice| slice.links).sum::<u64>(), 1, "the last one, to the one before");
+        // Where a stream begins in a gap, too.
+        assert!(read(&mut FrameReader::new(seed(0), Offset(3)), &of(&[2, 3]), 64).is_ok());
+        assert!(read(&mut FrameReader::new(seed(0), Offset(0)), &of(&[0, 2, 4]), 64).is_err());
+        assert!(read(&mut FrameReader::new(seed(0), Offset(0)), &of(&[0, 2, 2]), 64).is_err());
+        let other = self::frames(5, 2, 11);
+        let mixed = [of(&[0, 2]), other[3].clone()].concat();
+        assert!(read(&mut FrameReader::new(seed(0), Offset(0)), &mixed, 64).is_err(), "another history");
     }
 
     #[test]

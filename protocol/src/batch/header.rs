@@ -15,7 +15,9 @@ const LENGTH_AT: usize = 8;
 const EPOCH_AT: usize = 12;
 const MAGIC_AT: usize = 16;
 const ATTRIBUTES_AT: usize = 21;
+const BASE_TIMESTAMP_AT: usize = 27;
 const MAX_TIMESTAMP_AT: usize = 35;
+const RECORD_COUNT_AT: usize = 57;
 /// Bytes that the batch length does not count: base offset and the length itself.
 const LENGTH_EXCLUDES: usize = 12;
 const MAGIC: u8 = 2;
@@ -24,8 +26,12 @@ const ATTRIBUTE_COMPRESSION: i16 = 0b0000_0111;
 const ATTRIBUTE_APPEND_TIME: i16 = 0b0000_1000;
 const ATTRIBUTE_TRANSACTIONAL: i16 = 0b0001_0000;
 const ATTRIBUTE_CONTROL: i16 = 0b0010_0000;
-const ATTRIBUTES_KNOWN: i16 =
-    ATTRIBUTE_COMPRESSION | ATTRIBUTE_APPEND_TIME | ATTRIBUTE_TRANSACTIONAL | ATTRIBUTE_CONTROL | 0b0100_0000;
+const ATTRIBUTE_DELETE_HORIZON: i16 = 0b0100_0000;
+const ATTRIBUTES_KNOWN: i16 = ATTRIBUTE_COMPRESSION
+    | ATTRIBUTE_APPEND_TIME
+    | ATTRIBUTE_TRANSACTIONAL
+    | ATTRIBUTE_CONTROL
+    | ATTRIBUTE_DELETE_HORIZON;
 
 /// Whose clock a batch's timestamps come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +73,10 @@ pub struct BatchHeader {
     pub producer_epoch: i16,
     /// Sequence number of the first record, -1 if the producer is not idempotent.
     pub base_sequence: i32,
-    /// Number of records.
+    /// When tombstones in it may go, once compaction has come past them; the base timestamp's field holds it, and record
+    /// timestamps are relative to it.
+    pub delete_horizon: Option<Timestamp>,
+    /// Number of records; fewer than offsets where compaction took some away.
     pub record_count: u32,
 }
 
@@ -166,20 +175,33 @@ impl BatchHeader {
             is_transactional: attributes & ATTRIBUTE_TRANSACTIONAL != 0,
             is_control: attributes & ATTRIBUTE_CONTROL != 0,
             last_offset_delta,
-            base_timestamp: Timestamp(i64_at(header, 27)),
+            base_timestamp: Timestamp(i64_at(header, BASE_TIMESTAMP_AT)),
             max_timestamp: Timestamp(i64_at(header, MAX_TIMESTAMP_AT)),
             producer_id: i64_at(header, PRODUCER_AT),
             producer_epoch: i16::from_be_bytes(chunk(header, 51)),
             base_sequence: i32_at(header, 53),
+            delete_horizon: (attributes & ATTRIBUTE_DELETE_HORIZON != 0)
+                .then(|| Timestamp(i64_at(header, BASE_TIMESTAMP_AT))),
             record_count,
         })
     }
 
-    /// Parses the header and checks the CRC over the whole batch, which must be exactly `bytes`.
+    /// As [`BatchHeader::check_stored`], of a batch as producers send them: with a record for each of its offsets, and
+    /// without a delete horizon.
+    ///
+    /// # Errors
+    /// As [`BatchHeader::check_stored`], and if it is another.
+    pub fn check(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
+        let header = BatchHeader::check_stored(bytes)?;
+        header.check_as_sent().map(|()| header)
+    }
+
+    /// Parses the header and checks the CRC over the whole batch, which must be exactly `bytes`. Compaction may have taken
+    /// any of its records away.
     ///
     /// # Errors
     /// As [`BatchHeader::parse`], and if `bytes` is not one whole undamaged batch.
-    pub fn check(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
+    pub fn check_stored(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
         let header = BatchHeader::parse(bytes)?;
         if bytes.len() < header.len {
             return Err(BatchError::Short { have: bytes.len(), need: header.len });
@@ -194,7 +216,25 @@ impl BatchHeader {
         Ok(header)
     }
 
-    /// Offset of the last record.
+    /// Whether every offset of the batch has its record.
+    pub fn is_whole(&self) -> bool {
+        u64::from(self.record_count) == u64::from(self.last_offset_delta) + 1
+    }
+
+    /// # Errors
+    /// If records are missing, or a delete horizon is set: only compaction does either.
+    pub(crate) fn check_as_sent(&self) -> Result<(), BatchError> {
+        if self.delete_horizon.is_some() {
+            return Err(BatchError::Attributes(ATTRIBUTE_DELETE_HORIZON));
+        }
+        if self.is_whole() {
+            return Ok(());
+        }
+        let (records, last_offset_delta) = (self.record_count as i32, self.last_offset_delta as i32);
+        Err(BatchError::Count { records, last_offset_delta })
+    }
+
+    /// Offset of the last record, also of one that compaction took away.
     pub fn last_offset(&self) -> Offset {
         Offset(self.base_offset.0 + u64::from(self.last_offset_delta))
     }
@@ -247,7 +287,7 @@ pub(super) fn write(batch: &mut [u8], new: &NewHeader) {
     batch[ATTRIBUTES_AT..ATTRIBUTES_AT + 2]
         .copy_from_slice(&i16::from(new.compression.number()).to_be_bytes());
     batch[23..27].copy_from_slice(&(new.record_count - 1).to_be_bytes());
-    batch[27..35].copy_from_slice(&new.base_timestamp.to_be_bytes());
+    batch[BASE_TIMESTAMP_AT..35].copy_from_slice(&new.base_timestamp.to_be_bytes());
     batch[MAX_TIMESTAMP_AT..43].copy_from_slice(&new.max_timestamp.to_be_bytes());
     batch[PRODUCER_AT..51].copy_from_slice(&(-1i64).to_be_bytes());
     batch[51..53].copy_from_slice(&(-1i16).to_be_bytes());
@@ -255,16 +295,43 @@ pub(super) fn write(batch: &mut [u8], new: &NewHeader) {
     if let Some((producer, base_sequence)) = new.numbering {
         numbering::put(batch, producer, base_sequence);
     }
-    batch[57..61].copy_from_slice(&new.record_count.to_be_bytes());
+    batch[RECORD_COUNT_AT..61].copy_from_slice(&new.record_count.to_be_bytes());
+    seal(batch);
+}
+
+/// What compaction changes of a header.
+pub(super) struct Compacted {
+    pub is_compressed: bool,
+    pub delete_horizon: Option<Timestamp>,
+    pub base_timestamp: Timestamp,
+    pub max_timestamp: Timestamp,
+    pub record_count: u32,
+}
+
+/// Makes the header of a batch that compaction wrote anew, with the first [`HEADER_LEN`] bytes of the original, fit what
+/// follows it, and seals it.
+pub(super) fn rewrite(batch: &mut [u8], new: &Compacted) {
+    let length = (batch.len() - LENGTH_EXCLUDES) as i32;
+    batch[LENGTH_AT..LENGTH_AT + 4].copy_from_slice(&length.to_be_bytes());
+    let attributes = &mut batch[ATTRIBUTES_AT + 1];
+    if !new.is_compressed {
+        *attributes &= !(ATTRIBUTE_COMPRESSION as u8);
+    }
+    if new.delete_horizon.is_some() {
+        *attributes |= ATTRIBUTE_DELETE_HORIZON as u8;
+    }
+    batch[BASE_TIMESTAMP_AT..35].copy_from_slice(&new.base_timestamp.0.to_be_bytes());
+    batch[MAX_TIMESTAMP_AT..43].copy_from_slice(&new.max_timestamp.0.to_be_bytes());
+    batch[RECORD_COUNT_AT..61].copy_from_slice(&new.record_count.to_be_bytes());
     seal(batch);
 }
 
 fn parse_counts(header: &[u8; HEADER_LEN]) -> Result<(u32, u32), BatchError> {
-    let (delta, records) = (i32_at(header, 23), i32_at(header, 57));
+    let (delta, records) = (i32_at(header, 23), i32_at(header, RECORD_COUNT_AT));
     let plausible = delta >= 0
-        && records >= 1
-        && records as usize <= limits::BATCH_RECORDS_MAX
-        && i64::from(records) == i64::from(delta) + 1;
+        && records >= 0
+        && (delta as usize) < limits::BATCH_RECORDS_MAX
+        && i64::from(records) <= i64::from(delta) + 1;
     if !plausible {
         return Err(BatchError::Count { records, last_offset_delta: delta });
     }

@@ -8,6 +8,7 @@
 //! All integers here are big-endian, as Kafka has them. The CRC-32C covers everything from the attributes on.
 
 mod builder;
+mod compaction;
 mod compression;
 mod header;
 mod numbering;
@@ -15,6 +16,7 @@ mod records;
 mod varint;
 
 pub use builder::{BatchBuilder, EncodeError};
+pub use compaction::{Compactable, KeyHasher, RecordKey};
 pub use compression::{Compression, CompressionError};
 pub use header::{BatchError, BatchHeader, CRC_AT, HEADER_LEN, TimestampType, set_append_time, stamp};
 pub use numbering::{Numbering, ProducerIdentity, number};

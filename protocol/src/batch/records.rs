@@ -72,7 +72,10 @@ pub struct Records {
     header: BatchHeader,
     /// Everything not yet read; slices of it are handed out.
     rest: Bytes,
+    /// Records read.
     next: u32,
+    /// The least offset delta that the next one may have.
+    delta_min: u32,
     failed: bool,
 }
 
@@ -84,10 +87,12 @@ impl Records {
     pub fn open(header: &BatchHeader, batch: &Bytes) -> Result<Records, RecordsError> {
         let body = batch.slice(HEADER_LEN.min(batch.len())..);
         let rest = match header.compression {
-            Compression::None => body,
-            compression => Bytes::from(compression.decompress(&body)?),
+            compression if header.record_count > 0 && compression != Compression::None => {
+                Bytes::from(compression.decompress(&body)?)
+            }
+            _ => body,
         };
-        Ok(Records { header: *header, rest, next: 0, failed: false })
+        Ok(Records { header: *header, rest, next: 0, delta_min: 0, failed: false })
     }
 
     /// Takes one record. Only its fields share the batch's memory: what they are cut from is not counted for each.
@@ -97,6 +102,7 @@ impl Records {
         let body = cursor.get(..length).ok_or("length runs past the batch")?;
         let taken = self.rest.len() - cursor.len() + length;
         let record = self.parse(body)?;
+        self.delta_min = record.offset.since(self.header.base_offset) as u32 + 1;
         self.rest.advance(taken);
         Ok(record)
     }
@@ -106,9 +112,7 @@ impl Records {
         let (_attributes, mut cursor) = record.split_first().ok_or("attributes are missing")?;
         let timestamp_delta = varint::take(&mut cursor).ok_or("timestamp is cut short")?;
         let offset_delta = varint::take(&mut cursor).ok_or("offset is cut short")?;
-        if offset_delta != i64::from(self.next) {
-            return Err("offset is out of order");
-        }
+        let offset_delta = check_delta(&self.header, self.delta_min, offset_delta)?;
         let key = take_bytes(&self.rest, &mut cursor)?;
         let value = take_bytes(&self.rest, &mut cursor)?;
         let headers = take_headers(&self.rest, &mut cursor)?;
@@ -116,7 +120,7 @@ impl Records {
             return Err("it is longer than its fields");
         }
         Ok(RecordView {
-            offset: Offset(self.header.base_offset.0 + u64::from(self.next)),
+            offset: Offset(self.header.base_offset.0 + u64::from(offset_delta)),
             timestamp: match self.header.timestamp_type {
                 TimestampType::CreateTime => {
                     Timestamp(self.header.base_timestamp.0.wrapping_add(timestamp_delta))
@@ -150,8 +154,19 @@ impl Iterator for Records {
     }
 }
 
+/// The offset delta of a record, if it is one of the batch's and none before it has it. In a whole batch that is the
+/// record's number.
+pub(super) fn check_delta(header: &BatchHeader, delta_min: u32, delta: i64) -> Result<u32, &'static str> {
+    let delta = u32::try_from(delta).map_err(|_| "offset is out of order")?;
+    let is_in_order = match header.is_whole() {
+        true => delta == delta_min,
+        false => (delta_min..=header.last_offset_delta).contains(&delta),
+    };
+    if is_in_order { Ok(delta) } else { Err("offset is out of order") }
+}
+
 /// Reads a length; -1 is `None`.
-fn take_length(cursor: &mut &[u8]) -> Result<Option<usize>, &'static str> {
+pub(super) fn take_length(cursor: &mut &[u8]) -> Result<Option<usize>, &'static str> {
     match varint::take(cursor).ok_or("a length is cut short")? {
         -1 => Ok(None),
         length => usize::try_from(length).map(Some).map_err(|_| "a length is negative"),

@@ -406,7 +406,7 @@ fn frames(
 
 /// What a batch's records say.
 fn values(batch: &bytes::Bytes) -> Result<Vec<Value>, String> {
-    let header = BatchHeader::check(batch).map_err(|error| error.to_string())?;
+    let header = BatchHeader::check_stored(batch).map_err(|error| error.to_string())?;
     let records = Records::open(&header, batch).map_err(|error| error.to_string())?;
     let value = |record: Result<quire_protocol::batch::RecordView, _>| match record {
         Ok(record) => match record.value.as_deref().and_then(|value| value.get(..8)) {

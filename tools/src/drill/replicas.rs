@@ -149,7 +149,7 @@ impl Replica {
 fn reads(batch: &Bytes, frame: &FrameHeader, seed: u64) -> Vec<Read> {
     let unreadable =
         || vec![Read { offset: frame.base_offset, value: Value::unreadable(u64::from(frame.crc)) }];
-    let Ok(header) = BatchHeader::check(batch) else { return unreadable() };
+    let Ok(header) = BatchHeader::check_stored(batch) else { return unreadable() };
     let Ok(records) = Records::open(&header, batch) else { return unreadable() };
     let read = |record: quire_protocol::batch::RecordView| Read {
         offset: record.offset,

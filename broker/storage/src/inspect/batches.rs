@@ -60,7 +60,7 @@ pub fn each_frame(
         let mut walk = Walk::new(&bytes, 0..end, WINDOW_BYTES);
         loop {
             match walk.next_frame(FrameSeed::new(partition)) {
-                Ok(Some((_, header, frame))) if header.base_offset == expected => {
+                Ok(Some((_, header, frame))) if header.follows(expected) => {
                     expected = header.next_offset();
                     each(&header, frame.slice(frame::HEADER_LEN..));
                 }

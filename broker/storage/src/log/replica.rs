@@ -16,7 +16,8 @@ use crate::suspicion::Suspicion;
 
 impl Log {
     /// Writes frames of a leader with one call, byte for byte; returns their headers, in order. Each must continue the
-    /// one before it: offset, leader epoch, append time and chain. All of them are appended or none.
+    /// one before it: offset, leader epoch, append time and chain; one that the leader compacted may leave a gap, and its
+    /// chain is taken as it says. All of them are appended or none.
     ///
     /// # Errors
     /// Gives the frames back, with the reason.
@@ -73,7 +74,7 @@ impl Log {
             if header.frame_len() != bytes.len() {
                 return unfitting("more bytes than one frame");
             }
-            if header.base_offset != next && !(header.is_compacted && header.base_offset > next) {
+            if !header.follows(next) {
                 return unfitting("another offset than the one that follows");
             }
             if header.leader_epoch < epoch {
@@ -165,6 +166,7 @@ impl Log {
         let verdict = self.upkeep.verdict.take().filter(|_| !is_anew);
         self.upkeep = Upkeep::new(false, false, is_new, end);
         self.upkeep.verdict = verdict;
+        self.forget_compaction();
         end
     }
 }

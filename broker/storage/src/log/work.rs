@@ -149,9 +149,12 @@ impl Log {
         if self.is_poisoned() && !begins_anew {
             return None;
         }
+        if self.is_cutting() || self.is_corrupt() {
+            self.cancel_compaction();
+        }
         // Somebody waits for a cut that was asked for: it is made, or fails, whatever is damaged.
         if self.is_corrupt() && !self.is_cutting() {
-            return self.next_verdict();
+            return self.next_verdict().or_else(|| self.next_compaction());
         }
         if want.sync
             && !self.is_cutting()
@@ -159,12 +162,15 @@ impl Log {
         {
             return Some(Job::sync(work));
         }
-        // A cut waits for the sync that is out, and syncs what is left itself.
-        if self.upkeep.is_under_way || (self.is_cutting() && self.flush.is_under_way) {
-            return None;
+        // A cut waits for the sync that is out, and syncs what is left itself; and for a compaction to be given up.
+        let is_waiting = self.is_cutting() && (self.flush.is_under_way || self.compacting.is_busy());
+        if !self.upkeep.is_under_way
+            && !is_waiting
+            && let Some(work) = self.next_upkeep()
+        {
+            return Some(self.upkeep_job(work));
         }
-        let work = self.next_upkeep()?;
-        Some(self.upkeep_job(work))
+        self.next_compaction()
     }
 
     /// All that is done to a damaged log: the next open is to know of it.
@@ -178,12 +184,15 @@ impl Log {
 
     fn upkeep_job(&mut self, work: UpkeepWork) -> Job {
         self.upkeep.is_under_way = true;
-        let place = Place {
+        Job::upkeep(self.place(), work)
+    }
+
+    pub(super) fn place(&self) -> Place {
+        Place {
             disk: Arc::clone(&self.shared.disk),
             dir: self.shared.dir.clone(),
             is_marked_clean: self.upkeep.is_marked_clean,
-        };
-        Job::upkeep(place, work)
+        }
     }
 
     /// Takes back the result of a job.
@@ -191,6 +200,7 @@ impl Log {
         match done.outcome {
             Outcome::Synced { point, bytes, result } => self.synced(point, bytes, result),
             Outcome::Upkeep { result } => self.kept_up(result),
+            Outcome::Compacted { result } => self.compaction_stepped(result),
         }
     }
 
@@ -260,11 +270,7 @@ impl Log {
                 return Err(CloseError::Poisoned(Arc::new(reason)));
             }
         }
-        let place = Place {
-            disk: Arc::clone(&self.shared.disk),
-            dir: self.shared.dir.clone(),
-            is_marked_clean: self.upkeep.is_marked_clean,
-        };
+        let place = self.place();
         if self.upkeep.is_cut_unstored {
             self.manifest
                 .store(&*place.disk, &place.dir)
@@ -321,8 +327,15 @@ impl Log {
         if self.is_growth_due() {
             return self.grow_work(0);
         }
-        // Without room for a checkpoint recovery reads more, and deletion is what makes room.
-        let may_retain = |from| from <= self.upkeep.checkpoint || self.upkeep.is_checkpoint_refused;
+        if let Some(work) = self.swap_work() {
+            return Some(UpkeepWork::Swap(work));
+        }
+        // Without room for a checkpoint recovery reads more, and deletion is what makes room. What is being compacted stays
+        // until that is over.
+        let may_retain = |from| {
+            (from <= self.upkeep.checkpoint || self.upkeep.is_checkpoint_refused)
+                && !self.compacting.is_busy()
+        };
         if self.upkeep.retain_from.is_some_and(may_retain) {
             let from = self.upkeep.retain_from.take()?;
             return self.retain_work(from);
@@ -521,6 +534,10 @@ impl Log {
                 self.manifest = manifest;
                 self.upkeep.is_cut_unstored = false;
             }
+            UpkeepDone::Compacted { manifest } => {
+                self.manifest = manifest;
+                self.upkeep.is_cut_unstored = false;
+            }
             UpkeepDone::Cut(done) => {
                 completed.cut = Some(self.was_cut(*done));
                 completed.space = true;
@@ -573,7 +590,11 @@ impl Log {
     fn upkeep_failed(&mut self, failure: Failure) -> Completed {
         let Failure { operation, error, kind } = failure;
         let refusal = match kind {
-            FailureKind::DiskFull => AppendErrorKind::DiskFull,
+            FailureKind::DiskFull => {
+                // It needs room before it makes any.
+                self.cancel_compaction();
+                AppendErrorKind::DiskFull
+            }
             FailureKind::Exhausted => AppendErrorKind::Exhausted(format!("{operation}: {error}")),
             FailureKind::Fatal => {
                 let reason = self.poison(operation, &error);

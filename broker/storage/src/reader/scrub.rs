@@ -108,7 +108,7 @@ impl LogReader {
                 }
             };
             let batch = &frame[frame::HEADER_LEN..];
-            let follows = header.base_offset == next || (header.is_compacted && header.base_offset > next);
+            let follows = header.follows(next);
             let links = chain.is_none_or(|before| header.chain_after(&before, batch) == header.chain);
             if !follows || !(links || header.is_compacted) {
                 return Err(source.corrupt(next, at, "the frame there does not continue the one before"));

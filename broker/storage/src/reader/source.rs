@@ -100,23 +100,28 @@ impl<'a> Source<'a> {
     ) -> Result<Slice, ReadError> {
         // Released since it was loaded, rarely: from the front it is found as well.
         let start = self.segment.find_offset(from).unwrap_or(0);
-        let found = self.find(start, from).and_then(|start| self.take(start, from, max_bytes, below));
+        let found = self.find(start, from).and_then(|(place, header)| match header.base_offset <= from {
+            true => self.take(place, from, max_bytes, below).map(Some),
+            // Compaction left a gap there, or that is what damage makes it look like.
+            false => Ok(None),
+        });
         match found {
             // A damaged header on the way may have led astray, past an intact frame.
-            Err(ReadError::Corrupt { .. }) => {
-                let start = self.find_checked(start, from)?;
-                self.take(start, from, max_bytes, below)
+            Ok(None) | Err(ReadError::Corrupt { .. }) => {
+                let place = self.find_checked(start, from)?;
+                self.take(place, from, max_bytes, below)
             }
-            found => found,
+            Ok(Some(slice)) => Ok(slice),
+            Err(error) => Err(error),
         }
     }
 
-    /// Where the frame that holds `from` begins, going by headers that are not checked.
-    fn find(&self, start: u64, from: Offset) -> Result<u64, ReadError> {
+    /// Where the first frame that reaches to `from` begins, going by headers that are not checked.
+    fn find(&self, start: u64, from: Offset) -> Result<(u64, FrameHeader), ReadError> {
         let mut walk = self.walk(start);
         loop {
             match walk.next_header() {
-                Ok(Some((position, header))) if header.last_offset() >= from => return Ok(position),
+                Ok(Some(found)) if found.1.last_offset() >= from => return Ok(found),
                 Ok(Some(_)) => {}
                 Ok(None) => return Err(self.corrupt(from, self.end, ENDS_EARLY)),
                 Err(WalkError::Read(error)) => return Err(error),
@@ -125,7 +130,8 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Where the frame that holds `from` begins, going from intact frame to intact frame.
+    /// Where the frame that holds `from` begins, going from intact frame to intact frame; or the one behind it, where
+    /// compaction left a gap.
     fn find_checked(&self, start: u64, from: Offset) -> Result<u64, ReadError> {
         let mut walk = self.walk(start);
         let mut damage = None;
@@ -133,6 +139,10 @@ impl<'a> Source<'a> {
             match walk.next_frame(self.shared.seed) {
                 Ok(Some((_, header, _))) if header.last_offset() < from => {}
                 Ok(Some((position, header, _))) if header.base_offset <= from => return Ok(position),
+                // With nothing damaged before it nothing is missing but what compaction took.
+                Ok(Some((position, header, _))) if header.is_compacted && damage.is_none() => {
+                    return Ok(position);
+                }
                 Ok(_) => return Err(damage.unwrap_or_else(|| self.corrupt(from, self.end, ENDS_EARLY))),
                 Err(WalkError::Read(error)) => return Err(error),
                 Err(WalkError::Frame { position, error }) => {
@@ -238,9 +248,9 @@ impl<'a> Source<'a> {
                 Err(_) => break,
             };
             let follows = if taken == 0 {
-                header.base_offset <= from && header.last_offset() >= from
+                header.last_offset() >= from && (header.base_offset <= from || header.is_compacted)
             } else {
-                header.base_offset == next
+                header.follows(next)
             };
             if !follows && taken == 0 {
                 return Err(self.corrupt(next, position, "the frame there holds other offsets"));

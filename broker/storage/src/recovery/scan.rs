@@ -4,6 +4,7 @@ use std::io::{self, IoSlice};
 use std::path::PathBuf;
 
 use bytes::Bytes;
+use quire_protocol::batch::BatchHeader;
 use quire_protocol::frame::{self, Chain, FrameHeader, FrameSeed};
 use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp};
 
@@ -169,7 +170,7 @@ impl Scan {
             if let Err(why) = self.follows(&header, &frame[frame::HEADER_LEN..]) {
                 break Some(Bad::at(position, why));
             }
-            self.accept(piece, position, &header);
+            self.accept(piece, position, &header, &frame[frame::HEADER_LEN..]);
             if self.is_rewriting {
                 rewrite.push(&*bytes.0, frame)?;
             }
@@ -247,8 +248,7 @@ impl Scan {
     }
 
     fn follows(&self, header: &FrameHeader, batch: &[u8]) -> Result<(), &'static str> {
-        let is_gap_legal = header.is_compacted && header.base_offset > self.expected;
-        if header.base_offset != self.expected && !is_gap_legal {
+        if !header.follows(self.expected) {
             return Err("it has another offset than the one that follows");
         }
         if header.leader_epoch < self.leader_epoch {
@@ -265,7 +265,7 @@ impl Scan {
         Ok(())
     }
 
-    fn accept(&mut self, piece: &mut Piece<'_>, position: u64, header: &FrameHeader) {
+    fn accept(&mut self, piece: &mut Piece<'_>, position: u64, header: &FrameHeader, batch: &[u8]) {
         if header.leader_epoch > self.leader_epoch || self.epoch_starts.is_empty() {
             let start = EpochStart { epoch: header.leader_epoch, start_offset: header.base_offset };
             self.epoch_starts.push(start);
@@ -277,7 +277,7 @@ impl Scan {
         self.leader_epoch = header.leader_epoch;
         self.floor = self.floor.max(header.durable_floor);
         self.totals.frames += 1;
-        self.totals.records += u64::from(header.last_offset_delta) + 1;
+        self.totals.records += BatchHeader::parse(batch).map_or(0, |batch| u64::from(batch.record_count));
         self.totals.bytes += header.frame_len() as u64;
         piece.frames += 1;
         piece.index.note(header, position, self.index_interval);

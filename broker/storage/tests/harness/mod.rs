@@ -156,7 +156,7 @@ impl Harness {
     /// Appends, making space as needed.
     pub fn append(&mut self, batches: Vec<NewBatch>) -> Result<(), AppendErrorKind> {
         let mut batches = batches;
-        for _ in 0..6 {
+        for _ in 0..12 {
             match self.try_append(batches) {
                 Ok(()) => return Ok(()),
                 Err(AppendError { kind: AppendErrorKind::NoSpaceYet, batches: back }) => batches = back,

@@ -1,0 +1,316 @@
+//! When a log is compacted, and what its owner knows of a compaction under way. What is done is in `jobs/compact.rs`.
+
+use std::sync::Arc;
+
+use quire_protocol::ids::Timestamp;
+use quire_protocol::limits;
+
+use super::Log;
+use super::work::Completed;
+use crate::error::ReadError;
+use crate::jobs::{
+    Compaction, Failure, FailureKind, Job, Plan, Source, StepError, Stepped, SwapWork, Written,
+};
+use crate::manifest::SegmentEntry;
+use crate::segment::{Extent, Segment};
+
+/// How a log is compacted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CompactionSettings {
+    /// Compacted once what was not compacted yet is this part of what could be (millionths).
+    pub dirty_millionths_min: u32,
+    /// What was appended within this time (ms) is left alone.
+    pub lag_ms_min: u64,
+    /// What was appended longer ago (ms) is compacted however little it is; its segment is sealed for that.
+    pub lag_ms_max: Option<u64>,
+    /// How long a tombstone stays once compaction has come past it (ms).
+    pub delete_retention_ms: u64,
+    /// Keys noted at once, each of about 25 bytes.
+    pub keys_max: usize,
+}
+
+impl Default for CompactionSettings {
+    fn default() -> CompactionSettings {
+        CompactionSettings {
+            dirty_millionths_min: 500_000,
+            lag_ms_min: 0,
+            lag_ms_max: None,
+            delete_retention_ms: 24 * 3600 * 1000,
+            keys_max: limits::COMPACTION_KEYS_MAX,
+        }
+    }
+}
+
+/// Account of compaction.
+#[derive(Debug, Default)]
+pub(super) struct Compacting {
+    /// A step is out.
+    pub(super) is_under_way: bool,
+    /// What was begun is to be given up.
+    is_cancelled: bool,
+    /// It is due, as it was decided then.
+    wanted: Option<(Timestamp, CompactionSettings)>,
+    /// Between two steps.
+    compaction: Option<Box<Compaction>>,
+    /// Written, and not listed yet.
+    written: Option<Box<Written>>,
+    /// When the first of the tombstones that stayed may go, as far as is known.
+    next_horizon: Option<Timestamp>,
+    /// What could not be read.
+    damage: Option<ReadError>,
+}
+
+impl Compacting {
+    /// Whether anything of it is under way.
+    pub(super) fn is_busy(&self) -> bool {
+        self.is_under_way || self.compaction.is_some() || self.written.is_some()
+    }
+}
+
+/// The sealed segments that may be compacted, the first ones of a log.
+struct Eligible {
+    count: usize,
+    /// How many of them were compacted before.
+    compacted: usize,
+    compacted_bytes: u64,
+    dirty_bytes: u64,
+}
+
+impl Log {
+    /// Has the log compacted by the next jobs, if enough of it is dirty or some of it has been for too long: of records
+    /// with the same key only the last stays, and a tombstone goes in its time. Records without a key stay. Only sealed
+    /// segments wholly below the high watermark are touched, and the newest is not; an active segment that is old, or
+    /// where most of what is dirty is, is sealed first: its turn comes the next time.
+    ///
+    /// Until it is over nothing is deleted by retention. Ask again now and then.
+    pub fn compact(&mut self, now: Timestamp, settings: &CompactionSettings) {
+        if self.is_poisoned() || self.is_corrupt() || self.is_cutting() || self.is_compacting() {
+            return;
+        }
+        let eligible = self.eligible(now, settings);
+        if self.is_active_to_be_sealed(now, settings, &eligible) {
+            self.seal_active();
+        }
+        let dirty = eligible.dirty_bytes;
+        let is_dirty = dirty > 0
+            && u128::from(dirty) * 1_000_000
+                >= u128::from(dirty + eligible.compacted_bytes) * u128::from(settings.dirty_millionths_min);
+        let is_overdue = eligible.compacted < eligible.count
+            && dirty > 0
+            && is_older(self.dirty_since(eligible.compacted), now, settings.lag_ms_max);
+        let has_expired = eligible.count > 0 && self.compacting.next_horizon.is_some_and(|at| at <= now);
+        if is_dirty || is_overdue || has_expired {
+            self.compacting.wanted = Some((now, *settings));
+            let last = self.manifest.segments[eligible.count - 1].sealed;
+            // Recovery never begins in what is compacted.
+            self.upkeep.is_checkpoint_due |=
+                last.is_some_and(|sealed| sealed.end_offset > self.upkeep.checkpoint);
+        }
+    }
+
+    /// Whether a compaction is due or under way.
+    pub fn is_compacting(&self) -> bool {
+        self.compacting.wanted.is_some() || self.compacting.is_busy()
+    }
+
+    /// Gives up what is under way, with the next jobs: the log stays as it is.
+    pub fn cancel_compaction(&mut self) {
+        self.compacting.wanted = None;
+        self.compacting.is_cancelled = self.compacting.is_busy();
+    }
+
+    /// What compaction could not read, if it came to damage: to be told once to [`Log::mark_corrupt`], like what a reader
+    /// finds.
+    pub fn take_damage(&mut self) -> Option<ReadError> {
+        self.compacting.damage.take()
+    }
+
+    fn eligible(&self, now: Timestamp, settings: &CompactionSettings) -> Eligible {
+        let committed = self.high_watermark().min(self.durable.next_offset);
+        let entries = &self.manifest.segments;
+        let mut eligible = Eligible { count: 0, compacted: 0, compacted_bytes: 0, dirty_bytes: 0 };
+        let mut dirty_bytes = 0;
+        // The log goes on from the last one.
+        for (at, entry) in entries.iter().take(entries.len().saturating_sub(1)).enumerate() {
+            let Some(sealed) = entry.sealed else { break };
+            let is_settled = sealed.end_offset <= committed
+                && !is_younger(sealed.last_append_time, now, settings.lag_ms_min);
+            if !is_settled {
+                break;
+            }
+            if entry.is_compacted && eligible.compacted == at {
+                eligible.compacted = at + 1;
+                eligible.compacted_bytes += sealed.len;
+            } else {
+                dirty_bytes += sealed.len;
+            }
+            // One without frames at the end is left for the next time.
+            if sealed.len > 0 {
+                (eligible.count, eligible.dirty_bytes) = (at + 1, dirty_bytes);
+            }
+        }
+        eligible.compacted = eligible.compacted.min(eligible.count);
+        eligible
+    }
+
+    /// A time before which no record of this dirty segment and those behind it was appended: a little early, if anything.
+    fn dirty_since(&self, segment: usize) -> Option<Timestamp> {
+        let before = segment.checked_sub(1).unwrap_or(segment);
+        self.manifest.segments[before].sealed.map(|sealed| sealed.last_append_time)
+    }
+
+    /// What is written little must not grow for as long as its active segment is not full.
+    fn is_active_to_be_sealed(
+        &self,
+        now: Timestamp,
+        settings: &CompactionSettings,
+        eligible: &Eligible,
+    ) -> bool {
+        let Some(active) = &self.active else { return false };
+        let len = active.segment.position();
+        let is_large = len >= limits::COMPACTION_SEAL_BYTES_MIN.min(active.segment.size_limit() / 2)
+            && len >= eligible.compacted_bytes + eligible.dirty_bytes;
+        len > 0 && (is_large || is_older(active.first_append_time, now, settings.lag_ms_max))
+    }
+
+    /// The next part of a compaction that is due or under way.
+    pub(super) fn next_compaction(&mut self) -> Option<Job> {
+        if self.compacting.is_under_way {
+            return None;
+        }
+        if std::mem::take(&mut self.compacting.is_cancelled) {
+            let job = self.give_up();
+            self.compacting.is_under_way |= job.is_some();
+            return job;
+        }
+        if self.compacting.compaction.is_none() {
+            self.compacting.compaction = self.plan().map(|plan| Box::new(Compaction::new(plan)));
+        }
+        let compaction = self.compacting.compaction.as_mut()?;
+        if compaction.wants_serial() {
+            // A job that is out has the manifest, and brings it back.
+            if self.upkeep.is_under_way || self.manifest.is_full() {
+                return None;
+            }
+            compaction.give_serial(self.manifest.next_serial);
+            self.manifest.next_serial += 1;
+        }
+        self.compacting.is_under_way = true;
+        self.compacting.compaction.take().map(Job::compact)
+    }
+
+    fn give_up(&mut self) -> Option<Job> {
+        if let Some(written) = self.compacting.written.take() {
+            let names = written.entries.iter().map(|entry| entry.name).collect();
+            return Some(Job::remove(self.place(), names));
+        }
+        self.compacting.compaction.take().map(Job::give_up)
+    }
+
+    /// What is due, once a checkpoint covers it: recovery never begins in what is compacted.
+    fn plan(&mut self) -> Option<Plan> {
+        let (now, settings) = self.compacting.wanted?;
+        if self.upkeep.is_under_way || self.upkeep.is_checkpoint_due || self.compacting.written.is_some() {
+            return None;
+        }
+        self.compacting.wanted = None;
+        let eligible = self.eligible(now, &settings);
+        let entries = &self.manifest.segments;
+        let is_covered = |entry: &SegmentEntry| {
+            entry.sealed.is_some_and(|sealed| sealed.end_offset <= self.upkeep.checkpoint && sealed.len > 0)
+        };
+        let count = entries[..eligible.count].iter().rposition(is_covered).map_or(0, |last| last + 1);
+        let segments = self.shared.segments();
+        let source = |(entry, segment): (&SegmentEntry, &Arc<Segment>)| {
+            assert_eq!(entry.name, segment.name(), "readers see what the manifest lists");
+            Some(Source { segment: Arc::clone(segment), sealed: entry.sealed? })
+        };
+        let sources: Vec<_> = entries[..count].iter().zip(segments.iter()).map_while(source).collect();
+        (!sources.is_empty()).then(|| Plan {
+            shared: Arc::clone(&self.shared),
+            compacted: eligible.compacted.min(sources.len()),
+            sources,
+            log_start: self.start_offset(),
+            now,
+            delete_retention_ms: i64::try_from(settings.delete_retention_ms).unwrap_or(i64::MAX),
+            keys_max: settings.keys_max,
+            segment_bytes: self.options.segment_bytes,
+            index_interval: self.options.index_interval_bytes,
+        })
+    }
+
+    pub(super) fn compaction_stepped(&mut self, result: Result<Stepped, StepError>) -> Completed {
+        self.compacting.is_under_way = false;
+        match result {
+            Ok(Stepped::Again(compaction)) => self.compacting.compaction = Some(compaction),
+            Ok(Stepped::Written(written)) => self.compacting.written = Some(written),
+            Ok(Stepped::GivenUp) => {}
+            Err(StepError::Unreadable(error)) => self.compacting.damage = Some(error),
+            Err(StepError::Failed(Failure { operation, error, kind: FailureKind::Fatal })) => {
+                let reason = self.poison(operation, &error);
+                return Completed { poisoned: Some((*reason).clone()), ..Completed::default() };
+            }
+            Err(StepError::Failed(Failure { operation, error, .. })) => {
+                tracing::warn!(log = %self.shared.dir.display(), operation, %error, "compaction is put off");
+            }
+        }
+        self.compacting.is_cancelled &= self.compacting.is_busy();
+        Completed::default()
+    }
+
+    /// Lists what was written, if the log is still what it was made from.
+    pub(super) fn swap_work(&mut self) -> Option<SwapWork> {
+        if self.compacting.is_cancelled {
+            return None;
+        }
+        let written = self.compacting.written.take()?;
+        let count = written.sources.len();
+        let names = self.manifest.segments.iter().map(|entry| entry.name);
+        let is_as_it_was = names.take(count).eq(written.sources.iter().copied());
+        let after =
+            self.manifest.segments.len() - count.min(self.manifest.segments.len()) + written.entries.len();
+        if !is_as_it_was || after > limits::SEGMENTS_MAX {
+            self.compacting.written = Some(written);
+            self.compacting.is_cancelled = true;
+            return None;
+        }
+        self.compacting.next_horizon = written.next_horizon;
+        let mut manifest = self.manifest.clone();
+        manifest.segments.splice(..count, written.entries.iter().copied());
+        let (size_limit, interval) = (self.options.segment_bytes, self.options.index_interval_bytes);
+        let segment = |entry: &SegmentEntry| {
+            let extent = Extent::of(&entry.sealed.expect("it was written to its end"));
+            let limit = size_limit.max(extent.position);
+            Arc::new(Segment::found(entry.name, limit, interval, extent, None))
+        };
+        Some(SwapWork {
+            shared: Arc::clone(&self.shared),
+            manifest,
+            segments: written.entries.iter().map(segment).collect(),
+            removed: written.sources,
+        })
+    }
+
+    /// The log is about to be closed: what was begun leaves nothing.
+    pub(super) fn drop_compaction(&mut self) {
+        self.compacting.wanted = None;
+        if let Some(job) = self.give_up() {
+            let _ = job.run();
+        }
+    }
+
+    /// The log is another than the one that was compacted.
+    pub(super) fn forget_compaction(&mut self) {
+        self.compacting = Compacting::default();
+    }
+}
+
+/// Whether this time is longer ago than that.
+fn is_older(time: Option<Timestamp>, now: Timestamp, age_ms: Option<u64>) -> bool {
+    let (Some(time), Some(age_ms)) = (time, age_ms) else { return false };
+    u64::try_from(now.0.saturating_sub(time.0)).is_ok_and(|age| age > age_ms)
+}
+
+fn is_younger(time: Timestamp, now: Timestamp, age_ms: u64) -> bool {
+    age_ms > 0 && u64::try_from(now.0.saturating_sub(time.0)).is_ok_and(|age| age < age_ms)
+}
