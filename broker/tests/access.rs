@@ -72,6 +72,7 @@ async fn nobody_does_anything_without_a_right() -> Result<()> {
         request::Body::ListAcls(control::ListAclsRequest {}),
         change(AclOperation::Administer, "", false),
         request::Body::ListOffsets(control::ListOffsetsRequest {
+            with_ages: false,
             topic_id: flights.topic.as_bytes().to_vec(),
             partitions: Vec::new(),
         }),

@@ -112,10 +112,13 @@ async fn a_cluster_comes_back_by_itself_after_all_of_it_stopped() -> Result<()> 
     Ok(())
 }
 
+/// A socket that was given out, and where it is bound.
+type Bound = (SocketAddr, Weak<dyn AsyncUdpSocket>);
+
 /// The operating system's sockets and files. Once the data directory's lock is let go, it is known who still had a socket.
 #[derive(Debug, Clone, Default)]
 struct Watched {
-    bound: Arc<Mutex<Vec<(SocketAddr, Weak<dyn AsyncUdpSocket>)>>>,
+    bound: Arc<Mutex<Vec<Bound>>>,
     taken_at_unlock: Arc<Mutex<Option<Vec<SocketAddr>>>>,
 }
 

@@ -256,6 +256,7 @@ async fn every_kind_of_position_is_found() -> Result<()> {
     ];
     let position = |at| PartitionPosition { partition: 0, position: Some(Position { at: Some(at) }) };
     let list = ListOffsetsRequest {
+        with_ages: false,
         topic_id: partition.topic.as_bytes().to_vec(),
         partitions: asked.into_iter().map(position).collect(),
     };

@@ -53,7 +53,11 @@ fn any_request() -> impl Strategy<Value = Request> {
     });
     let offsets =
         (any::<[u8; 16]>(), proptest::collection::vec(position, 0..20)).prop_map(|(id, partitions)| {
-            request::Body::ListOffsets(ListOffsetsRequest { topic_id: id.to_vec(), partitions })
+            request::Body::ListOffsets(ListOffsetsRequest {
+                topic_id: id.to_vec(),
+                partitions,
+                with_ages: false,
+            })
         });
     prop_oneof![create, describe, offsets].prop_map(request)
 }
@@ -133,7 +137,7 @@ fn the_largest_topic_is_listed_in_one_request() {
             position: Some(Position { at: Some(At::Timestamp(i64::MIN)) }),
         })
         .collect();
-    let list = ListOffsetsRequest { topic_id: vec![0; 16], partitions };
+    let list = ListOffsetsRequest { topic_id: vec![0; 16], partitions, with_ages: false };
     assert!(decode_request(&request(request::Body::ListOffsets(list)).encode_to_vec()).is_ok());
 }
 

@@ -46,7 +46,7 @@ impl Assignor {
 }
 
 /// Is told which partitions came or go.
-type Listener = Arc<dyn Fn(&[GroupPartition]) + Send + Sync>;
+pub(super) type Listener = Arc<dyn Fn(&[GroupPartition]) + Send + Sync>;
 
 /// A group consumer's settings. Made by [`crate::ConsumerBuilder::group`].
 #[derive(Clone)]

@@ -29,7 +29,7 @@ use tokio::time::Sleep;
 use crate::consumer::{Assigned, ConsumeError, ConsumedRecord};
 use crate::error::Error;
 
-use builder::listed;
+use builder::{Listener, listed};
 use coordinator::Coordinator;
 use task::{Busy, Command, Event, Offsets};
 
@@ -94,8 +94,8 @@ pub struct GroupConsumer {
     processed: Offsets,
     /// The record last handed out: the offset after it.
     in_hand: Option<(TopicPartition, Offset)>,
-    on_assigned: Option<Arc<dyn Fn(&[GroupPartition]) + Send + Sync>>,
-    on_revoked: Option<Arc<dyn Fn(&[GroupPartition]) + Send + Sync>>,
+    on_assigned: Option<Listener>,
+    on_revoked: Option<Listener>,
     failure: Option<Error>,
 }
 

@@ -18,7 +18,7 @@ use crate::Client;
 use crate::connection::broker_error;
 use crate::consumer::Addition;
 use crate::error::Error;
-use crate::offsets;
+use crate::offsets::{self, Waiting};
 use crate::position::Position;
 
 use super::coordinator::{Coordinator, unexpected};
@@ -29,6 +29,9 @@ pub(super) const LEAVE_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Between two attempts to find out where to read from, where the first ended for another reason than that nobody answers.
 const PREPARE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long the partitions that can be read wait for those that can not yet.
+const SPARED_AFTER: Duration = Duration::from_secs(1);
 
 /// The consumer tells the task.
 #[derive(Debug)]
@@ -287,8 +290,15 @@ impl Task {
         let Prepared { life, partitions, found } = prepared;
         match found {
             Ok(additions) => {
-                self.prepare_after = Duration::ZERO;
+                let mut missing: BTreeSet<_> = partitions.keys().copied().collect();
+                for addition in &additions {
+                    missing.remove(&addition.id());
+                }
                 self.show(Event::Take(life, additions));
+                self.prepare_after = if missing.is_empty() { Duration::ZERO } else { PREPARE_INTERVAL };
+                if !missing.is_empty() {
+                    self.tell(Input::NotTaken(life, missing));
+                }
             }
             Err(error) => {
                 self.prepare_after = PREPARE_INTERVAL;
@@ -514,7 +524,9 @@ async fn find(
             (*index, if committed.contains_key(&id) { Position::Beginning } else { options.from })
         };
         let asked: Vec<_> = indexes.iter().map(position).collect();
-        let (known, answers) = offsets::list_within(time, client, &name, &asked).await?;
+        // One partition without a leader holds up no other.
+        let waiting = Waiting { time_max: time, spared_after: Some(SPARED_AFTER) };
+        let (known, answers) = offsets::list_within(waiting, client, &name, &asked).await?;
         if known.id != topic {
             return Err(Error::Broker {
                 code: ErrorCode::UnknownTopic,
@@ -523,7 +535,14 @@ async fn find(
             });
         }
         for answer in answers {
-            let answer = answer.map_err(|refused| refused.into_error(&known))?;
+            let answer = match answer {
+                Ok(answer) => answer,
+                Err(refused) => {
+                    let error = refused.into_error(&known);
+                    tracing::info!(group = coordinator.group(), %error, "a partition is taken up later");
+                    continue;
+                }
+            };
             let id = TopicPartition { topic, partition: answer.partition };
             additions.push(Addition {
                 topic: Arc::clone(&known),
