@@ -474,7 +474,8 @@ fn context(
 ) -> Context {
     let (metadata, partitions) = (logs.metadata.shared(), logs.shards.partitions());
     let broker = logs.directory.identity.broker;
-    let coordinators = Coordinators::start(Arc::clone(&metadata), broker, partitions.clone());
+    let coordinators =
+        Coordinators::start(Arc::clone(&metadata), broker, partitions.clone(), stopping.clone());
     Context {
         memory: Memory::new(&config),
         config,

@@ -42,8 +42,6 @@ pub enum Mutant {
     MemberEpochOnCommit,
     /// A partition gets a new owner once the old one has given it up.
     RevokeBeforeAssign,
-    /// What a member said it owns before it was asked to give something up does not show that it did.
-    SeenBeforeGivenUp,
     /// A group coordinator answers once what it decided on is committed.
     AnswerWhenCommitted,
     /// A group coordinator answers once it knows that it still led when it was asked.
@@ -59,7 +57,6 @@ impl Mutant {
     pub const OF_GROUPS: &'static [Mutant] = &[
         Mutant::MemberEpochOnCommit,
         Mutant::RevokeBeforeAssign,
-        Mutant::SeenBeforeGivenUp,
         Mutant::AnswerWhenCommitted,
         Mutant::ConfirmBeforeAnswer,
         Mutant::GroupsFromTheLog,

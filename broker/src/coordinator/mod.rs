@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use crate::controller::Metadata;
 use crate::error::RequestError;
 use crate::shard::Partitions;
+use crate::shutdown::Stopping;
 use crate::threads;
 
 /// Somebody asks a coordinator.
@@ -53,14 +54,15 @@ pub(crate) struct Place {
 }
 
 impl Coordinators {
-    /// Starts coordinators where this broker leads, for as long as it runs.
+    /// Starts coordinators where this broker leads, until it is to stop.
     pub(crate) fn start(
         metadata: Arc<dyn Metadata>,
         broker: BrokerId,
         partitions: Partitions,
+        stopping: Stopping,
     ) -> Coordinators {
         let coordinators = Coordinators { metadata, broker, running: Arc::default() };
-        threads::spawn_task("coordinators", coordinators.clone().keep(partitions));
+        threads::spawn_task("coordinators", coordinators.clone().keep(partitions, stopping));
         coordinators
     }
 
@@ -126,7 +128,7 @@ impl Coordinators {
 
     /// Has a coordinator beside every replica of the internal topic that is held here; each finds out by itself when it is
     /// to decide.
-    async fn keep(self, partitions: Partitions) {
+    async fn keep(self, partitions: Partitions, mut stopping: Stopping) {
         let mut image = self.metadata.changes();
         let topics = watch::Sender::new(Arc::new(Topics::default()));
         let mut tasks = JoinSet::new();
@@ -157,6 +159,8 @@ impl Coordinators {
             }
             tokio::select! {
                 changed = image.changed() => if changed.is_err() { return },
+                // What they hold is let go of with them.
+                () = stopping.requested() => return tasks.shutdown().await,
                 Some(ended) = tasks.join_next(), if !tasks.is_empty() => {
                     let id = ended.expect("a coordinator does not panic");
                     self.running().remove(&id);

@@ -16,6 +16,7 @@ Events
   consume      read from any offset or time
   replay       play history again: as recorded, N times faster, or flat out
   topic        create, list, describe, alter, delete, reassign
+  group        list, describe, explain, reset, delete
 
 Operations
   broker       run a broker from a config file

@@ -14,7 +14,6 @@ use quire_protocol::TopicPartition;
 
 use super::records::{Current, Generation};
 use super::topics::Partitions;
-use crate::mutant::{self, Mutant};
 
 impl Current {
     /// What nobody else may have.
@@ -31,8 +30,7 @@ impl Current {
     ///
     /// What it said before it was asked shows nothing: it may have got the partition since.
     pub(super) fn is_given_up(&self, owned: Option<&Partitions>, seen: Option<u32>) -> bool {
-        let has_seen =
-            seen.is_none_or(|seen| seen == self.revision) || mutant::is_on(Mutant::SeenBeforeGivenUp);
+        let has_seen = seen.is_none_or(|seen| seen == self.revision);
         has_seen && owned.is_some_and(|owned| owned.is_disjoint(&self.revoking))
     }
 
