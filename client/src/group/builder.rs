@@ -227,6 +227,9 @@ impl GroupConsumerBuilder {
     ///
     /// # Errors
     /// If no topic is given, or a time is zero.
+    ///
+    /// # Panics
+    /// If it is not called on a tokio runtime.
     pub fn build(self) -> Result<GroupConsumer, ConsumeError> {
         let GroupConsumerBuilder { client, settings, options, reading, commit_interval, .. } = self;
         let invalid = |why: &str| Err(ConsumeError::InvalidSettings(why.to_owned()));

@@ -8,6 +8,7 @@ mod cluster;
 mod demo;
 mod drill;
 mod errors;
+mod groups;
 mod help;
 mod logs;
 mod operations;
