@@ -39,7 +39,7 @@ impl Log {
             keep_from = Some(segment.end());
         }
         if let Some(offset) = keep_from {
-            self.retain_from(offset);
+            self.retain_from_segment(offset);
         }
     }
 

@@ -210,7 +210,9 @@ impl Log {
     /// What is due, once a checkpoint covers it: recovery never begins in what is compacted.
     fn plan(&mut self) -> Option<Plan> {
         let (now, settings) = self.compacting.wanted?;
-        if self.upkeep.is_under_way || self.upkeep.is_checkpoint_due || self.compacting.written.is_some() {
+        // What retention is about to delete is not copied.
+        let is_early = self.upkeep.is_checkpoint_due || self.upkeep.retain_from.is_some();
+        if self.upkeep.is_under_way || is_early || self.compacting.written.is_some() {
             return None;
         }
         self.compacting.wanted = None;

@@ -109,7 +109,9 @@ pub(super) struct Upkeep {
     /// What is to be noted of the replica's trustworthiness.
     pub(super) verdict: Option<Verdict>,
     /// Segments before this offset are to be deleted.
-    retain_from: Option<Offset>,
+    pub(super) retain_from: Option<Offset>,
+    /// It was chosen for being where a segment ended.
+    is_segment_end: bool,
     /// Bytes synced since the last checkpoint.
     synced_bytes: u64,
     /// Everything below was covered by a sync when the checkpoint on disk was written.
@@ -238,6 +240,13 @@ impl Log {
             self.upkeep.is_checkpoint_due = true;
         }
         self.upkeep.retain_from = Some(offset);
+        self.upkeep.is_segment_end = false;
+    }
+
+    /// The same, of an offset where a segment ends: if there is none any more by then, nothing is deleted.
+    pub(crate) fn retain_from_segment(&mut self, offset: Offset) {
+        self.retain_from(offset);
+        self.upkeep.is_segment_end = true;
     }
 
     /// The active segment is to be sealed by the next job.
@@ -537,6 +546,8 @@ impl Log {
             UpkeepDone::Compacted { manifest } => {
                 self.manifest = manifest;
                 self.upkeep.is_cut_unstored = false;
+                // Segments end elsewhere now: retention chooses again.
+                self.upkeep.retain_from.take_if(|_| self.upkeep.is_segment_end);
             }
             UpkeepDone::Cut(done) => {
                 completed.cut = Some(self.was_cut(*done));

@@ -61,6 +61,8 @@ pub struct Keyed {
     sequences: BTreeMap<u64, u32>,
     starts: EpochCache,
     durable_end: Offset,
+    /// What was ever committed.
+    committed: Offset,
     pub epoch: LeaderEpoch,
     pub now: Timestamp,
     appended: u64,
@@ -89,6 +91,7 @@ impl Keyed {
             sequences: BTreeMap::new(),
             starts: EpochCache::new(),
             durable_end: Offset::ZERO,
+            committed: Offset::ZERO,
             epoch: LeaderEpoch(0),
             now: Timestamp(1_000_000),
             appended: 0,
@@ -195,6 +198,7 @@ impl Keyed {
         self.settle(SYNC);
         if !self.log.is_poisoned() {
             self.log.set_high_watermark(self.log.durable_end());
+            self.committed = self.log.high_watermark();
         }
     }
 
@@ -259,11 +263,15 @@ impl Keyed {
     /// As a follower whose leader does not have what was not committed.
     pub fn cut_uncommitted(&mut self) {
         self.finish();
-        self.log.truncate(self.log.high_watermark());
+        // What a log that was stopped knows to be committed may be less than what was: no leader lacks that.
+        let committed = self.committed.max(self.log.high_watermark());
+        // Once it is asked for, what is beyond may be there or not.
+        self.durable_end = self.durable_end.min(committed);
+        self.log.truncate(committed);
         self.settle(NO_SYNC);
         let end = self.log.end_offset();
         if !self.disk.is_stopped() {
-            assert_eq!(end, self.log.high_watermark(), "what is committed ends with a frame");
+            assert_eq!(end, committed, "what is committed ends with a frame");
             self.forget_from(end);
             self.durable_end = end;
             self.check();
