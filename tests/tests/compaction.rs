@@ -29,7 +29,8 @@ async fn produce(client: &Client, random: &mut SplitMix64, state: &mut State, ro
     let producer = client.producer().build();
     for number in 0..RECORDS {
         let key = format!("key-{}", random.next_u64() % KEYS);
-        let value = (random.next_u64() % 20 != 0).then(|| format!("{round}-{number}-{}", "x".repeat(80)));
+        let value =
+            (!random.next_u64().is_multiple_of(20)).then(|| format!("{round}-{number}-{}", "x".repeat(80)));
         let record = Record {
             key: Some(key.clone().into()),
             value: value.clone().map(Into::into),

@@ -5,7 +5,7 @@ use crate::support::Dev;
 fn filled(dev: &Dev) {
     dev.home.stdout(&["topic", "create", "flights", "--partitions", "2"]);
     let lines: String = (0..100).map(|number| format!("{number}:{number}\n")).collect();
-    dev.home.pipe(&["produce", "flights", "--key-separator", ":"], &lines);
+    dev.home.pipe(&["produce", "flights", "--key-separator", ":"], lines.as_str());
 }
 
 #[test]
