@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use quire_client::{Client, Profile};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// How long a broker may take until it serves.
 const START_TIME_MAX: Duration = Duration::from_secs(30);
@@ -48,6 +49,38 @@ pub fn can_trace() -> bool {
     let mut command = Command::new("strace");
     command.args(["-o", "/dev/null", "true"]).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
+}
+
+/// The next `fdatasync` of every thread of a process fails with EIO, while this is held.
+#[derive(Debug)]
+pub struct FailingSyncs {
+    tracer: Child,
+}
+
+impl FailingSyncs {
+    /// Begins with the process of this number.
+    ///
+    /// # Errors
+    /// If it can not be traced.
+    pub fn of(process: u32) -> Result<FailingSyncs> {
+        let tracer = Command::new("strace")
+            .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync"])
+            .args(["-e", "inject=fdatasync:error=EIO:when=1", "-p", &process.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()?;
+        Ok(FailingSyncs { tracer })
+    }
+}
+
+impl Drop for FailingSyncs {
+    fn drop(&mut self) {
+        // It lets go of the process when it is asked to end, and has ended already if the process has.
+        if let Some(tracer) = Pid::from_raw(self.tracer.id().cast_signed()) {
+            let _ended = kill_process(tracer, Signal::TERM);
+        }
+        drop(self.tracer.wait());
+    }
 }
 
 impl BrokerProcess {

@@ -5,11 +5,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use quire::drill::availability::percentile;
+use quire::drill::cluster::Node;
 use quire::drill::relay::Conditions;
-use quire_client::{BrokerId, ErrorCode, NewTopic, PartitionIndex, Record};
+use quire_client::{BrokerId, ErrorCode, NewTopic, PartitionDescription, PartitionIndex, Record};
 use quire_tests::chaos::{Trial, rounds};
 use quire_tests::power_loss::{LossyDisk, SmallDisk, unavailable};
+use quire_tests::process::{FailingSyncs, can_trace};
 use tokio::time::{Instant, sleep};
 
 const MIB: u64 = 1024 * 1024;
@@ -184,6 +187,61 @@ async fn row_07_power_loss_of_all() -> Result<()> {
     Ok(())
 }
 
+/// Row 8: syncs of one broker fail while it leads. Nothing is acknowledged on them, others lead what failed, and it is fetched
+/// again; then the broker is killed, started, and loses power.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_08_failed_syncs() -> Result<()> {
+    if !has_file_systems("row_08_failed_syncs") {
+        return Ok(());
+    }
+    if !can_trace() {
+        println!("skipped: row_08_failed_syncs (strace can not trace here)");
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let mut disk = LossyDisk::new(folder.path(), 512 * MIB)?;
+    let failing = BROKERS[1];
+    let mut trial = Trial::start("failed syncs", 8, |setup, _| {
+        setup.data.insert(failing, disk.path().join("broker"));
+    })
+    .await?;
+    let mut failed = 0;
+    for _ in 0..rounds(1, 10) {
+        let leads = trial.partitions().await?.iter().filter(|found| found.leader == Some(failing)).count();
+        ensure!(leads > 0, "broker {failing} leads nothing: this shows nothing");
+        trial.fault("a sync of each of broker 2's threads fails");
+        let process = trial.node(failing)?.process().context("it runs")?;
+        let before = trial.logged("a write or sync failed");
+        let syncs = FailingSyncs::of(process)?;
+        let end = Instant::now() + Duration::from_secs(10);
+        while trial.logged("a write or sync failed") == before {
+            ensure!(Instant::now() < end, "no sync failed: this shows nothing");
+            sleep(ms(20)).await;
+        }
+        trial.resumed().await?;
+        drop(syncs);
+        failed += trial.logged("a write or sync failed") - before;
+
+        trial.fault("broker 2 is killed, starts, and loses power");
+        trial.node(failing)?.kill()?;
+        trial.node(failing)?.start()?;
+        trial.node(failing)?.ready().await?;
+        let served = trial.draw_time(ms(0), ms(1000));
+        sleep(served).await;
+        disk.cut_power()?;
+        trial.node(failing)?.kill()?;
+        disk.restore_power()?;
+        trial.node(failing)?.start()?;
+        trial.resumed().await?;
+        trial.cluster.heal().await?;
+        trial.whole().await?;
+        trial.client.admin().elect_preferred_leaders(None).await?;
+    }
+    trial.finish().await?;
+    println!("failed syncs: {failed} logs failed and were fetched again");
+    Ok(())
+}
+
 /// Row 11: the followers are gone until the leader alone is in sync; it refuses, and then it is killed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_11_shrink_then_lose_the_leader() -> Result<()> {
@@ -319,6 +377,42 @@ async fn row_13_zombie_leader() -> Result<()> {
     Ok(())
 }
 
+/// Row 14: leaders change every 50 to 300 ms, of partitions that are written to and of one that is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_14_failover_storm() -> Result<()> {
+    const UNWRITTEN: &str = "unwritten";
+    let mut trial = Trial::start("failover storm", 14, |_, _| {}).await?;
+    let topic = NewTopic::new(UNWRITTEN).partitions(2).replicas(3).config("min.insync.replicas", "2");
+    trial.client.admin().create_topic(topic).await?;
+    let written = trial.topic().to_owned();
+    let epochs = |found: &[PartitionDescription]| found.iter().map(|found| found.leader_epoch.0).sum::<u32>();
+    let mut changed = 0;
+    for _ in 0..rounds(1, 10) {
+        let before = epochs(&trial.partitions().await?);
+        trial.fault("leaders change every 50 to 300 ms");
+        let end = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < end {
+            let (topic, partitions) = if trial.draw(4) == 0 { (UNWRITTEN, 2) } else { (written.as_str(), 8) };
+            let partition = PartitionIndex(trial.draw(partitions) as u32);
+            let mut order = BROKERS;
+            order.rotate_left(trial.draw(3) as usize);
+            // The same replicas, of which another is preferred.
+            let admin = trial.client.admin();
+            admin.reassign(topic, partition, Some(&order)).await?;
+            admin.elect_preferred_leaders(Some(topic)).await?;
+            let pause = trial.draw_time(ms(50), ms(300));
+            sleep(pause).await;
+        }
+        trial.resumed().await?;
+        changed += epochs(&trial.partitions().await?) - before;
+        trial.whole().await?;
+    }
+    ensure!(changed > 10 * rounds(1, 10), "leaders changed {changed} times: no storm");
+    trial.finish().await?;
+    println!("failover storm: {changed} changes of leader");
+    Ok(())
+}
+
 /// Row 15: shapes of partitions between three brokers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_15_partition_shapes() -> Result<()> {
@@ -422,10 +516,43 @@ async fn row_22_rolling_restart() -> Result<()> {
     Ok(())
 }
 
+/// A topic that the slow broker of row 23 has no replica of.
+const ELSEWHERE: &str = "elsewhere";
+
+/// The 99th percentile of the time until a record of [`ELSEWHERE`] is acknowledged, one in flight, over 5 s.
+async fn acknowledged_within(trial: &Trial) -> Result<Duration> {
+    let producer = trial.client.producer().build();
+    let end = Instant::now() + Duration::from_secs(5);
+    let mut times = Vec::new();
+    while Instant::now() < end {
+        let begun = Instant::now();
+        let record = Record { value: Some("elsewhere".into()), ..Record::default() };
+        producer.send_to(ELSEWHERE, PartitionIndex(0), record).await?;
+        times.push(begun.elapsed());
+        sleep(ms(5)).await;
+    }
+    producer.close().await?;
+    times.sort_unstable();
+    percentile(&times, 0.99).context("something was sent")
+}
+
+/// The longest time in which the broker of this admin address says that it lives, over 5 s.
+async fn slowest_answer(node: &Node) -> Result<Duration> {
+    let end = Instant::now() + Duration::from_secs(5);
+    let mut slowest = Duration::ZERO;
+    while Instant::now() < end {
+        let begun = Instant::now();
+        node.metric("quire_produce_duplicates_total").await?;
+        slowest = slowest.max(begun.elapsed());
+        sleep(ms(20)).await;
+    }
+    Ok(slowest)
+}
+
 /// Row 23: one broker's syncs take long; it leaves the in-sync replicas, and the others go on as before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_23_slow_disk() -> Result<()> {
-    if !quire_tests::process::can_trace() {
+    if !can_trace() {
         println!("skipped: row_23_slow_disk (strace can not trace here)");
         return Ok(());
     }
@@ -437,6 +564,16 @@ async fn row_23_slow_disk() -> Result<()> {
             found.iter().all(|found| found.leader.is_some_and(|leader| leader != slow))
         })
         .await?;
+    // What the slow broker has no replica of is not to notice.
+    let elsewhere = NewTopic::new(ELSEWHERE).partitions(1).replicas(2).config("min.insync.replicas", "2");
+    trial.client.admin().create_topic(elsewhere).await?;
+    trial.client.admin().reassign(ELSEWHERE, PartitionIndex(0), Some(&BROKERS[..2])).await?;
+    trial
+        .wait_for_topic(ELSEWHERE, "it is not where it should be", |found| {
+            found.iter().all(|found| found.in_sync_replicas.len() == 2 && found.replicas == BROKERS[..2])
+        })
+        .await?;
+    let usual = acknowledged_within(&trial).await?;
     trial.fault("syncs of broker 3 take 7 s");
     trial.node(slow)?.terminate().await?;
     let inject = "inject=fdatasync:delay_exit=7s";
@@ -449,8 +586,16 @@ async fn row_23_slow_disk() -> Result<()> {
             found.iter().all(|found| !found.in_sync_replicas.contains(&slow))
         })
         .await?;
+    trial.node(slow)?.ready().await?;
     trial.fault("the others go on");
-    sleep(Duration::from_secs(5)).await;
+    // Its own threads go on too: whoever waits for its disk is no worker that serves.
+    let (answer, now) = tokio::join!(
+        slowest_answer(
+            trial.cluster.nodes().iter().find(|node| node.id() == slow).context("it is one of three")?
+        ),
+        acknowledged_within(&trial)
+    );
+    let (answer, now) = (answer?, now?);
     let gap = trial.resumed().await?;
     ensure!(gap < Duration::from_secs(1), "a slow follower that is not in sync held writes back for {gap:?}");
     trial.node(slow)?.kill()?;
@@ -459,5 +604,12 @@ async fn row_23_slow_disk() -> Result<()> {
     trial.cluster.heal().await?;
     trial.whole().await?;
     trial.finish().await?;
+    println!("slow disk: p99 elsewhere {now:?}, before {usual:?}; its slowest answer took {answer:?}");
+    let p99_max = usual * 3 + ms(50);
+    ensure!(
+        now < p99_max,
+        "acknowledged within {now:?} at the 99th percentile elsewhere, and {usual:?} before"
+    );
+    ensure!(answer < Duration::from_secs(1), "a broker whose disk is slow took {answer:?} to answer");
     Ok(())
 }

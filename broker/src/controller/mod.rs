@@ -48,6 +48,8 @@ pub struct Quorum {
     pub learners: BTreeMap<u64, BrokerId>,
     /// Entries of the log that this node has applied.
     pub applied: u64,
+    /// This node's log failed: it follows no change until the broker is started again.
+    pub has_failed: bool,
 }
 
 impl Quorum {

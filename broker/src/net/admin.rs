@@ -101,9 +101,12 @@ fn observe(context: &Context) {
     metrics.produce_memory_free.set(context.memory.produce.available_permits() as f64);
 }
 
-/// The process answers.
-async fn healthz() -> &'static str {
-    "ok\n"
+/// The process answers, and nothing has happened that only starting it again mends.
+async fn healthz(State(admin): State<Admin>) -> (StatusCode, &'static str) {
+    match admin.context.metadata.quorum().has_failed {
+        true => (StatusCode::SERVICE_UNAVAILABLE, "the metadata log failed: start the broker again\n"),
+        false => (StatusCode::OK, "ok\n"),
+    }
 }
 
 /// Clients are served.

@@ -87,6 +87,8 @@ async fn tell_distrust(metadata: &dyn Metadata, broker: BrokerId, partition: Top
             tracing::debug!(%partition, %error, "the controller does not take it that the replica is suspect");
             false
         }
+        // The metadata log said so itself, once, and it does not come back.
+        Err(ProposeError::Failed { .. }) => true,
         Err(error) => {
             tracing::warn!(%partition, %error, "the controller does not know yet that the replica is suspect");
             true

@@ -131,6 +131,11 @@ impl Trial {
         Ok(trial)
     }
 
+    /// The topic that takes the load.
+    pub fn topic(&self) -> &str {
+        &self.load.topic
+    }
+
     /// A number below this.
     pub fn draw(&mut self, below: u64) -> u64 {
         self.random.next_u64() % below.max(1)

@@ -563,13 +563,16 @@ impl Metadata for RaftMetadata {
         let metrics = self.node.metrics();
         let membership = metrics.membership_config.membership();
         let broker = |node: u64| membership.get_node(&node).map(|member| (node, member.broker));
+        let has_failed = metrics.running_state.is_err();
         Quorum {
             node: self.node.id,
-            leader: metrics.current_leader.and_then(broker),
+            // One whose log failed hears of no change, and must not be heard as if it did: others lead what it led.
+            leader: metrics.current_leader.filter(|_| !has_failed).and_then(broker),
             term: metrics.current_term,
             voters: membership.voter_ids().filter_map(broker).collect(),
             learners: membership.learner_ids().filter_map(broker).collect(),
             applied: *self.node.applied.borrow(),
+            has_failed,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use quire_engine::controller::image::BrokerState;
 use quire_engine::controller::{Image, RegisterBroker, Request};
 use quire_protocol::BrokerId;
+use quire_storage::disk::Fault;
 
 use super::mesh::{Cluster, Host, create, create_surely, registration, timing};
 use crate::controller::raft::{Heartbeat, HeartbeatAnswer, RaftMetadata, Timing};
@@ -39,6 +40,21 @@ async fn the_others_go_on_without_a_leader_that_was_killed() {
     cluster.reopen(0).await;
     cluster.agree().await;
     assert_eq!(cluster.names(0), ["flights"]);
+}
+
+/// Its broker goes on, and would be taken to be there for as long as it sent heartbeats.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_log_failed_follows_nobody_and_the_others_go_on() {
+    let cluster = Cluster::start(15, timing()).await;
+    cluster.hosts[1].disk.inject(Fault::SyncFails { nth: 1 });
+    create_surely(&cluster.nodes[2], "flights").await;
+    let failed = &cluster.nodes[1];
+    cluster.until("its log does not fail", || failed.quorum().has_failed).await;
+    assert_eq!(failed.quorum().leader, None, "it would send heartbeats");
+    let refused = failed.propose(create("late")).await;
+    assert!(matches!(refused, Err(ProposeError::Failed { .. })), "{refused:?}");
+    create_surely(&cluster.nodes[2], "later").await;
+    assert!(!cluster.nodes[2].quorum().has_failed);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
