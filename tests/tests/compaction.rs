@@ -145,3 +145,89 @@ async fn a_compacted_log_is_read_from_every_replica_whoever_compacted_it() -> Re
     cluster.terminate().await?;
     Ok(())
 }
+
+/// The replica that was away had the values, and never hears of the tombstones if these go while it is away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_deleted_while_a_replica_was_away_does_not_come_back_with_it() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut cluster = Cluster::start(ClusterSetup::new(&quire_binary()?, folder.path(), 3)).await?;
+    let client = Client::connect_with(cluster.profile()?).await?;
+    let admin = client.admin();
+    let topic = NewTopic::new(TOPIC).partitions(1).replicas(3).config("cleanup.policy", "compact");
+    let topic = topic.config("segment.bytes", "65536").config("min.cleanable.dirty.ratio", "0.01");
+    admin.create_topic(topic.config("delete.retention.ms", "0")).await?;
+    let producer = client.producer().build();
+    let send = async |key: &str, value: Option<&str>| {
+        let value = value.map(|value| value.to_owned().into());
+        let record = Record { key: Some(key.to_owned().into()), value, ..Record::default() };
+        producer.send_to(TOPIC, PARTITION, record).await
+    };
+    let padding = "x".repeat(600);
+    // More than a segment, several times: what is before gets compacted.
+    let fill = async |round: u32| -> Result<()> {
+        for number in 0..300 {
+            send(&format!("filler-{number}"), Some(&format!("{round}{padding}"))).await?;
+        }
+        Ok(())
+    };
+    for number in 0..20 {
+        send(&format!("gone-{number}"), Some("deleted later")).await?;
+    }
+    fill(0).await?;
+    wait_for(&client, "not everybody is in sync", |found| found.in_sync_replicas.len() == 3).await?;
+    let away =
+        *admin.describe_topic(TOPIC).await?.partitions[0].in_sync_replicas.iter().max().context("3")?;
+    let preferred: Vec<_> = (1..=3).rev().map(BrokerId).collect();
+    cluster.node(away).context("it is one of three")?.kill()?;
+    for number in 0..20 {
+        send(&format!("gone-{number}"), None).await?;
+    }
+    // Compacted twice with them in it: the second time they are due.
+    let emptied = async |what: &str| {
+        wait_for(&client, what, |found| {
+            let others = found.logs.iter().filter(|log| log.broker != away);
+            others.clone().count() == 2 && others.clone().all(|log| log.size_bytes < 400_000)
+        })
+        .await
+    };
+    for round in 1..=4 {
+        fill(round).await?;
+        emptied("it is not compacted").await?;
+    }
+    let node = cluster.node(away).context("it is one of three")?;
+    node.start()?;
+    node.ready().await?;
+    wait_for(&client, "it is not in sync", |found| found.in_sync_replicas.len() == 3).await?;
+    admin.reassign(TOPIC, PARTITION, Some(&preferred)).await?;
+    admin.elect_preferred_leaders(Some(TOPIC)).await?;
+    wait_for(&client, "it does not lead", |found| found.leader == Some(away)).await?;
+    let expected = (0..20).map(|number| (format!("gone-{number}"), None)).collect();
+    check(&client, &expected, "led by who was away").await?;
+
+    // Everybody has them now, and they go.
+    let mut is_gone = false;
+    let end = Instant::now() + TIME_MAX;
+    for round in 5.. {
+        if is_gone || Instant::now() > end {
+            break;
+        }
+        fill(round).await?;
+        is_gone = !holds_tombstones(&client).await?;
+    }
+    ensure!(is_gone, "tombstones that every replica has stay for ever");
+    producer.close().await?;
+    client.close().await;
+    cluster.terminate().await?;
+    Ok(())
+}
+
+async fn holds_tombstones(client: &Client) -> Result<bool> {
+    let consumer = client.consumer().topic(TOPIC).from(Position::Beginning).until(Position::End);
+    let mut consumer = consumer.build().await?;
+    while let Some(record) = consumer.next().await {
+        if record?.value.is_none() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -428,6 +428,14 @@ impl Partition {
     /// Appends what was queued and hands out the jobs that are due.
     pub(super) fn write(&mut self, now: Now, tasks: &mut Vec<Task>) {
         self.trust();
+        if self.core.config.cleanup.compacts() {
+            // Who follows does not know how far the others are.
+            let end = match &self.role {
+                Role::Leading(leading) => leading.machine().end_on_every_disk(),
+                Role::Following(_) | Role::Idle => Offset::ZERO,
+            };
+            self.core.log.tombstones_may_go_to(end);
+        }
         match &mut self.role {
             Role::Leading(leading) => leading.write(&mut self.core, now, tasks),
             Role::Following(following) => following.write(&mut self.core, now, tasks),

@@ -306,6 +306,54 @@ fn a_tombstone_goes_a_time_after_compaction_came_past_it() {
 }
 
 #[test]
+fn a_tombstone_stays_until_every_replica_has_it() {
+    let mut log = Keyed::new(1);
+    log.append(&plain(vec![value(1, 10), value(2, 10)]));
+    log.append(&plain(vec![tombstone(1), value(3, 10)]));
+    log.commit();
+    log.roll();
+    let settings = CompactionSettings { delete_retention_ms: 0, ..compaction() };
+    let keys = |log: &Keyed| log.read().expect("intact").iter().map(|r| r.key).collect::<Vec<_>>();
+    // One has a record less.
+    log.log.tombstones_may_go_to(Offset(3));
+    log.log.compact(log.now, &settings);
+    log.settle(NO_SYNC);
+    log.log.compact(log.now, &settings);
+    assert!(!log.log.is_compacting(), "it would change nothing, again and again");
+    assert_eq!(keys(&log), [Some(2), Some(1), Some(3)]);
+    log.append(&plain(vec![value(4, 10)]));
+    log.commit();
+    log.roll();
+    log.log.compact(log.now, &settings);
+    log.settle(NO_SYNC);
+    assert_eq!(keys(&log), [Some(2), Some(1), Some(3), Some(4)], "in its time, and not everywhere");
+
+    // All have it, and one begins anew at some step: what was written without it is given up.
+    for steps in 1.. {
+        log.log.tombstones_may_go_to(Offset(5));
+        log.log.compact(log.now, &settings);
+        assert!(log.log.is_compacting());
+        let mut is_swapped = false;
+        for _ in 0..steps {
+            let Some(job) = log.log.next_job(NO_SYNC) else { break };
+            is_swapped |= job.kind() == JobKind::Swap;
+            let _ = log.log.complete(job.run());
+        }
+        if is_swapped {
+            assert!(steps > 2, "it was noted and written before");
+            break;
+        }
+        log.log.tombstones_may_go_to(Offset::ZERO);
+        log.settle(NO_SYNC);
+        assert_eq!(keys(&log), [Some(2), Some(1), Some(3), Some(4)]);
+        log.check();
+    }
+    log.settle(NO_SYNC);
+    assert_eq!(keys(&log), [Some(2), Some(3), Some(4)]);
+    log.check();
+}
+
+#[test]
 fn keys_that_do_not_fit_are_compacted_a_part_at_a_time() {
     let mut log = filled(1, 4);
     for round in 0..40 {

@@ -154,6 +154,14 @@ impl Leader {
         self.rule.sync
     }
 
+    /// The end of what every replica has on disk, in sync or not: zero while one of them did not follow in this leadership.
+    pub fn end_on_every_disk(&self) -> Offset {
+        let replicas = self.membership.replicas.keys();
+        let ends =
+            replicas.map(|id| self.progress_of(*id).map_or(Offset::ZERO, |progress| progress.durable_end));
+        ends.min().unwrap_or(Offset::ZERO)
+    }
+
     /// How many in-sync replicas have everything before `end` on disk.
     pub fn replicas_on_disk(&self, end: Offset) -> u32 {
         let on_disk =

@@ -57,6 +57,8 @@ pub(crate) struct Plan {
     /// How many of them were compacted before.
     pub(crate) compacted: usize,
     pub(crate) log_start: Offset,
+    /// Tombstones below may go.
+    pub(crate) tombstones_to: Offset,
     pub(crate) now: Timestamp,
     /// How long tombstones stay (ms).
     pub(crate) delete_retention_ms: i64,
@@ -89,6 +91,8 @@ pub(crate) struct Compaction {
     outputs: Outputs,
     /// When the first of the tombstones that stay may go.
     next_horizon: Option<Timestamp>,
+    /// The end of the last batch that lost a tombstone because it was its time.
+    tombstones_gone_to: Offset,
 }
 
 /// Between two frames.
@@ -121,6 +125,7 @@ pub(crate) struct Written {
     pub(crate) sources: Vec<SegmentName>,
     pub(crate) entries: Vec<SegmentEntry>,
     pub(crate) next_horizon: Option<Timestamp>,
+    pub(crate) tombstones_gone_to: Offset,
 }
 
 /// Why a step was not done; what was written is removed.
@@ -156,6 +161,7 @@ impl Compaction {
             covered: None,
             outputs,
             next_horizon: None,
+            tombstones_gone_to: Offset::ZERO,
             plan,
         }
     }
@@ -199,7 +205,12 @@ impl Compaction {
     fn written(self) -> Written {
         let covered = &self.plan.sources[..self.covered.expect("it was written")];
         let sources = covered.iter().map(|source| source.segment.name()).collect();
-        Written { sources, entries: self.outputs.done, next_horizon: self.next_horizon }
+        Written {
+            sources,
+            entries: self.outputs.done,
+            next_horizon: self.next_horizon,
+            tombstones_gone_to: self.tombstones_gone_to,
+        }
     }
 
     fn note_keys(&mut self) -> Result<(), StepError> {
@@ -278,14 +289,22 @@ impl Compaction {
         let batch = frame.slice(frame::HEADER_LEN..);
         let Ok(batch_header) = BatchHeader::parse(&batch) else { unreachable_batch() };
         let is_noted = header.base_offset < self.noted_to;
+        let end = header.next_offset();
+        // Not before every replica has them: one that missed them would keep what they took away.
+        let are_tombstones_due = is_noted
+            && end <= self.plan.tombstones_to
+            && batch_header.delete_horizon.is_some_and(|horizon| horizon <= self.plan.now);
+        if are_tombstones_due {
+            self.tombstones_gone_to = self.tombstones_gone_to.max(end);
+        }
         let mut horizon = None;
-        let fate = match header.next_offset() <= self.plan.log_start && !is_last {
+        let fate = match end <= self.plan.log_start && !is_last {
             true => Fate::Gone,
             false => {
                 let must_stay = is_last
                     || self.place.leader_epoch != Some(header.leader_epoch)
                     || self.producers.remembers(header, &batch_header);
-                self.fate(&batch_header, &batch, is_noted, must_stay, &mut horizon)
+                self.fate(&batch_header, &batch, [is_noted, are_tombstones_due, must_stay], &mut horizon)
             }
         };
         let seed = self.plan.shared.seed;
@@ -315,8 +334,7 @@ impl Compaction {
         &self,
         header: &BatchHeader,
         batch: &[u8],
-        is_noted: bool,
-        must_stay: bool,
+        [is_noted, are_tombstones_due, must_stay]: [bool; 3],
         horizon: &mut Option<Timestamp>,
     ) -> Fate {
         if header.is_control || header.is_transactional {
@@ -324,8 +342,6 @@ impl Compaction {
         }
         // Records that are not what their header says are nobody's to judge.
         let Ok(opened) = Compactable::open(header, batch) else { return Fate::Stays };
-        let are_tombstones_due =
-            is_noted && header.delete_horizon.is_some_and(|horizon| horizon <= self.plan.now);
         let (mut kept, mut tombstones) = (Vec::with_capacity(header.record_count as usize), 0);
         for record in opened.keys() {
             let offset = Offset(header.base_offset.0 + u64::from(record.offset_delta));

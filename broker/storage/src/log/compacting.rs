@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use quire_protocol::Offset;
 use quire_protocol::ids::Timestamp;
 use quire_protocol::limits;
 
@@ -56,6 +57,8 @@ pub(super) struct Compacting {
     written: Option<Box<Written>>,
     /// When the first of the tombstones that stayed may go, as far as is known.
     next_horizon: Option<Timestamp>,
+    /// Tombstones below may go.
+    tombstones_to: Offset,
     /// What could not be read.
     damage: Option<ReadError>,
 }
@@ -98,7 +101,11 @@ impl Log {
         let is_overdue = eligible.compacted < eligible.count
             && dirty > 0
             && is_older(self.dirty_since(eligible.compacted), now, settings.lag_ms_max);
-        let has_expired = eligible.count > 0 && self.compacting.next_horizon.is_some_and(|at| at <= now);
+        let has_expired = eligible.count > 0
+            && self.compacting.next_horizon.is_some_and(|at| at <= now)
+            && self.manifest.segments[eligible.count - 1]
+                .sealed
+                .is_some_and(|sealed| sealed.end_offset <= self.compacting.tombstones_to);
         if is_dirty || is_overdue || has_expired {
             self.compacting.wanted = Some((now, *settings));
             let last = self.manifest.segments[eligible.count - 1].sealed;
@@ -106,6 +113,13 @@ impl Log {
             self.upkeep.is_checkpoint_due |=
                 last.is_some_and(|sealed| sealed.end_offset > self.upkeep.checkpoint);
         }
+    }
+
+    /// Tombstones before this offset may go in their time, and none else: the end of what every replica of the log has on
+    /// disk, wherever it is, and zero for who does not know. A replica that never had a tombstone would keep for ever what
+    /// that took away, and show it as soon as it led. Zero at first; to be told again whenever it changes, also to less.
+    pub fn tombstones_may_go_to(&mut self, offset: Offset) {
+        self.compacting.tombstones_to = offset;
     }
 
     /// Whether a compaction is due or under way.
@@ -233,6 +247,7 @@ impl Log {
             compacted: eligible.compacted.min(sources.len()),
             sources,
             log_start: self.start_offset(),
+            tombstones_to: self.compacting.tombstones_to,
             now,
             delete_retention_ms: i64::try_from(settings.delete_retention_ms).unwrap_or(i64::MAX),
             keys_max: settings.keys_max,
@@ -271,7 +286,9 @@ impl Log {
         let is_as_it_was = names.take(count).eq(written.sources.iter().copied());
         let after =
             self.manifest.segments.len() - count.min(self.manifest.segments.len()) + written.entries.len();
-        if !is_as_it_was || after > limits::SEGMENTS_MAX {
+        // One of the replicas may have less than it had.
+        let is_early = written.tombstones_gone_to > self.compacting.tombstones_to;
+        if !is_as_it_was || is_early || after > limits::SEGMENTS_MAX {
             self.compacting.written = Some(written);
             self.compacting.is_cancelled = true;
             return None;

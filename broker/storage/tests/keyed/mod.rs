@@ -81,7 +81,8 @@ impl Keyed {
         Keyed::with(disk, log)
     }
 
-    fn with(disk: SimDisk, log: Log) -> Keyed {
+    fn with(disk: SimDisk, mut log: Log) -> Keyed {
+        log.tombstones_may_go_to(Offset::MAX);
         Keyed {
             disk,
             log,
@@ -241,6 +242,8 @@ impl Keyed {
 
     fn reopened(&mut self, log: Log) {
         self.log = log;
+        // There is no other replica.
+        self.log.tombstones_may_go_to(Offset::MAX);
         self.out.clear();
         let end = self.log.end_offset();
         assert!(end >= self.durable_end, "durable to {}, found {end}", self.durable_end);
