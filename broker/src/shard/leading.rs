@@ -373,7 +373,7 @@ impl Leading {
         self.waiters.fail(error);
     }
 
-    #[cfg(feature = "mutants")]
+    /// What decides.
     pub(super) fn machine(&self) -> &Leader {
         &self.leader
     }
