@@ -133,7 +133,7 @@ pub struct ElectArgs {
 }
 
 /// Reads `key=value`.
-fn setting(text: &str) -> Result<(String, String), String> {
+pub fn setting(text: &str) -> Result<(String, String), String> {
     let parted = text.split_once('=').filter(|(key, _)| !key.is_empty());
     let (key, value) = parted.ok_or("write KEY=VALUE, e.g. retention.ms=3600000")?;
     Ok((key.trim().to_owned(), value.trim().to_owned()))

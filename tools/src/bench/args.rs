@@ -14,6 +14,7 @@ use super::report::{Scenario, Settings};
 use super::size::{self, RecordSize, RecordSizes};
 use super::warm_up;
 use crate::failure::Failure;
+use crate::topic::setting;
 
 /// Most producers or consumers: each has a socket of its own.
 const CLIENTS_MAX: i64 = 10_000;
@@ -75,6 +76,9 @@ pub struct LoadArgs {
     /// Replicas of each partition; the benchmark starts as many brokers for itself
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u32).range(1..=limits::REPLICAS_MAX as i64), help_heading = "Topic and connections")]
     replicas: Vec<u32>,
+    /// Another setting of the topic, e.g. retention.bytes=1073741824; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = setting, help_heading = "Topic and connections")]
+    config: Vec<(String, String)>,
     /// The only cipher that clients offer
     #[arg(
         long,
@@ -127,6 +131,9 @@ pub struct LoadArgs {
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(super) report: Option<PathBuf>,
 }
+
+/// Settings that options of their own decide.
+const OWN_SETTINGS: [(&str, &str); 2] = [("sync", "--sync"), ("max.message.bytes", "--batch-bytes")];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum SyncArg {
@@ -276,6 +283,16 @@ impl LoadArgs {
             return Err(Failure::usage("--count and --prefill: consume reads what was written, once")
                 .hint("use --prefill with --duration to read it again and again"));
         }
+        for (key, _) in &self.config {
+            if let Some(option) = OWN_SETTINGS.iter().find(|(own, _)| own == key).map(|(_, option)| option) {
+                return Err(Failure::usage(format!("--config {key}")).hint(format!("use {option}")));
+            }
+            let is_deleting = key.starts_with("retention.") || key == "cleanup.policy";
+            if is_deleting && self.verify {
+                return Err(Failure::usage(format!("--verify with --config {key}"))
+                    .hint("records that may be deleted can not be checked: leave out one of them"));
+            }
+        }
         if self.acks == AcksArg::None && (self.verify || scenario == Scenario::Consume) {
             return Err(Failure::usage("--acks none: nobody is told which records are there to be read")
                 .hint("use --acks leader, or 'quire bench end-to-end' without --verify"));
@@ -316,6 +333,7 @@ impl LoadArgs {
             consumers: self.consumers(scenario),
             partitions: self.partitions,
             replicas: cell.replicas,
+            topic_config: self.config.iter().cloned().collect(),
             sync: cell.sync.name().to_owned(),
             cipher: cipher_name.to_owned(),
             record_size: cell.size.to_string(),

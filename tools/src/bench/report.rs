@@ -3,6 +3,8 @@
 //! Everything a reader needs to judge a figure is in it: settings, machine, every repetition, and every second of each.
 //! Fields are added, never renamed or taken away; [`FORMAT`] changes only if that rule has to be broken.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// The version of this object's layout.
@@ -58,6 +60,9 @@ pub struct Settings {
     pub partitions: u32,
     /// Replicas of each partition.
     pub replicas: u32,
+    /// The topic's other settings, as far as they were given.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub topic_config: BTreeMap<String, String>,
     /// The topic's `sync`: `always` or `interval`.
     pub sync: String,
     /// The cipher of the connections, such as `AES_128_GCM`.

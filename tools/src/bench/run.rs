@@ -130,7 +130,11 @@ impl Bench<'_> {
         let settings = &self.plan.settings;
         let needed = (settings.batch_bytes as usize).max(self.plan.contents.size.max() + 64 * 1024);
         let message_bytes = needed.clamp(limits::MESSAGE_BYTES_DEFAULT, limits::BATCH_BYTES_MAX);
-        NewTopic::new(name)
+        let topic = settings
+            .topic_config
+            .iter()
+            .fold(NewTopic::new(name), |topic, (key, value)| topic.config(key, value));
+        topic
             .partitions(settings.partitions)
             .replicas(settings.replicas)
             .config("sync", &settings.sync)

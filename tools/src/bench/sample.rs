@@ -14,6 +14,7 @@ pub fn settings() -> Settings {
         consumers: 0,
         partitions: 8,
         replicas: 1,
+        topic_config: std::collections::BTreeMap::new(),
         sync: "always".to_owned(),
         cipher: "AES_128_GCM".to_owned(),
         record_size: "1024".to_owned(),

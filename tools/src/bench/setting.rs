@@ -22,6 +22,7 @@ pub fn settings(settings: &Settings) -> Vec<Row> {
         ("Consumers", settings.consumers.to_string()),
         ("Partitions", settings.partitions.to_string()),
         ("Replicas", settings.replicas.to_string()),
+        ("Topic settings", topic_settings(settings)),
         ("Sync", settings.sync.clone()),
         ("Cipher", settings.cipher.clone()),
         ("Acks", settings.acks.clone()),
@@ -39,6 +40,12 @@ pub fn settings(settings: &Settings) -> Vec<Row> {
         ("Repetitions", settings.repeat.to_string()),
         ("Seed", settings.seed.to_string()),
     ]
+}
+
+fn topic_settings(settings: &Settings) -> String {
+    let given = settings.topic_config.iter().map(|(key, value)| format!("{key} {value}"));
+    let given: Vec<_> = given.collect();
+    if given.is_empty() { "as by default".to_owned() } else { given.join(", ") }
 }
 
 /// The benchmark's own.
@@ -76,6 +83,9 @@ pub fn command(settings: &Settings) -> String {
     }
     flag("partitions", &settings.partitions);
     flag("replicas", &settings.replicas);
+    for (key, value) in &settings.topic_config {
+        flag("config", &format!("{key}={value}"));
+    }
     flag("sync", &settings.sync);
     flag("cipher", &settings.cipher.to_lowercase().replace('_', "-"));
     flag("acks", &settings.acks);
@@ -265,7 +275,7 @@ mod tests {
             "consume --prefill 500 --duration 2m --no-page-cache-warm-up",
             "end-to-end --rate 10000 --verify --cipher aes-256-gcm --no-page-cache-warm-up",
             "mixed --prefill 3000 --count 2000 --no-page-cache-warm-up",
-            "mixed --cluster --replicas 3 --duration 7",
+            "mixed --cluster --replicas 3 --config retention.bytes=1000 --duration 7",
         ] {
             let asked = asked_for(&format!("quire bench {line}"));
             assert_eq!(asked_for(&command(&asked)), asked, "{line}");

@@ -23,6 +23,7 @@ pub fn of(settings: &Settings) -> String {
     parts.push(format!("{} records", size(&settings.record_size)));
     parts.extend((settings.keys > 0).then(|| counted(settings.keys, "key")));
     parts.push(format!("sync {}", settings.sync));
+    parts.extend(settings.topic_config.iter().map(|(key, value)| format!("{key} {value}")));
     parts.push(settings.cipher.replace('_', "-"));
     parts.push(format!("batches to {}", quantity::memory(settings.batch_bytes as f64)));
     parts.extend((settings.linger_ms > 0.0).then(|| format!("linger {} ms", settings.linger_ms)));
@@ -59,6 +60,8 @@ pub fn size(record_size: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::bench::sample;
 
@@ -72,6 +75,7 @@ mod tests {
             consumers: 2,
             partitions: 16,
             replicas: 3,
+            topic_config: BTreeMap::from([("segment.bytes".into(), "1048576".into())]),
             record_size: "100..2000".into(),
             keys: 1000,
             linger_ms: 5.0,
@@ -88,6 +92,7 @@ mod tests {
             "end to end: ",
             "2 consumers",
             "16 partitions",
+            "segment.bytes 1048576",
             "3 replicas",
             "100..2000 records",
             "1,000 keys",
