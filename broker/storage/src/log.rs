@@ -189,6 +189,7 @@ impl Log {
         // A leadership that had not written yet when the log was closed.
         let latest = epochs.latest().map_or(tail.leader_epoch, |latest| latest.epoch);
         let tail = Checkpoint { leader_epoch: tail.leader_epoch.max(latest), ..tail };
+        let high_watermark = shared.high_watermark();
         let log = Log {
             shared,
             options,
@@ -201,7 +202,7 @@ impl Log {
             behind_to: Offset::ZERO,
             epochs,
             flush: Flush::default(),
-            upkeep: Upkeep::new(is_marked_clean, is_cut_unstored, is_new, checkpoint),
+            upkeep: Upkeep::new(is_marked_clean, is_cut_unstored, is_new, checkpoint, high_watermark),
             compacting: Compacting::default(),
             poison: Poison::default(),
             corruption: report.corruption.clone(),

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use quire_protocol::batch::{Compression, ProducerIdentity};
 use quire_protocol::ids::{LeaderEpoch, Offset, ProducerEpoch, ProducerId};
 use quire_storage::disk::{CrashOptions, Disk, Fault, SimDisk, Survival};
-use quire_storage::{CompactionSettings, JobKind, Want, inspect};
+use quire_storage::{CompactionSettings, JobKind, Residency, Want, inspect};
 
 /// Something that happens to a log.
 #[derive(Debug, Clone)]
@@ -218,6 +218,47 @@ fn what_is_not_committed_or_too_young_is_left_alone() {
     assert_eq!(after.last(), Some(last), "above the high watermark nothing is touched");
     assert!(after.len() < before.len());
     log.check();
+}
+
+/// The checkpoint covered the records before they were committed. Found again behind it, the high watermark lay in the gap
+/// that compaction had left, and whoever read up to there asked for the same for ever.
+#[test]
+fn no_stop_finds_the_high_watermark_before_the_end_of_what_was_compacted() {
+    let mut log = filled(1, 1);
+    for _ in 0..6 {
+        log.append(&plain(vec![value(1, 300), value(7, 200)]));
+    }
+    log.settle(SYNC);
+    log.log.request_checkpoint();
+    log.settle(NO_SYNC);
+    let (committed, end) = (log.log.high_watermark(), log.log.end_offset());
+    assert!(committed < end);
+    log.commit();
+    log.roll();
+    log.log.compact(log.now, &compaction());
+    log.settle(NO_SYNC);
+    let gap = log.frames().windows(2).any(|pair| pair[0].0.next_offset() < pair[1].0.base_offset);
+    assert!(gap, "some frames are gone");
+    log.restart(SimDisk::kill);
+    assert_eq!(log.log.high_watermark(), end);
+}
+
+#[test]
+fn a_read_below_an_offset_in_a_gap_goes_on_behind_it() {
+    let mut log = filled(1, 3);
+    log.compact_all();
+    let (reader, frames) = (log.log.reader(), log.frames());
+    let mut gaps = 0;
+    for pair in frames.windows(2) {
+        let (before, behind) = (pair[0].0.next_offset(), pair[1].0.base_offset);
+        for below in before.0 + 1..pair[1].0.next_offset().0 {
+            let slice = reader.read(before, 1000, Offset(below), Residency::Any).expect("intact");
+            // No further than the frame behind the gap, of which not all lies below.
+            assert_eq!((slice.bytes, slice.next_offset), (0, behind.min(Offset(below))));
+            gaps += 1;
+        }
+    }
+    assert!(gaps > 0);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use quire_protocol::ids::Timestamp;
+use quire_protocol::ids::{Offset, Timestamp};
 use quire_protocol::limits;
 
 use super::Log;
@@ -102,10 +102,15 @@ impl Log {
         if is_dirty || is_overdue || has_expired {
             self.compacting.wanted = Some((now, *settings));
             let last = self.manifest.segments[eligible.count - 1].sealed;
-            // Recovery never begins in what is compacted.
             self.upkeep.is_checkpoint_due |=
-                last.is_some_and(|sealed| sealed.end_offset > self.upkeep.checkpoint);
+                last.is_some_and(|sealed| sealed.end_offset > self.compactable_end());
         }
+    }
+
+    /// Where what may be compacted ends. Recovery never begins in it, nor finds a high watermark there: it would lie in a
+    /// gap, and behind it what took the place of records that were read before.
+    fn compactable_end(&self) -> Offset {
+        self.upkeep.checkpoint.min(self.upkeep.certain_high_watermark)
     }
 
     /// Whether a compaction is due or under way.
@@ -207,7 +212,7 @@ impl Log {
         self.compacting.compaction.take().map(Job::give_up)
     }
 
-    /// What is due, once a checkpoint covers it: recovery never begins in what is compacted.
+    /// What is due, once a checkpoint covers it.
     fn plan(&mut self) -> Option<Plan> {
         let (now, settings) = self.compacting.wanted?;
         // What retention is about to delete is not copied.
@@ -218,8 +223,9 @@ impl Log {
         self.compacting.wanted = None;
         let eligible = self.eligible(now, &settings);
         let entries = &self.manifest.segments;
+        let end = self.compactable_end();
         let is_covered = |entry: &SegmentEntry| {
-            entry.sealed.is_some_and(|sealed| sealed.end_offset <= self.upkeep.checkpoint && sealed.len > 0)
+            entry.sealed.is_some_and(|sealed| sealed.end_offset <= end && sealed.len > 0)
         };
         let count = entries[..eligible.count].iter().rposition(is_covered).map_or(0, |last| last + 1);
         let segments = self.shared.segments();

@@ -164,7 +164,7 @@ impl Log {
             self.suspicion = if is_new { Suspicion::default() } else { Suspicion::UNCLEAN };
         }
         let verdict = self.upkeep.verdict.take().filter(|_| !is_anew);
-        self.upkeep = Upkeep::new(false, false, is_new, end);
+        self.upkeep = Upkeep::new(false, false, is_new, end, self.high_watermark());
         self.upkeep.verdict = verdict;
         self.forget_compaction();
         end

@@ -116,17 +116,28 @@ pub(super) struct Upkeep {
     synced_bytes: u64,
     /// Everything below was covered by a sync when the checkpoint on disk was written.
     pub(super) checkpoint: Offset,
+    /// Whatever happens, an open finds the high watermark here or beyond: the checkpoint on disk says so.
+    pub(super) certain_high_watermark: Offset,
 }
 
 impl Upkeep {
-    /// Of a log just opened, of which everything below `checkpoint` is known to be durable.
+    /// Of a log just opened, of which everything below `checkpoint` is known to be durable, and every open finds this high
+    /// watermark.
     pub(super) fn new(
         is_marked_clean: bool,
         is_cut_unstored: bool,
         is_new: bool,
         checkpoint: Offset,
+        certain_high_watermark: Offset,
     ) -> Upkeep {
-        Upkeep { is_marked_clean, is_cut_unstored, is_new, checkpoint, ..Upkeep::default() }
+        Upkeep {
+            is_marked_clean,
+            is_cut_unstored,
+            is_new,
+            checkpoint,
+            certain_high_watermark,
+            ..Upkeep::default()
+        }
     }
 }
 
@@ -563,6 +574,7 @@ impl Log {
             UpkeepDone::Checkpointed { checkpoint, stored } => {
                 stored.iter().for_each(|segment| segment.index_was_stored());
                 self.upkeep.checkpoint = checkpoint.next_offset;
+                self.upkeep.certain_high_watermark = checkpoint.high_watermark;
                 self.upkeep.is_checkpoint_refused = false;
                 self.upkeep.is_behind_noted = checkpoint.is_behind;
                 completed.space = checkpoint.is_behind && std::mem::take(&mut self.upkeep.is_note_due);
