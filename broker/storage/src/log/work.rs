@@ -160,7 +160,9 @@ impl Log {
         // A log that begins anew leaves its damage behind, and files that could not be written or synced.
         let begins_anew = matches!(self.upkeep.cut, Some(CutTo::Anew(_)));
         if self.is_poisoned() && !begins_anew {
-            return None;
+            // What was being compacted holds memory, and others wait for it to be over.
+            self.cancel_compaction();
+            return self.next_compaction();
         }
         if self.is_cutting() || self.is_corrupt() {
             self.cancel_compaction();
