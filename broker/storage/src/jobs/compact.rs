@@ -282,7 +282,9 @@ impl Compaction {
         let fate = match header.next_offset() <= self.plan.log_start && !is_last {
             true => Fate::Gone,
             false => {
+                // Of what was not noted the producers are not known either.
                 let must_stay = is_last
+                    || !is_noted
                     || self.place.leader_epoch != Some(header.leader_epoch)
                     || self.producers.remembers(header, &batch_header);
                 self.fate(&batch_header, &batch, is_noted, must_stay, &mut horizon)

@@ -211,10 +211,15 @@ impl Keyed {
 
     /// Commits and seals all there is, and compacts it until nothing is left to be done.
     pub fn compact_all(&mut self) {
+        self.compact_by_keys(compaction().keys_max);
+    }
+
+    /// As [`Keyed::compact_all`], three times so many keys at most.
+    pub fn compact_by_keys(&mut self, keys_max: usize) {
         self.commit();
         self.roll();
         for _ in 0..3 {
-            self.log.compact(self.now, &compaction());
+            self.log.compact(self.now, &CompactionSettings { keys_max, ..compaction() });
             self.settle(NO_SYNC);
         }
     }
@@ -421,11 +426,17 @@ impl Keyed {
 
     /// A follower that gets all of it has the same, whatever it compacts itself; and so does one of that one.
     pub fn check_follower(&mut self) {
+        for keys_max in [1, 3, compaction().keys_max] {
+            self.check_follower_by_keys(keys_max);
+        }
+    }
+
+    fn check_follower_by_keys(&mut self, keys_max: usize) {
         self.commit();
         let mut follower = self.follow();
         assert_eq!(follower.read().expect("intact"), self.read().expect("intact"));
         assert_eq!(follower.log.known_chain(), self.log.known_chain());
-        follower.compact_all();
+        follower.compact_by_keys(keys_max);
         follower.check();
         follower.restart(SimDisk::kill);
         let mut next = follower.follow();
