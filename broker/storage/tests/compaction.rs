@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use quire_protocol::batch::{Compression, ProducerIdentity};
 use quire_protocol::ids::{LeaderEpoch, Offset, ProducerEpoch, ProducerId};
 use quire_storage::disk::{CrashOptions, Disk, Fault, SimDisk, Survival};
-use quire_storage::{CompactionSettings, JobKind, Residency, Want, inspect};
+use quire_storage::{AppendErrorKind, CompactionSettings, JobKind, Residency, Want, inspect};
 
 /// Something that happens to a log.
 #[derive(Debug, Clone)]
@@ -344,6 +344,70 @@ fn a_tombstone_goes_a_time_after_compaction_came_past_it() {
     log.settle(NO_SYNC);
     assert_eq!(keys(&log), [Some(3), Some(4)]);
     log.check();
+}
+
+/// When tombstones may go was known to the process alone, and taken from what was not listed in the end: a log that nobody
+/// writes to kept them for ever.
+#[test]
+fn that_tombstones_are_to_go_is_not_forgotten() {
+    let settings = CompactionSettings { delete_retention_ms: 1000, ..compaction() };
+    let is_due = |log: &mut Keyed| {
+        log.log.compact(log.now, &settings);
+        log.log.is_compacting()
+    };
+    for is_close in [false, true] {
+        let mut log = Keyed::new(1);
+        log.append(&plain(vec![value(1, 10), value(2, 10)]));
+        log.append(&plain(vec![tombstone(1), value(3, 10)]));
+        log.commit();
+        log.roll();
+        assert!(is_due(&mut log));
+        log.settle(NO_SYNC);
+        match is_close {
+            true => log.close(),
+            false => log.restart(SimDisk::kill),
+        }
+        log.now.0 += 999;
+        assert!(!is_due(&mut log));
+        log.now.0 += 1;
+        assert!(is_due(&mut log), "it is time, though nothing was written since");
+        while !log.out.iter().any(|job| job.kind() == JobKind::Swap) {
+            log.finish();
+            log.hand_out(NO_SYNC);
+        }
+        // What was written is not listed.
+        log.disk.set_capacity(Some(0));
+        log.finish();
+        log.disk.set_capacity(None);
+        log.settle(NO_SYNC);
+        assert_eq!(log.read().expect("intact").len(), 3);
+        log.now.0 += 3_600_000;
+        assert!(is_due(&mut log), "it is not done");
+        log.settle(NO_SYNC);
+        assert_eq!(log.read().expect("intact").len(), 2);
+        log.check();
+        assert!(!is_due(&mut log));
+    }
+}
+
+/// An earlier version is to refuse the log, and not to take it for damaged.
+#[test]
+fn the_manifest_says_that_frames_are_compacted_before_the_first_is_written() {
+    let mut log = filled(1, 3);
+    log.compact_all();
+    let frames: Vec<_> =
+        log.log.reader().frames_since(Offset::ZERO).map(|frame| frame.expect("intact")).collect();
+    assert!(frames.iter().any(|(header, _)| header.is_compacted));
+    let mut follower = Keyed::new(2);
+    for (header, frame) in frames {
+        while let Err(refused) = follower.log.append_frames(vec![frame.clone()]) {
+            assert!(refused.kind == AppendErrorKind::NoSpaceYet.into());
+            follower.settle(NO_SYNC);
+        }
+        let version = follower.log_version();
+        assert!(version == 2 || version == 1 && !header.is_compacted, "{version} with {header:?}");
+    }
+    assert_eq!(follower.log_version(), 2);
 }
 
 #[test]

@@ -204,7 +204,8 @@ impl Place {
     }
 
     fn restart(&self, work: &CutWork, at: Offset) -> Result<CutDone, Failure> {
-        let manifest = Manifest { log_start: at, segments: Vec::new(), ..work.manifest.clone() };
+        let manifest =
+            Manifest { log_start: at, compacted: None, segments: Vec::new(), ..work.manifest.clone() };
         let point = Checkpoint {
             segment_serial: manifest.next_serial,
             position: 0,

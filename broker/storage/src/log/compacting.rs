@@ -11,7 +11,7 @@ use crate::error::ReadError;
 use crate::jobs::{
     Compaction, Failure, FailureKind, Job, Plan, Source, StepError, Stepped, SwapWork, Written,
 };
-use crate::manifest::SegmentEntry;
+use crate::manifest::{Compacted, SegmentEntry};
 use crate::segment::{Extent, Segment};
 
 /// How a log is compacted.
@@ -54,8 +54,6 @@ pub(super) struct Compacting {
     compaction: Option<Box<Compaction>>,
     /// Written, and not listed yet.
     written: Option<Box<Written>>,
-    /// When the first of the tombstones that stayed may go, as far as is known.
-    next_horizon: Option<Timestamp>,
     /// What could not be read.
     damage: Option<ReadError>,
 }
@@ -98,13 +96,18 @@ impl Log {
         let is_overdue = eligible.compacted < eligible.count
             && dirty > 0
             && is_older(self.dirty_since(eligible.compacted), now, settings.lag_ms_max);
-        let has_expired = eligible.count > 0 && self.compacting.next_horizon.is_some_and(|at| at <= now);
+        let has_expired = eligible.count > 0 && self.next_horizon().is_some_and(|at| at <= now);
         if is_dirty || is_overdue || has_expired {
             self.compacting.wanted = Some((now, *settings));
             let last = self.manifest.segments[eligible.count - 1].sealed;
             self.upkeep.is_checkpoint_due |=
                 last.is_some_and(|sealed| sealed.end_offset > self.compactable_end());
         }
+    }
+
+    /// When the first of the tombstones that stayed may go.
+    fn next_horizon(&self) -> Option<Timestamp> {
+        self.manifest.compacted.and_then(|compacted| compacted.next_horizon)
     }
 
     /// Where what may be compacted ends. Recovery never begins in it, nor finds a high watermark there: it would lie in a
@@ -282,8 +285,12 @@ impl Log {
             self.compacting.is_cancelled = true;
             return None;
         }
-        self.compacting.next_horizon = written.next_horizon;
         let mut manifest = self.manifest.clone();
+        // What is compacted behind the sources, if anything is, was not gone through this time.
+        let is_all = manifest.segments.get(count).is_none_or(|next| !next.is_compacted);
+        let before = self.next_horizon().filter(|_| !is_all);
+        let next_horizon = written.next_horizon.into_iter().chain(before).min();
+        manifest.compacted = Some(Compacted { next_horizon });
         manifest.segments.splice(..count, written.entries.iter().copied());
         let (size_limit, interval) = (self.options.segment_bytes, self.options.index_interval_bytes);
         let segment = |entry: &SegmentEntry| {

@@ -33,6 +33,7 @@ impl Log {
             let records = last.next_offset().since(self.tail.next_offset);
             let bytes = frames.iter().map(|frame| frame.len() as u64).sum();
             let file = self.prepare(bytes, records)?;
+            self.note_compacted(&headers)?;
             self.note_behind(&headers)?;
             self.write_frames(&*file, &frames)?;
             self.appended(&headers);
@@ -40,6 +41,21 @@ impl Log {
             Ok(headers)
         });
         written.map_err(|kind| AppendFramesError { kind, frames })
+    }
+
+    /// An earlier version takes the gaps that a leader's compaction left for damage: before the first such frame is written
+    /// the manifest has to say that there are some.
+    fn note_compacted(&mut self, headers: &[FrameHeader]) -> Result<(), AppendErrorKind> {
+        let is_noted = self.manifest.compacted.is_some();
+        if is_noted || !headers.iter().any(|header| header.is_compacted) {
+            return Ok(());
+        }
+        // Said once; the next append has another attempt made.
+        if let Some(refusal) = self.upkeep.refusal.take() {
+            return Err(refusal);
+        }
+        self.upkeep.is_mark_due = true;
+        Err(AppendErrorKind::NoSpaceYet)
     }
 
     /// Recovery takes a durable floor above a bad frame for a proof that the frame was on this disk. A follower that has

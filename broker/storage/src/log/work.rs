@@ -16,7 +16,7 @@ use crate::jobs::{
     CheckpointWork, CutTo, Failure, FailureKind, GrowWork, IndexToStore, Job, JobDone, OpenWork, Outcome,
     Place, RetainWork, RollWork, SyncWork, UpkeepDone, UpkeepWork, Verdict,
 };
-use crate::manifest::{Sealed, SegmentName};
+use crate::manifest::{Compacted, Manifest, Sealed, SegmentName};
 use crate::poison::PoisonReason;
 use crate::segment::Segment;
 use crate::small_file;
@@ -93,6 +93,8 @@ pub(super) struct Upkeep {
     pub(super) is_behind_noted: bool,
     /// An append waits for a checkpoint that says so.
     pub(super) is_note_due: bool,
+    /// An append waits for a manifest that says that there are compacted frames.
+    pub(super) is_mark_due: bool,
     /// The clean marker of the last shutdown is still there; it goes before anything is changed.
     pub(super) is_marked_clean: bool,
     /// The manifest on disk does not list yet where recovery cut the log. The next change of it does.
@@ -340,6 +342,11 @@ impl Log {
                 SpaceWanted::Roll { bytes } => self.roll_work(bytes),
             });
         }
+        if std::mem::take(&mut self.upkeep.is_mark_due) {
+            self.upkeep.is_for_append = true;
+            let compacted = self.manifest.compacted.or(Some(Compacted::default()));
+            return Some(UpkeepWork::Mark(Manifest { compacted, ..self.manifest.clone() }));
+        }
         if self.upkeep.is_note_due && !self.upkeep.is_new {
             return Some(UpkeepWork::Checkpoint(self.checkpoint_work()));
         }
@@ -561,6 +568,11 @@ impl Log {
                 self.upkeep.is_cut_unstored = false;
                 // Segments end elsewhere now: retention chooses again.
                 self.upkeep.retain_from.take_if(|_| self.upkeep.is_segment_end);
+            }
+            UpkeepDone::Marked { manifest } => {
+                self.manifest = manifest;
+                self.upkeep.is_cut_unstored = false;
+                completed.space = true;
             }
             UpkeepDone::Cut(done) => {
                 completed.cut = Some(self.was_cut(*done));

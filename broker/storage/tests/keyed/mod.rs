@@ -9,7 +9,7 @@ use quire_protocol::batch::{
 };
 use quire_protocol::frame::{self, FrameHeader};
 use quire_protocol::ids::{LeaderEpoch, Offset, ProducerEpoch, ProducerId, Sequence, Timestamp};
-use quire_storage::disk::{Disk, SimDisk};
+use quire_storage::disk::{Disk, OpenMode, SimDisk};
 use quire_storage::epochs::EpochCache;
 use quire_storage::{
     AppendContext, AppendErrorKind, CompactionSettings, Job, Log, LogOptions, LogReader, NewBatch, ReadError,
@@ -293,6 +293,14 @@ impl Keyed {
         let report = inspect::inspect(&self.disk, Path::new(DIR)).expect("a log");
         let first = &report.segments[0];
         (Path::new(DIR).join(&first.file_name), first.log_bytes.expect("it is sealed"))
+    }
+
+    /// What the manifest says of the format of the frames.
+    pub fn log_version(&self) -> u16 {
+        let manifest = self.disk.open(&Path::new(DIR).join("manifest"), OpenMode::Read).expect("there");
+        let mut head = [0; 14];
+        manifest.read_exact_at(0, &mut head).expect("longer");
+        u16::from_le_bytes([head[12], head[13]])
     }
 
     pub fn flip(&mut self, path: &Path, bit: u64) {
