@@ -192,16 +192,38 @@ pub(crate) struct IndexToStore {
 
 #[derive(Debug)]
 pub(crate) enum UpkeepDone {
-    Opened { file: Arc<dyn DiskFile>, writable: u64 },
-    Grown { end: u64 },
-    Rolled { manifest: Manifest, name: SegmentName, file: Arc<dyn DiskFile>, writable: u64 },
-    Retained { manifest: Manifest, removed: usize },
-    Checkpointed { checkpoint: Checkpoint, stored: Vec<Arc<Segment>> },
+    Opened {
+        file: Arc<dyn DiskFile>,
+        writable: u64,
+    },
+    Grown {
+        end: u64,
+    },
+    Rolled {
+        manifest: Manifest,
+        name: SegmentName,
+        file: Arc<dyn DiskFile>,
+        writable: u64,
+    },
+    Retained {
+        manifest: Manifest,
+        removed: usize,
+    },
+    Checkpointed {
+        checkpoint: Checkpoint,
+        stored: Vec<Arc<Segment>>,
+    },
     Cut(Box<CutDone>),
     CutNothing,
+    /// The log is as it was.
+    CutRefused,
     Judged(Verdict),
-    Compacted { manifest: Manifest },
-    Marked { manifest: Manifest },
+    Compacted {
+        manifest: Manifest,
+    },
+    Marked {
+        manifest: Manifest,
+    },
 }
 
 /// Upkeep that was not done.

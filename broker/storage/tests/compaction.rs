@@ -6,6 +6,7 @@ mod keyed;
 
 use std::path::Path;
 
+use bytes::Bytes;
 use harness::{DIR, NO_SYNC, SYNC, config};
 use keyed::{Keyed, NewRecord, Sent, compaction};
 use proptest::prelude::*;
@@ -400,10 +401,7 @@ fn the_manifest_says_that_frames_are_compacted_before_the_first_is_written() {
     assert!(frames.iter().any(|(header, _)| header.is_compacted));
     let mut follower = Keyed::new(2);
     for (header, frame) in frames {
-        while let Err(refused) = follower.log.append_frames(vec![frame.clone()]) {
-            assert!(refused.kind == AppendErrorKind::NoSpaceYet.into());
-            follower.settle(NO_SYNC);
-        }
+        take_frame(&mut follower, frame);
         let version = follower.log_version();
         assert!(version == 2 || version == 1 && !header.is_compacted, "{version} with {header:?}");
     }
@@ -645,4 +643,98 @@ fn damage_that_compaction_comes_to_is_told_and_changes_nothing() {
     assert!(matches!(damage, quire_storage::ReadError::Corrupt { .. }), "{damage}");
     assert!(log.log.take_damage().is_none(), "once");
     assert_eq!(log.segments(), 4);
+}
+
+fn take_frame(follower: &mut Keyed, frame: Bytes) {
+    while let Err(refused) = follower.log.append_frames(vec![frame.clone()]) {
+        assert!(refused.kind == AppendErrorKind::NoSpaceYet.into());
+        follower.settle(NO_SYNC);
+    }
+}
+
+/// A follower, with these frames of a leader.
+fn following(frames: &[Bytes]) -> Keyed {
+    let mut follower = Keyed::new(2);
+    frames.iter().for_each(|frame| take_frame(&mut follower, frame.clone()));
+    follower.settle(SYNC);
+    follower
+}
+
+/// A record that was compacted away for a later one is missing if only the later one is cut off. With a log start beyond
+/// the frames left, or without a frame left, the cut had the process abort.
+#[test]
+fn nothing_is_cut_off_that_other_records_went_for() {
+    for log_start in [0, 3, 40] {
+        let mut log = filled(1, 4);
+        log.compact_all();
+        log.log.advance_log_start(Offset(log_start));
+        log.settle(NO_SYNC);
+        let (frames, end) = (log.frames(), log.log.end_offset());
+        for to in log_start..=end.0 {
+            let mut cut = log.fork();
+            cut.log.truncate(Offset(to));
+            let completed = cut.log.run_jobs(NO_SYNC);
+            assert!(completed.space && completed.poisoned.is_none());
+            assert_eq!(
+                (completed.is_cut_refused, completed.cut),
+                match to == end.0 {
+                    true => (false, Some(end)),
+                    false => (true, None),
+                }
+            );
+            assert_eq!((cut.frames().as_slice(), cut.log.end_offset()), (frames.as_slice(), end));
+            cut.log.restart_at(Offset(to));
+            assert_eq!(cut.log.run_jobs(NO_SYNC).cut, Some(Offset(to)));
+        }
+    }
+}
+
+#[test]
+fn nothing_is_cut_off_that_the_leader_had_compacted() {
+    let mut log = filled(1, 3);
+    log.compact_all();
+    let compacted_end = log.log.end_offset();
+    for _ in 0..3 {
+        log.append(&plain(vec![value(1, 40), value(2, 40)]));
+    }
+    log.commit();
+    let frames = log.log.reader().frames_since(Offset::ZERO).map(|frame| frame.expect("intact"));
+    let (headers, frames): (Vec<_>, Vec<_>) = frames.unzip();
+    let flagged_end = headers.iter().rfind(|header| header.is_compacted).expect("one").next_offset();
+    assert!(Offset::ZERO < flagged_end && flagged_end <= compacted_end);
+    for to in 0..=log.log.end_offset().0 {
+        let mut follower = following(&frames);
+        follower.log.truncate(Offset(to));
+        let completed = follower.log.run_jobs(NO_SYNC);
+        assert_eq!(completed.is_cut_refused, to < flagged_end.0, "at {to}");
+        assert_eq!(completed.cut.is_some(), to >= flagged_end.0, "at {to}");
+        // A leader has compacted nothing that was not committed.
+        let mut follower = following(&frames);
+        follower.log.set_high_watermark(log.log.end_offset());
+        follower.log.truncate(Offset(to));
+        assert_eq!(follower.log.run_jobs(NO_SYNC).is_cut_refused, to < log.log.end_offset().0, "at {to}");
+    }
+}
+
+/// Where nothing is compacted too: the log start may lie within a frame.
+#[test]
+fn nothing_is_cut_off_that_the_log_start_lies_in() {
+    for to in 4..12 {
+        let mut log = Keyed::new(1);
+        for _ in 0..3 {
+            log.append(&plain(vec![value(1, 40); 5]));
+        }
+        log.commit();
+        log.log.advance_log_start(Offset(4));
+        log.settle(NO_SYNC);
+        log.log.truncate(Offset(to));
+        let completed = log.log.run_jobs(NO_SYNC);
+        assert_eq!(
+            (completed.is_cut_refused, completed.cut),
+            match to {
+                4 => (true, None),
+                _ => (false, Some(Offset(to / 5 * 5))),
+            }
+        );
+    }
 }

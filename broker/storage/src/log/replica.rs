@@ -112,7 +112,8 @@ impl Log {
     }
 
     /// Cuts the log, and all that is derived from it, at the last frame's end that is not after `to`. Nothing is appended
-    /// until a completion says that it was cut; what the log shows is unchanged until then.
+    /// until a completion says that it was cut; what the log shows is unchanged until then. One that says
+    /// [`super::Completed::is_cut_refused`] leaves it to [`Log::restart_at`].
     ///
     /// # Panics
     /// If `to` lies before the log start.

@@ -54,6 +54,9 @@ pub struct Completed {
     pub space: bool,
     /// The log's end, if it was cut there.
     pub cut: Option<Offset>,
+    /// Whether the log could not be cut where it was to be, and is as it was: compaction took records for what lies beyond,
+    /// or the log start is not where a frame begins. It is to begin anew.
+    pub is_cut_refused: bool,
 }
 
 /// Account of syncs.
@@ -231,6 +234,7 @@ impl Log {
             all.poisoned = all.poisoned.or(completed.poisoned);
             all.space |= completed.space;
             all.cut = completed.cut.or(all.cut);
+            all.is_cut_refused |= completed.is_cut_refused;
         }
         all
     }
@@ -581,6 +585,11 @@ impl Log {
             UpkeepDone::CutNothing => {
                 self.upkeep.cut = None;
                 completed.cut = Some(self.tail.next_offset);
+                completed.space = true;
+            }
+            UpkeepDone::CutRefused => {
+                self.upkeep.cut = None;
+                completed.is_cut_refused = true;
                 completed.space = true;
             }
             UpkeepDone::Judged(Verdict::Suspect(why)) => self.suspicion = self.suspicion.and(why),
