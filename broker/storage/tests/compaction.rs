@@ -12,6 +12,7 @@ use keyed::{Keyed, NewRecord, Sent, compaction};
 use proptest::prelude::*;
 use quire_protocol::batch::{Compression, ProducerIdentity};
 use quire_protocol::ids::{LeaderEpoch, Offset, ProducerEpoch, ProducerId};
+use quire_protocol::limits;
 use quire_storage::disk::{CrashOptions, Disk, Fault, SimDisk, Survival};
 use quire_storage::{AppendErrorKind, CompactionSettings, JobKind, Residency, Want, inspect};
 
@@ -566,8 +567,35 @@ fn a_full_disk_puts_it_off() {
     assert_eq!(log.frames(), before);
     log.disk.set_capacity(None);
     log.compact_all();
+    assert_eq!(log.frames(), before, "not at once again");
+    log.now.0 += limits::COMPACTION_RETRY_INTERVAL.as_millis() as i64;
+    log.compact_all();
     assert!(log.frames().len() < before.len());
     log.check();
+}
+
+/// It took the last of the disk, gave that back, and took it again, and appends were refused in between.
+#[test]
+fn what_appends_need_is_not_taken() {
+    let most = 30_000 + limits::COMPACTION_DISK_RESERVE_BYTES;
+    for (capacity, is_room) in [(30_000, false), (most - 20_000, false), (most + 60_000, true)] {
+        let mut log = filled(1, 6);
+        log.log.request_checkpoint();
+        log.settle(NO_SYNC);
+        log.disk.set_capacity(Some(capacity));
+        let names = log.disk.list(Path::new(DIR)).expect("there");
+        let free = log.disk.free_bytes(Path::new(DIR)).expect("known");
+        log.log.compact(log.now, &compaction());
+        while let Some(job) = log.log.next_job(NO_SYNC) {
+            let kind = job.kind();
+            let _ = log.log.complete(job.run());
+            if !is_room && kind == JobKind::Compact {
+                assert_eq!(log.disk.list(Path::new(DIR)).expect("there"), names, "nothing was begun");
+                assert_eq!(log.disk.free_bytes(Path::new(DIR)).expect("known"), free);
+            }
+        }
+        assert_eq!(log.segments() == 2, is_room, "with {capacity} bytes");
+    }
 }
 
 /// Every operation of a compaction, with power lost at it; whatever survives.

@@ -29,6 +29,7 @@ use bytes::Bytes;
 use quire_protocol::batch::{BatchHeader, Compactable, RecordKey};
 use quire_protocol::frame::{self, Chain, FrameHeader};
 use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp};
+use quire_protocol::limits;
 
 use super::{Failure, FailureKind};
 use crate::disk::OpenMode;
@@ -202,7 +203,24 @@ impl Compaction {
         Written { sources, entries: self.outputs.done, next_horizon: self.next_horizon }
     }
 
+    /// Whatever is left of the sources has room on the disk, beside what appends need meanwhile.
+    fn check_room(&self) -> Result<(), StepError> {
+        let shared = &self.plan.shared;
+        let free = shared.disk.free_bytes(&shared.dir).map_err(Failure::of("looking for free space"));
+        let free = free.map_err(StepError::Failed)?;
+        let most: u64 = self.plan.sources.iter().map(|source| source.sealed.len).sum();
+        let needed = most + limits::COMPACTION_DISK_RESERVE_BYTES;
+        if free >= needed {
+            return Ok(());
+        }
+        let what = format!("{free} bytes are free, up to {needed} are needed");
+        let error = io::Error::new(io::ErrorKind::StorageFull, what);
+        let operation = "finding room for compacted segments";
+        Err(StepError::Failed(Failure { operation, error, kind: FailureKind::DiskFull }))
+    }
+
     fn note_keys(&mut self) -> Result<(), StepError> {
+        self.check_room()?;
         let mut left = STEP_BYTES;
         while left > 0 {
             let at = self.place.source;

@@ -50,6 +50,10 @@ pub(super) struct Compacting {
     is_cancelled: bool,
     /// It is due, as it was decided then.
     wanted: Option<(Timestamp, CompactionSettings)>,
+    /// When the last one was decided.
+    decided_at: Timestamp,
+    /// Not before then: there was no room.
+    put_off_until: Option<Timestamp>,
     /// Between two steps.
     compaction: Option<Box<Compaction>>,
     /// Written, and not listed yet.
@@ -80,9 +84,13 @@ impl Log {
     /// segments wholly below the high watermark are touched, and the newest is not; an active segment that is old, or
     /// where most of what is dirty is, is sealed first: its turn comes the next time.
     ///
-    /// Until it is over nothing is deleted by retention. Ask again now and then.
+    /// Until it is over nothing is deleted by retention. It needs room for another copy of what it reads; without any it is
+    /// put off for [`limits::COMPACTION_RETRY_INTERVAL`]. Ask again now and then.
     pub fn compact(&mut self, now: Timestamp, settings: &CompactionSettings) {
         if self.is_poisoned() || self.is_corrupt() || self.is_cutting() || self.is_compacting() {
+            return;
+        }
+        if self.compacting.put_off_until.is_some_and(|until| now < until) {
             return;
         }
         let eligible = self.eligible(now, settings);
@@ -99,6 +107,8 @@ impl Log {
         let has_expired = eligible.count > 0 && self.next_horizon().is_some_and(|at| at <= now);
         if is_dirty || is_overdue || has_expired {
             self.compacting.wanted = Some((now, *settings));
+            self.compacting.decided_at = now;
+            self.compacting.put_off_until = None;
             let last = self.manifest.segments[eligible.count - 1].sealed;
             self.upkeep.is_checkpoint_due |=
                 last.is_some_and(|sealed| sealed.end_offset > self.compactable_end());
@@ -125,6 +135,19 @@ impl Log {
     pub fn cancel_compaction(&mut self) {
         self.compacting.wanted = None;
         self.compacting.is_cancelled = self.compacting.is_busy();
+    }
+
+    /// There is no room for what is due or under way: it is given up, and not tried again at once.
+    pub(super) fn put_off_compaction(&mut self) {
+        if self.is_compacting() {
+            self.wait_with_compaction();
+        }
+        self.cancel_compaction();
+    }
+
+    fn wait_with_compaction(&mut self) {
+        let wait_ms = limits::COMPACTION_RETRY_INTERVAL.as_millis() as i64;
+        self.compacting.put_off_until = Some(Timestamp(self.compacting.decided_at.0.saturating_add(wait_ms)));
     }
 
     /// What compaction could not read, if it came to damage: to be told once to [`Log::mark_corrupt`], like what a reader
@@ -263,6 +286,7 @@ impl Log {
             }
             Err(StepError::Failed(Failure { operation, error, .. })) => {
                 tracing::warn!(log = %self.shared.dir.display(), operation, %error, "compaction is put off");
+                self.wait_with_compaction();
             }
         }
         self.compacting.is_cancelled &= self.compacting.is_busy();

@@ -638,7 +638,7 @@ impl Log {
         let refusal = match kind {
             FailureKind::DiskFull => {
                 // It needs room before it makes any.
-                self.cancel_compaction();
+                self.put_off_compaction();
                 AppendErrorKind::DiskFull
             }
             FailureKind::Exhausted => AppendErrorKind::Exhausted(format!("{operation}: {error}")),
