@@ -147,7 +147,12 @@ impl Manifest {
 
     /// Whether no segment can be added.
     pub fn is_full(&self) -> bool {
-        self.segments.len() >= limits::SEGMENTS_MAX || self.next_serial == u32::MAX
+        self.segments.len() >= limits::SEGMENTS_MAX || !self.has_serial()
+    }
+
+    /// Whether there is a serial for another segment.
+    pub fn has_serial(&self) -> bool {
+        self.next_serial < u32::MAX
     }
 
     /// Whether a file of this name is a listed segment's.
@@ -473,6 +478,17 @@ mod tests {
         let fine = manifest(5, vec![entry(0, 3, Some(5)), entry(5, 1, None)]);
         assert_eq!(fine.check(), Ok(()));
         assert!(fine.lists(fine.segments[1].name) && !fine.is_full());
+    }
+
+    /// As many segments as there may be are compacted all the same.
+    #[test]
+    fn a_log_of_too_many_segments_still_has_serials() {
+        let segments = (0..limits::SEGMENTS_MAX as u32).map(|serial| entry(0, serial, Some(0))).collect();
+        let full = Manifest { next_serial: limits::SEGMENTS_MAX as u32, ..manifest(0, segments) };
+        assert_eq!(full.check(), Ok(()));
+        assert!(full.is_full() && full.has_serial());
+        let used_up = Manifest { next_serial: u32::MAX, ..manifest(0, vec![]) };
+        assert!(used_up.is_full() && !used_up.has_serial());
     }
 
     #[test]

@@ -219,8 +219,9 @@ impl Log {
         }
         let compaction = self.compacting.compaction.as_mut()?;
         if compaction.wants_serial() {
-            // A job that is out has the manifest, and brings it back.
-            if self.upkeep.is_under_way || self.manifest.is_full() {
+            // A job that is out has the manifest, and brings it back. How many segments there are in the end is looked at
+            // then: compaction is what makes them fewer.
+            if self.upkeep.is_under_way || !self.manifest.has_serial() {
                 return None;
             }
             compaction.give_serial(self.manifest.next_serial);
