@@ -525,7 +525,8 @@ fn appends_rolls_and_retention_go_on_meanwhile() {
 #[test]
 fn what_is_given_up_or_closed_leaves_nothing() {
     for is_close in [false, true] {
-        for steps in 1..6 {
+        let mut cases = 0;
+        'cases: for steps in 1..20 {
             let mut log = filled(1, 3);
             let names = log.disk.list(Path::new(DIR)).expect("there");
             let before = log.frames();
@@ -533,11 +534,12 @@ fn what_is_given_up_or_closed_leaves_nothing() {
             for _ in 0..steps {
                 log.hand_out(NO_SYNC);
                 if log.out.iter().any(|job| job.kind() == JobKind::Swap) {
-                    log.finish();
-                    return;
+                    // From here on it is not given up.
+                    break 'cases;
                 }
                 log.finish();
             }
+            cases = steps;
             match is_close {
                 true => log.close(),
                 false => {
@@ -551,6 +553,7 @@ fn what_is_given_up_or_closed_leaves_nothing() {
             assert!(left.iter().filter(is_segment).eq(names.iter().filter(is_segment)), "{left:?}");
             assert_eq!(log.frames(), before);
         }
+        assert!(cases >= 2, "{cases} cases");
     }
 }
 
