@@ -5,6 +5,7 @@ mod harness;
 mod keyed;
 
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 use harness::{DIR, NO_SYNC, SYNC, config};
@@ -27,6 +28,7 @@ enum Step {
         keys_max: usize,
         delete_retention_ms: u64,
         lag_ms_min: u64,
+        span_ms_max: Option<u64>,
     },
     /// A job is handed out; other things happen before it runs.
     HandOut {
@@ -59,13 +61,14 @@ fn sent() -> impl Strategy<Value = Sent> {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let survival = prop_oneof![Just(Survival::Random), Just(Survival::Nothing), Just(Survival::Everything)];
-    let compact = (prop_oneof![Just(1usize), Just(3), Just(1000)], 0u64..400_000, 0u64..200_000);
+    let keys_max = prop_oneof![Just(1usize), Just(3), Just(1000)];
+    let compact = (keys_max, 0u64..400_000, 0u64..200_000, prop::option::of(0u64..400_000));
     let step = prop_oneof![
         12 => prop::collection::vec(sent(), 1..4).prop_map(Step::Append),
         6 => Just(Step::Commit),
         3 => Just(Step::Roll),
-        6 => compact.prop_map(|(keys_max, delete_retention_ms, lag_ms_min)| Step::Compact {
-            keys_max, delete_retention_ms, lag_ms_min
+        6 => compact.prop_map(|(keys_max, delete_retention_ms, lag_ms_min, span_ms_max)| Step::Compact {
+            keys_max, delete_retention_ms, lag_ms_min, span_ms_max
         }),
         4 => any::<bool>().prop_map(|sync| Step::HandOut { sync }),
         3 => Just(Step::Finish),
@@ -88,11 +91,12 @@ fn take(log: &mut Keyed, step: &Step) -> bool {
         Step::Append(batches) => batches.iter().for_each(|sent| log.append(sent)),
         Step::Commit => log.commit(),
         Step::Roll => log.roll(),
-        Step::Compact { keys_max, delete_retention_ms, lag_ms_min } => {
+        Step::Compact { keys_max, delete_retention_ms, lag_ms_min, span_ms_max } => {
             let settings = CompactionSettings {
                 keys_max: *keys_max,
                 delete_retention_ms: *delete_retention_ms,
                 lag_ms_min: *lag_ms_min,
+                span_ms_max: *span_ms_max,
                 ..compaction()
             };
             log.log.compact(log.now, &settings);
@@ -407,6 +411,33 @@ fn the_manifest_says_that_frames_are_compacted_before_the_first_is_written() {
         assert!(version == 2 || version == 1 && !header.is_compacted, "{version} with {header:?}");
     }
     assert_eq!(follower.log_version(), 2);
+}
+
+/// What was sealed became one segment with each compaction, which was always as young as its newest record.
+#[test]
+fn retention_by_time_deletes_what_is_old_of_a_compacted_log() {
+    for (span_ms_max, left) in [(Some(1000), 5), (None, 10)] {
+        let settings = CompactionSettings { span_ms_max, ..compaction() };
+        let mut log = Keyed::new(1);
+        for day in 0..10 {
+            log.append(&plain(vec![value(day, 30), value(100, 30)]));
+            log.now.0 += 500;
+            log.append(&plain(vec![value(day, 20), value(100, 30)]));
+            log.commit();
+            log.roll();
+            log.log.compact(log.now, &settings);
+            log.settle(NO_SYNC);
+            log.check();
+            log.now.0 += 9500;
+        }
+        assert_eq!(log.frames().len(), 11, "one of each day, and where the leadership began");
+        assert_eq!(log.segments(), if span_ms_max.is_some() { 11 } else { 2 }, "nor more than are needed");
+        log.log.retain(log.now, Some(Duration::from_secs(55)), None);
+        log.settle(NO_SYNC);
+        let days = log.read().expect("intact").iter().filter(|record| record.key != Some(100)).count();
+        assert_eq!(days, left);
+        log.check();
+    }
 }
 
 #[test]

@@ -65,6 +65,8 @@ pub(crate) struct Plan {
     pub(crate) keys_max: usize,
     /// New segments are filled up to this size (bytes).
     pub(crate) segment_bytes: u64,
+    /// And with frames that were appended within so long (ms).
+    pub(crate) span_ms_max: Option<u64>,
     pub(crate) index_interval: u64,
 }
 
@@ -148,7 +150,7 @@ impl Compaction {
         let is_old = |source: &Source| producers.is_forgotten(source.sealed.last_append_time);
         let old = plan.sources.iter().take_while(|source| is_old(source)).count();
         let first = old.min(plan.compacted).min(plan.sources.len() - 1);
-        let outputs = Outputs::new(Arc::clone(&plan.shared), plan.segment_bytes, plan.index_interval);
+        let outputs = Outputs::new(&plan);
         Compaction {
             keys: Keys::new(plan.keys_max),
             producers,

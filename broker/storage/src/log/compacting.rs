@@ -27,6 +27,9 @@ pub struct CompactionSettings {
     pub delete_retention_ms: u64,
     /// Keys noted at once, each of about 25 bytes.
     pub keys_max: usize,
+    /// Longest time (ms) between the first append of what goes into one segment and the last, so that retention by time
+    /// can delete what is old; `None` if none does.
+    pub span_ms_max: Option<u64>,
 }
 
 impl Default for CompactionSettings {
@@ -37,6 +40,7 @@ impl Default for CompactionSettings {
             lag_ms_max: None,
             delete_retention_ms: 24 * 3600 * 1000,
             keys_max: limits::COMPACTION_KEYS_MAX,
+            span_ms_max: None,
         }
     }
 }
@@ -270,6 +274,7 @@ impl Log {
             delete_retention_ms: i64::try_from(settings.delete_retention_ms).unwrap_or(i64::MAX),
             keys_max: settings.keys_max,
             segment_bytes: self.options.segment_bytes,
+            span_ms_max: settings.span_ms_max,
             index_interval: self.options.index_interval_bytes,
         })
     }
