@@ -588,6 +588,28 @@ fn what_is_given_up_or_closed_leaves_nothing() {
     }
 }
 
+/// A log that was closed in order is opened without looking for files that its manifest does not list.
+#[test]
+fn what_is_stopped_after_a_clean_open_leaves_nothing() {
+    for steps in 1..20 {
+        let mut log = filled(1, 3);
+        log.close();
+        log.log.compact(log.now, &compaction());
+        for _ in 0..steps {
+            log.hand_out(NO_SYNC);
+            if log.out.iter().any(|job| job.kind() == JobKind::Swap) {
+                assert!(steps > 2, "{steps} steps");
+                return;
+            }
+            log.finish();
+        }
+        log.restart(SimDisk::kill);
+        let report = inspect::inspect(&log.disk, Path::new(DIR)).expect("a log");
+        assert_eq!(report.unlisted, Vec::<String>::new(), "after {steps} steps");
+    }
+    panic!("it makes no progress");
+}
+
 #[test]
 fn a_full_disk_puts_it_off() {
     let mut log = filled(1, 3);

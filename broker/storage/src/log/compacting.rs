@@ -114,8 +114,9 @@ impl Log {
             self.compacting.decided_at = now;
             self.compacting.put_off_until = None;
             let last = self.manifest.segments[eligible.count - 1].sealed;
-            self.upkeep.is_checkpoint_due |=
-                last.is_some_and(|sealed| sealed.end_offset > self.compactable_end());
+            // A marker of a clean close goes before there are files that a clean open would leave.
+            self.upkeep.is_checkpoint_due |= self.upkeep.is_marked_clean
+                || last.is_some_and(|sealed| sealed.end_offset > self.compactable_end());
         }
     }
 
@@ -252,6 +253,9 @@ impl Log {
             return None;
         }
         self.compacting.wanted = None;
+        if self.upkeep.is_marked_clean {
+            return None;
+        }
         let eligible = self.eligible(now, &settings);
         let entries = &self.manifest.segments;
         let end = self.compactable_end();
