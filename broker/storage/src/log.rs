@@ -137,8 +137,6 @@ pub(crate) struct Active {
     pub(crate) file: Option<Arc<dyn DiskFile>>,
     /// Bytes of the file that may be written: space was allocated up to here.
     pub(crate) writable: u64,
-    /// The append time of its first frame.
-    pub(crate) first_append_time: Option<Timestamp>,
 }
 
 impl Log {
@@ -553,9 +551,8 @@ impl Log {
         for frame in frames {
             self.enter_epoch(frame.leader_epoch, frame.base_offset);
         }
-        let (first, last) = (&frames[0], &frames[frames.len() - 1]);
-        let active = self.active.as_mut().expect("it was written");
-        active.first_append_time.get_or_insert(first.append_time);
+        let last = &frames[frames.len() - 1];
+        let active = self.active.as_ref().expect("it was written");
         self.tail = Checkpoint {
             segment_serial: active.segment.name().serial,
             position: active.segment.position(),

@@ -288,6 +288,38 @@ fn a_log_is_compacted_once_enough_of_it_is_dirty_or_for_too_long() {
     log.check();
 }
 
+/// It went by when the segment in front ended, which was long ago in an idle log, or by the end of the dirty one.
+#[test]
+fn dirty_is_what_was_appended_since_the_first_dirty_record() {
+    let settings =
+        CompactionSettings { dirty_millionths_min: 1_000_001, lag_ms_max: Some(6000), ..compaction() };
+    let is_due = |log: &mut Keyed| {
+        log.log.compact(log.now, &settings);
+        log.log.is_compacting()
+    };
+    let reopened: [fn(&mut Keyed); 3] = [|_| (), Keyed::close, |log| log.restart(SimDisk::kill)];
+    for reopen in reopened {
+        let mut log = Keyed::new(1);
+        for _ in 0..3 {
+            // Nothing happens for a day.
+            log.now.0 += 24 * 3600 * 1000;
+            log.append(&plain(vec![value(1, 100)]));
+            log.now.0 += 4000;
+            log.append(&plain(vec![value(2, 100)]));
+            log.commit();
+            log.roll();
+            reopen(&mut log);
+            log.commit();
+            log.now.0 += 2000;
+            assert!(!is_due(&mut log), "six seconds");
+            log.now.0 += 1;
+            assert!(is_due(&mut log));
+            log.settle(NO_SYNC);
+            log.check();
+        }
+    }
+}
+
 #[test]
 fn an_active_segment_is_sealed_when_it_is_old_or_large_beside_the_rest() {
     let mut log = Keyed::new(1);

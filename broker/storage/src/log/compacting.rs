@@ -189,10 +189,15 @@ impl Log {
         eligible
     }
 
-    /// A time before which no record of this dirty segment and those behind it was appended: a little early, if anything.
+    /// When the first record of this dirty segment and those behind it was appended. That is known of what was appended since
+    /// the log was opened, and of what was the first dirty segment then; else it is not before the one in front ends.
     fn dirty_since(&self, segment: usize) -> Option<Timestamp> {
-        let before = segment.checked_sub(1).unwrap_or(segment);
-        self.manifest.segments[before].sealed.map(|sealed| sealed.last_append_time)
+        let segments = self.shared.segments();
+        let first = segments.get(segment..)?.iter().find(|segment| !segment.is_empty());
+        let before = || self.manifest.segments[segment.saturating_sub(1)].sealed;
+        first
+            .and_then(|first| first.first_append_time())
+            .or_else(|| before().map(|before| before.last_append_time))
     }
 
     /// What is written little must not grow for as long as its active segment is not full.
@@ -206,7 +211,7 @@ impl Log {
         let len = active.segment.position();
         let is_large = len >= limits::COMPACTION_SEAL_BYTES_MIN.min(active.segment.size_limit() / 2)
             && len >= eligible.compacted_bytes + eligible.dirty_bytes;
-        len > 0 && (is_large || is_older(active.first_append_time, now, settings.lag_ms_max))
+        len > 0 && (is_large || is_older(active.segment.first_append_time(), now, settings.lag_ms_max))
     }
 
     /// The next part of a compaction that is due or under way.

@@ -249,7 +249,7 @@ impl Log {
 
     /// The append time of the active segment's first frame, if it has one.
     pub(crate) fn oldest_active_append_time(&self) -> Option<Timestamp> {
-        self.active.as_ref()?.first_append_time
+        self.active.as_ref()?.segment.first_append_time()
     }
 
     /// Segments before `offset` are to be deleted by the next job.
@@ -630,7 +630,7 @@ impl Log {
         let segment = Arc::new(segment);
         segment.set_file(&file);
         self.shared.push_segment(Arc::clone(&segment));
-        self.active = Some(Active { segment, file: Some(file), writable, first_append_time: None });
+        self.active = Some(Active { segment, file: Some(file), writable });
     }
 
     fn upkeep_failed(&mut self, failure: Failure) -> Completed {
