@@ -78,7 +78,7 @@ enum Task {
     Upkeep(Place, UpkeepWork),
     Compact(Box<Compaction>),
     GiveUp(Box<Compaction>),
-    /// Files of a compaction that is given up after it was done.
+    /// Files that a compaction replaced, or wrote before it was given up.
     Remove(Place, Vec<SegmentName>),
 }
 
@@ -192,38 +192,17 @@ pub(crate) struct IndexToStore {
 
 #[derive(Debug)]
 pub(crate) enum UpkeepDone {
-    Opened {
-        file: Arc<dyn DiskFile>,
-        writable: u64,
-    },
-    Grown {
-        end: u64,
-    },
-    Rolled {
-        manifest: Manifest,
-        name: SegmentName,
-        file: Arc<dyn DiskFile>,
-        writable: u64,
-    },
-    Retained {
-        manifest: Manifest,
-        removed: usize,
-    },
-    Checkpointed {
-        checkpoint: Checkpoint,
-        stored: Vec<Arc<Segment>>,
-    },
+    Opened { file: Arc<dyn DiskFile>, writable: u64 },
+    Grown { end: u64 },
+    Rolled { manifest: Manifest, name: SegmentName, file: Arc<dyn DiskFile>, writable: u64 },
+    Retained { manifest: Manifest, removed: usize },
+    Checkpointed { checkpoint: Checkpoint, stored: Vec<Arc<Segment>> },
     Cut(Box<CutDone>),
     CutNothing,
-    /// The log is as it was.
     CutRefused,
     Judged(Verdict),
-    Compacted {
-        manifest: Manifest,
-    },
-    Marked {
-        manifest: Manifest,
-    },
+    Compacted { manifest: Manifest, replaced: Vec<SegmentName> },
+    Marked { manifest: Manifest },
 }
 
 /// Upkeep that was not done.

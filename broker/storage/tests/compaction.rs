@@ -7,15 +7,14 @@ mod keyed;
 use std::path::Path;
 use std::time::Duration;
 
-use bytes::Bytes;
 use harness::{DIR, NO_SYNC, SYNC, config};
-use keyed::{Keyed, NewRecord, Sent, compaction};
+use keyed::{Keyed, NewRecord, Sent, compaction, filled, plain, tombstone, value};
 use proptest::prelude::*;
 use quire_protocol::batch::{Compression, ProducerIdentity};
 use quire_protocol::ids::{LeaderEpoch, Offset, ProducerEpoch, ProducerId};
 use quire_protocol::limits;
 use quire_storage::disk::{CrashOptions, Disk, Fault, SimDisk, Survival};
-use quire_storage::{AppendErrorKind, CompactionSettings, JobKind, Residency, Want, inspect};
+use quire_storage::{CompactionSettings, JobKind, Residency, Want, inspect};
 
 /// Something that happens to a log.
 #[derive(Debug, Clone)]
@@ -157,32 +156,6 @@ proptest! {
         log.compact_all();
         log.check();
     }
-}
-
-fn value(key: u8, len: usize) -> NewRecord {
-    NewRecord { key: Some(key), has_value: true, len }
-}
-
-fn tombstone(key: u8) -> NewRecord {
-    NewRecord { key: Some(key), has_value: false, len: 0 }
-}
-
-fn plain(records: Vec<NewRecord>) -> Sent {
-    Sent { records, compression: Compression::None, producer: None }
-}
-
-/// Segments with four batches of a few keys each, committed; the last is empty.
-fn filled(seed: u64, segments: usize) -> Keyed {
-    let mut log = Keyed::new(seed);
-    for segment in 0..segments {
-        for batch in 0..4 {
-            let key = (segment + batch) as u8 % 5;
-            log.append(&plain(vec![value(key, 40), value(key + 1, 300), value(7, 200)]));
-        }
-        log.commit();
-        log.roll();
-    }
-    log
 }
 
 #[test]
@@ -428,23 +401,6 @@ fn that_tombstones_are_to_go_is_not_forgotten() {
     }
 }
 
-/// An earlier version is to refuse the log, and not to take it for damaged.
-#[test]
-fn the_manifest_says_that_frames_are_compacted_before_the_first_is_written() {
-    let mut log = filled(1, 3);
-    log.compact_all();
-    let frames: Vec<_> =
-        log.log.reader().frames_since(Offset::ZERO).map(|frame| frame.expect("intact")).collect();
-    assert!(frames.iter().any(|(header, _)| header.is_compacted));
-    let mut follower = Keyed::new(2);
-    for (header, frame) in frames {
-        take_frame(&mut follower, frame);
-        let version = follower.log_version();
-        assert!(version == 2 || version == 1 && !header.is_compacted, "{version} with {header:?}");
-    }
-    assert_eq!(follower.log_version(), 2);
-}
-
 /// What was sealed became one segment with each compaction, which was always as young as its newest record.
 #[test]
 fn retention_by_time_deletes_what_is_old_of_a_compacted_log() {
@@ -546,29 +502,6 @@ fn each_leadership_is_known_to_begin_where_it_did() {
 }
 
 #[test]
-fn a_reader_of_what_is_replaced_goes_on_in_what_took_its_place() {
-    let mut log = filled(1, 3);
-    let reader = log.log.reader();
-    log.log.compact(log.now, &compaction());
-    // Up to the swap, whose job is run and not brought back.
-    let done = loop {
-        let job = log.log.next_job(NO_SYNC).expect("a part of it");
-        let is_swap = job.kind() == JobKind::Swap;
-        let done = job.run();
-        if is_swap {
-            break done;
-        }
-        let _ = log.log.complete(done);
-    };
-    assert_eq!(log.read_with(&reader).expect("intact").len(), 7);
-    let last = log.records.iter().rev().find(|record| record.key == Some(7)).expect("written").timestamp;
-    let found = reader.offset_at_time(last, log.log.end_offset()).expect("intact");
-    assert_eq!(found.map(|(_, timestamp)| timestamp), Some(last));
-    let _ = log.log.complete(done);
-    log.check();
-}
-
-#[test]
 fn appends_rolls_and_retention_go_on_meanwhile() {
     let mut log = filled(1, 4);
     log.log.compact(log.now, &compaction());
@@ -618,28 +551,6 @@ fn what_is_given_up_or_closed_leaves_nothing() {
         }
         assert!(cases >= 2, "{cases} cases");
     }
-}
-
-/// A log that was closed in order is opened without looking for files that its manifest does not list.
-#[test]
-fn what_is_stopped_after_a_clean_open_leaves_nothing() {
-    for steps in 1..20 {
-        let mut log = filled(1, 3);
-        log.close();
-        log.log.compact(log.now, &compaction());
-        for _ in 0..steps {
-            log.hand_out(NO_SYNC);
-            if log.out.iter().any(|job| job.kind() == JobKind::Swap) {
-                assert!(steps > 2, "{steps} steps");
-                return;
-            }
-            log.finish();
-        }
-        log.restart(SimDisk::kill);
-        let report = inspect::inspect(&log.disk, Path::new(DIR)).expect("a log");
-        assert_eq!(report.unlisted, Vec::<String>::new(), "after {steps} steps");
-    }
-    panic!("it makes no progress");
 }
 
 #[test]
@@ -759,98 +670,4 @@ fn damage_that_compaction_comes_to_is_told_and_changes_nothing() {
     assert!(matches!(damage, quire_storage::ReadError::Corrupt { .. }), "{damage}");
     assert!(log.log.take_damage().is_none(), "once");
     assert_eq!(log.segments(), 4);
-}
-
-fn take_frame(follower: &mut Keyed, frame: Bytes) {
-    while let Err(refused) = follower.log.append_frames(vec![frame.clone()]) {
-        assert!(refused.kind == AppendErrorKind::NoSpaceYet.into());
-        follower.settle(NO_SYNC);
-    }
-}
-
-/// A follower, with these frames of a leader.
-fn following(frames: &[Bytes]) -> Keyed {
-    let mut follower = Keyed::new(2);
-    frames.iter().for_each(|frame| take_frame(&mut follower, frame.clone()));
-    follower.settle(SYNC);
-    follower
-}
-
-/// A record that was compacted away for a later one is missing if only the later one is cut off. With a log start beyond
-/// the frames left, or without a frame left, the cut had the process abort.
-#[test]
-fn nothing_is_cut_off_that_other_records_went_for() {
-    for log_start in [0, 3, 40] {
-        let mut log = filled(1, 4);
-        log.compact_all();
-        log.log.advance_log_start(Offset(log_start));
-        log.settle(NO_SYNC);
-        let (frames, end) = (log.frames(), log.log.end_offset());
-        for to in log_start..=end.0 {
-            let mut cut = log.fork();
-            cut.log.truncate(Offset(to));
-            let completed = cut.log.run_jobs(NO_SYNC);
-            assert!(completed.space && completed.poisoned.is_none());
-            assert_eq!(
-                (completed.is_cut_refused, completed.cut),
-                match to == end.0 {
-                    true => (false, Some(end)),
-                    false => (true, None),
-                }
-            );
-            assert_eq!((cut.frames().as_slice(), cut.log.end_offset()), (frames.as_slice(), end));
-            cut.log.restart_at(Offset(to));
-            assert_eq!(cut.log.run_jobs(NO_SYNC).cut, Some(Offset(to)));
-        }
-    }
-}
-
-#[test]
-fn nothing_is_cut_off_that_the_leader_had_compacted() {
-    let mut log = filled(1, 3);
-    log.compact_all();
-    let compacted_end = log.log.end_offset();
-    for _ in 0..3 {
-        log.append(&plain(vec![value(1, 40), value(2, 40)]));
-    }
-    log.commit();
-    let frames = log.log.reader().frames_since(Offset::ZERO).map(|frame| frame.expect("intact"));
-    let (headers, frames): (Vec<_>, Vec<_>) = frames.unzip();
-    let flagged_end = headers.iter().rfind(|header| header.is_compacted).expect("one").next_offset();
-    assert!(Offset::ZERO < flagged_end && flagged_end <= compacted_end);
-    for to in 0..=log.log.end_offset().0 {
-        let mut follower = following(&frames);
-        follower.log.truncate(Offset(to));
-        let completed = follower.log.run_jobs(NO_SYNC);
-        assert_eq!(completed.is_cut_refused, to < flagged_end.0, "at {to}");
-        assert_eq!(completed.cut.is_some(), to >= flagged_end.0, "at {to}");
-        // A leader has compacted nothing that was not committed.
-        let mut follower = following(&frames);
-        follower.log.set_high_watermark(log.log.end_offset());
-        follower.log.truncate(Offset(to));
-        assert_eq!(follower.log.run_jobs(NO_SYNC).is_cut_refused, to < log.log.end_offset().0, "at {to}");
-    }
-}
-
-/// Where nothing is compacted too: the log start may lie within a frame.
-#[test]
-fn nothing_is_cut_off_that_the_log_start_lies_in() {
-    for to in 4..12 {
-        let mut log = Keyed::new(1);
-        for _ in 0..3 {
-            log.append(&plain(vec![value(1, 40); 5]));
-        }
-        log.commit();
-        log.log.advance_log_start(Offset(4));
-        log.settle(NO_SYNC);
-        log.log.truncate(Offset(to));
-        let completed = log.log.run_jobs(NO_SYNC);
-        assert_eq!(
-            (completed.is_cut_refused, completed.cut),
-            match to {
-                4 => (true, None),
-                _ => (false, Some(Offset(to / 5 * 5))),
-            }
-        );
-    }
 }

@@ -456,12 +456,13 @@ pub(crate) struct SwapWork {
     /// With the new segments.
     pub(crate) manifest: crate::manifest::Manifest,
     pub(crate) segments: Vec<Arc<Segment>>,
-    pub(crate) removed: Vec<SegmentName>,
+    /// What they take the place of; the files go with another job, which appends do not wait for.
+    pub(crate) replaced: Vec<SegmentName>,
 }
 
 impl super::Place {
     pub(super) fn swap(&self, work: SwapWork) -> Result<super::UpkeepDone, Failure> {
-        let SwapWork { shared, manifest, segments, removed } = work;
+        let SwapWork { shared, manifest, segments, replaced } = work;
         if let Err(failure) = self.replace_manifest(&manifest) {
             if failure.kind != FailureKind::Fatal {
                 for segment in &segments {
@@ -471,11 +472,8 @@ impl super::Place {
             return Err(failure);
         }
         // Before any file goes, so that a reader that misses one finds what took its place.
-        shared.swap_front(removed.len(), segments);
-        for name in &removed {
-            recovery::remove_segment(&*self.disk, &self.dir, *name);
-        }
-        Ok(super::UpkeepDone::Compacted { manifest })
+        shared.swap_front(replaced.len(), segments);
+        Ok(super::UpkeepDone::Compacted { manifest, replaced })
     }
 }
 

@@ -11,7 +11,7 @@ use crate::error::ReadError;
 use crate::jobs::{
     Compaction, Failure, FailureKind, Job, Plan, Source, StepError, Stepped, SwapWork, Written,
 };
-use crate::manifest::{Compacted, SegmentEntry};
+use crate::manifest::{Compacted, SegmentEntry, SegmentName};
 use crate::segment::{Extent, Segment};
 
 /// How a log is compacted.
@@ -54,6 +54,8 @@ pub(super) struct Compacting {
     is_cancelled: bool,
     /// It is due, as it was decided then.
     wanted: Option<(Timestamp, CompactionSettings)>,
+    /// Listed no more, and still there.
+    replaced: Vec<SegmentName>,
     /// When the last one was decided.
     decided_at: Timestamp,
     /// Not before then: there was no room.
@@ -69,7 +71,7 @@ pub(super) struct Compacting {
 impl Compacting {
     /// Whether anything of it is under way.
     pub(super) fn is_busy(&self) -> bool {
-        self.is_under_way || self.compaction.is_some() || self.written.is_some()
+        self.is_under_way || self.compaction.is_some() || self.written.is_some() || !self.replaced.is_empty()
     }
 }
 
@@ -219,6 +221,10 @@ impl Log {
         if self.compacting.is_under_way {
             return None;
         }
+        if let Some(job) = self.remove_replaced() {
+            self.compacting.is_under_way = true;
+            return Some(job);
+        }
         if std::mem::take(&mut self.compacting.is_cancelled) {
             let job = self.give_up();
             self.compacting.is_under_way |= job.is_some();
@@ -239,6 +245,16 @@ impl Log {
         }
         self.compacting.is_under_way = true;
         self.compacting.compaction.take().map(Job::compact)
+    }
+
+    fn remove_replaced(&mut self) -> Option<Job> {
+        let replaced = std::mem::take(&mut self.compacting.replaced);
+        (!replaced.is_empty()).then(|| Job::remove(self.place(), replaced))
+    }
+
+    /// Compacted segments are listed in the place of these.
+    pub(super) fn compaction_listed(&mut self, replaced: Vec<SegmentName>) {
+        self.compacting.replaced = replaced;
     }
 
     fn give_up(&mut self) -> Option<Job> {
@@ -341,14 +357,14 @@ impl Log {
             shared: Arc::clone(&self.shared),
             manifest,
             segments: written.entries.iter().map(segment).collect(),
-            removed: written.sources,
+            replaced: written.sources,
         })
     }
 
     /// The log is about to be closed: what was begun leaves nothing.
     pub(super) fn drop_compaction(&mut self) {
         self.compacting.wanted = None;
-        if let Some(job) = self.give_up() {
+        for job in self.remove_replaced().into_iter().chain(self.give_up()) {
             let _ = job.run();
         }
     }

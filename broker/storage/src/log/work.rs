@@ -567,8 +567,9 @@ impl Log {
                 self.manifest = manifest;
                 self.upkeep.is_cut_unstored = false;
             }
-            UpkeepDone::Compacted { manifest } => {
+            UpkeepDone::Compacted { manifest, replaced } => {
                 self.manifest = manifest;
+                self.compaction_listed(replaced);
                 self.upkeep.is_cut_unstored = false;
                 // Segments end elsewhere now: retention chooses again.
                 self.upkeep.retain_from.take_if(|_| self.upkeep.is_segment_end);

@@ -1,4 +1,5 @@
 //! A log of keyed records on a simulated disk, beside a model of it: every record ever appended, by offset.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -493,6 +494,32 @@ impl Keyed {
         follower.commit();
         follower
     }
+}
+
+pub fn value(key: u8, len: usize) -> NewRecord {
+    NewRecord { key: Some(key), has_value: true, len }
+}
+
+pub fn tombstone(key: u8) -> NewRecord {
+    NewRecord { key: Some(key), has_value: false, len: 0 }
+}
+
+pub fn plain(records: Vec<NewRecord>) -> Sent {
+    Sent { records, compression: Compression::None, producer: None }
+}
+
+/// Segments with four batches of a few keys each, committed; the last is empty.
+pub fn filled(seed: u64, segments: usize) -> Keyed {
+    let mut log = Keyed::new(seed);
+    for segment in 0..segments {
+        for batch in 0..4 {
+            let key = (segment + batch) as u8 % 5;
+            log.append(&plain(vec![value(key, 40), value(key + 1, 300), value(7, 200)]));
+        }
+        log.commit();
+        log.roll();
+    }
+    log
 }
 
 /// Adds the records of the frames that one read gives; where the next begins.
