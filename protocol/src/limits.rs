@@ -323,6 +323,10 @@ pub const COMPACTION_KEYS_MAX: usize = (1 << 20) / 8 * 7;
 pub const COMPACTION_BYTES_PER_SECOND: u64 = 64 * 1024 * 1024;
 /// An active segment smaller than this (bytes) is not sealed only so that compaction reaches it.
 pub const COMPACTION_SEAL_BYTES_MIN: u64 = 1024 * 1024;
+/// Compaction begins only if the disk has room for all that it reads and this much more (bytes): appends go on meanwhile.
+pub const COMPACTION_DISK_RESERVE_BYTES: u64 = 64 * 1024 * 1024;
+/// A log whose compaction found no room, or no descriptors, is left alone for so long.
+pub const COMPACTION_RETRY_INTERVAL: Duration = Duration::from_secs(600);
 /// Longest snapshot of what one partition knows of its producers (bytes).
 pub const PRODUCER_SNAPSHOT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// A checkpoint after about this many synced bytes, so that recovery reads no more (bytes).

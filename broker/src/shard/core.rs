@@ -96,6 +96,7 @@ fn compaction(config: &TopicConfig) -> CompactionSettings {
         lag_ms_min: ms(config.compaction_lag_min),
         lag_ms_max: config.compaction_lag_max.map(ms),
         delete_retention_ms: ms(config.delete_retention),
+        span_ms_max: config.retention.filter(|_| config.cleanup.deletes()).map(|_| ms(config.segment_age)),
         ..CompactionSettings::default()
     }
 }

@@ -235,6 +235,10 @@ impl Following {
         if completed.cut.is_some() {
             self.was_cut(core, now);
         }
+        if completed.is_cut_refused {
+            tracing::info!(partition = %core.shared.id, "the log can not be cut there, and begins anew");
+            self.tell(core, now, FollowerInput::CutFailed);
+        }
     }
 
     fn was_cut(&mut self, core: &mut Core, now: Now) {

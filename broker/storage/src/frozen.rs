@@ -15,7 +15,7 @@ use crate::checkpoint::{self, Checkpoint};
 use crate::disk::{Disk, OpenMode, SimDisk};
 use crate::epochs::{self, EpochCache};
 use crate::index::SegmentIndex;
-use crate::manifest::{self, Manifest, Sealed, SegmentEntry, SegmentFile, SegmentName};
+use crate::manifest::{self, Compacted, Manifest, Sealed, SegmentEntry, SegmentFile, SegmentName};
 use crate::producers::{self, ProducerSnapshot};
 use crate::suspicion::{self, Suspicion};
 
@@ -37,6 +37,7 @@ fn manifest() {
         },
         log_start: Offset(1100),
         next_serial: 6,
+        compacted: None,
         segments: vec![
             SegmentEntry { name: SEALED_NAME, sealed: Some(SEALED), is_compacted: false },
             SegmentEntry { name: active, sealed: None, is_compacted: false },
@@ -44,7 +45,12 @@ fn manifest() {
     };
     let mut compacted = manifest.clone();
     compacted.segments[0].is_compacted = true;
-    for (name, manifest) in [("manifest", manifest), ("manifest-compacted", compacted)] {
+    compacted.compacted = Some(Compacted { next_horizon: None });
+    let next_horizon = Some(Timestamp(1_357_120_800_000));
+    let tombstones = Manifest { compacted: Some(Compacted { next_horizon }), ..compacted.clone() };
+    let manifests =
+        [("manifest", manifest), ("manifest-compacted", compacted), ("manifest-tombstones", tombstones)];
+    for (name, manifest) in manifests {
         let written = written(|disk| manifest.store(disk, root()));
         let disk = frozen([(name, manifest::FILE_NAME)], &written);
         same(Manifest::load(&disk, root()), &manifest);

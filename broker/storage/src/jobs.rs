@@ -61,6 +61,8 @@ pub enum JobKind {
     Compact,
     /// Lists compacted segments in the place of others.
     Swap,
+    /// Notes that the log holds frames which its leader compacted.
+    Mark,
 }
 
 /// The result of a job, for [`crate::Log::complete`].
@@ -76,7 +78,7 @@ enum Task {
     Upkeep(Place, UpkeepWork),
     Compact(Box<Compaction>),
     GiveUp(Box<Compaction>),
-    /// Files of a compaction that is given up after it was done.
+    /// Files that a compaction replaced, or wrote before it was given up.
     Remove(Place, Vec<SegmentName>),
 }
 
@@ -117,6 +119,8 @@ pub(crate) enum UpkeepWork {
     CutNothing,
     Judge(Verdict),
     Swap(SwapWork),
+    /// This manifest differs in what it says of compaction alone.
+    Mark(Manifest),
 }
 
 /// What becomes of what is held against a replica.
@@ -195,8 +199,10 @@ pub(crate) enum UpkeepDone {
     Checkpointed { checkpoint: Checkpoint, stored: Vec<Arc<Segment>> },
     Cut(Box<CutDone>),
     CutNothing,
+    CutRefused,
     Judged(Verdict),
-    Compacted { manifest: Manifest },
+    Compacted { manifest: Manifest, replaced: Vec<SegmentName> },
+    Marked { manifest: Manifest },
 }
 
 /// Upkeep that was not done.
@@ -251,6 +257,7 @@ impl Job {
             Task::Upkeep(_, UpkeepWork::Cut(_) | UpkeepWork::CutNothing) => JobKind::Cut,
             Task::Upkeep(_, UpkeepWork::Judge(_)) => JobKind::Judge,
             Task::Upkeep(_, UpkeepWork::Swap(_)) => JobKind::Swap,
+            Task::Upkeep(_, UpkeepWork::Mark(_)) => JobKind::Mark,
             Task::Compact(_) | Task::GiveUp(_) | Task::Remove(..) => JobKind::Compact,
         }
     }
@@ -333,6 +340,10 @@ impl Place {
             UpkeepWork::CutNothing => Ok(UpkeepDone::CutNothing),
             UpkeepWork::Judge(verdict) => self.judge(verdict),
             UpkeepWork::Swap(work) => self.swap(work),
+            UpkeepWork::Mark(manifest) => {
+                self.replace_manifest(&manifest)?;
+                Ok(UpkeepDone::Marked { manifest })
+            }
         }
     }
 

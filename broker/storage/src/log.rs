@@ -137,8 +137,6 @@ pub(crate) struct Active {
     pub(crate) file: Option<Arc<dyn DiskFile>>,
     /// Bytes of the file that may be written: space was allocated up to here.
     pub(crate) writable: u64,
-    /// The append time of its first frame.
-    pub(crate) first_append_time: Option<Timestamp>,
 }
 
 impl Log {
@@ -189,6 +187,7 @@ impl Log {
         // A leadership that had not written yet when the log was closed.
         let latest = epochs.latest().map_or(tail.leader_epoch, |latest| latest.epoch);
         let tail = Checkpoint { leader_epoch: tail.leader_epoch.max(latest), ..tail };
+        let high_watermark = shared.high_watermark();
         let log = Log {
             shared,
             options,
@@ -201,7 +200,7 @@ impl Log {
             behind_to: Offset::ZERO,
             epochs,
             flush: Flush::default(),
-            upkeep: Upkeep::new(is_marked_clean, is_cut_unstored, is_new, checkpoint),
+            upkeep: Upkeep::new(is_marked_clean, is_cut_unstored, is_new, checkpoint, high_watermark),
             compacting: Compacting::default(),
             poison: Poison::default(),
             corruption: report.corruption.clone(),
@@ -552,9 +551,8 @@ impl Log {
         for frame in frames {
             self.enter_epoch(frame.leader_epoch, frame.base_offset);
         }
-        let (first, last) = (&frames[0], &frames[frames.len() - 1]);
-        let active = self.active.as_mut().expect("it was written");
-        active.first_append_time.get_or_insert(first.append_time);
+        let last = &frames[frames.len() - 1];
+        let active = self.active.as_ref().expect("it was written");
         self.tail = Checkpoint {
             segment_serial: active.segment.name().serial,
             position: active.segment.position(),

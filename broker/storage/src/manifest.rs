@@ -17,20 +17,24 @@ use crate::small_file::{self, Format, LoadError, ReplaceError};
 pub const FILE_NAME: &str = "manifest";
 /// The format of frames and indexes that the manifest speaks for.
 const LOG_VERSION: u16 = 1;
-/// The same of a log with a segment that was compacted.
+/// The same of a log with frames that were compacted.
 const LOG_VERSION_COMPACTED: u16 = 2;
+/// The same if there are tombstones among them that are to go in their time.
+const LOG_VERSION_TOMBSTONES: u16 = 3;
 /// Longest segment (bytes): the largest configurable one, exceeded by one frame.
 pub const SEGMENT_LEN_MAX: u64 = limits::SEGMENT_BYTES_MAX + frame::LEN_MAX as u64;
 
 const HEAD_LEN: usize = 38;
+/// The time behind the head, if there is one.
+const HORIZON_LEN: usize = 8;
 const ENTRY_LEN: usize = 45;
 const FLAG_SEALED: u8 = 0b01;
 const FLAG_COMPACTED: u8 = 0b10;
 /// What stands in the place of an unsealed segment's end.
 const UNSEALED: Sealed =
     Sealed { end_offset: Offset(0), len: 0, last_append_time: Timestamp(0), max_timestamp: Timestamp(0) };
-const FORMAT: Format =
-    Format { magic: *b"QMAN", version: 1, body_len_max: HEAD_LEN + ENTRY_LEN * limits::SEGMENTS_MAX };
+const FORMAT: Format = Format { magic: *b"QMAN", version: 1, body_len_max: BODY_LEN_MAX };
+const BODY_LEN_MAX: usize = HEAD_LEN + HORIZON_LEN + ENTRY_LEN * limits::SEGMENTS_MAX;
 
 /// A partition's log, segment by segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,8 +45,17 @@ pub struct Manifest {
     pub log_start: Offset,
     /// The serial that the next segment gets; above every one ever used here.
     pub next_serial: u32,
+    /// Of a log that may hold compacted frames: its own, or some that its leader had compacted.
+    pub compacted: Option<Compacted>,
     /// In offset order without gaps: each segment but the last is sealed and ends where the next begins.
     pub segments: Vec<SegmentEntry>,
+}
+
+/// What is known of the compaction of a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Compacted {
+    /// When the first of the tombstones that compaction left in the compacted segments may go; `None` if it left none.
+    pub next_horizon: Option<Timestamp>,
 }
 
 /// One segment.
@@ -129,12 +142,17 @@ impl std::fmt::Display for SegmentName {
 impl Manifest {
     /// Of a log that has no segment yet and begins at `log_start`.
     pub fn new(partition: TopicPartition, log_start: Offset) -> Manifest {
-        Manifest { partition, log_start, next_serial: 0, segments: Vec::new() }
+        Manifest { partition, log_start, next_serial: 0, compacted: None, segments: Vec::new() }
     }
 
     /// Whether no segment can be added.
     pub fn is_full(&self) -> bool {
-        self.segments.len() >= limits::SEGMENTS_MAX || self.next_serial == u32::MAX
+        self.segments.len() >= limits::SEGMENTS_MAX || !self.has_serial()
+    }
+
+    /// Whether there is a serial for another segment.
+    pub fn has_serial(&self) -> bool {
+        self.next_serial < u32::MAX
     }
 
     /// Whether a file of this name is a listed segment's.
@@ -175,13 +193,22 @@ impl Manifest {
         if let Err(what) = self.check() {
             panic!("a manifest to be written has {what}: {self:?}");
         }
-        let mut out = Vec::with_capacity(HEAD_LEN + ENTRY_LEN * self.segments.len());
-        out.extend_from_slice(&self.log_version().to_le_bytes());
+        let mut out = Vec::with_capacity(HEAD_LEN + HORIZON_LEN + ENTRY_LEN * self.segments.len());
+        let next_horizon = self.compacted.and_then(|compacted| compacted.next_horizon);
+        let version = match (self.compacted, next_horizon) {
+            (None, _) => LOG_VERSION,
+            (Some(_), None) => LOG_VERSION_COMPACTED,
+            (Some(_), Some(_)) => LOG_VERSION_TOMBSTONES,
+        };
+        out.extend_from_slice(&version.to_le_bytes());
         out.extend_from_slice(self.partition.topic.as_bytes());
         out.extend_from_slice(&self.partition.partition.0.to_le_bytes());
         out.extend_from_slice(&self.log_start.0.to_le_bytes());
         out.extend_from_slice(&self.next_serial.to_le_bytes());
         out.extend_from_slice(&(self.segments.len() as u32).to_le_bytes());
+        if let Some(next_horizon) = next_horizon {
+            out.extend_from_slice(&next_horizon.0.to_le_bytes());
+        }
         for segment in &self.segments {
             segment.encode(&mut out);
         }
@@ -195,7 +222,7 @@ impl Manifest {
     pub fn decode(body: &[u8]) -> Result<Manifest, &'static str> {
         let (mut head, mut entries) = body.split_at_checked(HEAD_LEN).ok_or("cut short")?;
         let version = head.get_u16_le();
-        if ![LOG_VERSION, LOG_VERSION_COMPACTED].contains(&version) {
+        if !(LOG_VERSION..=LOG_VERSION_TOMBSTONES).contains(&version) {
             return Err("unknown log version");
         }
         let mut topic = [0; 16];
@@ -204,6 +231,15 @@ impl Manifest {
             TopicPartition { topic: TopicId(topic), partition: PartitionIndex(head.get_u32_le()) };
         let (log_start, next_serial) = (Offset(head.get_u64_le()), head.get_u32_le());
         let count = head.get_u32_le() as usize;
+        // What an earlier version can not read it is not to take for damage.
+        let compacted = match version {
+            LOG_VERSION => None,
+            LOG_VERSION_COMPACTED => Some(Compacted { next_horizon: None }),
+            _ => {
+                let next_horizon = Timestamp(entries.try_get_i64_le().map_err(|_| "cut short")?);
+                Some(Compacted { next_horizon: Some(next_horizon) })
+            }
+        };
         // The count is held against the bytes that are there before anything is allocated for it.
         if count > limits::SEGMENTS_MAX || entries.len() != count * ENTRY_LEN {
             return Err("a wrong segment count");
@@ -212,25 +248,17 @@ impl Manifest {
         while entries.has_remaining() {
             segments.push(SegmentEntry::decode(&mut entries)?);
         }
-        let manifest = Manifest { partition, log_start, next_serial, segments };
-        if manifest.log_version() != version {
-            return Err("another log version than its segments have");
-        }
+        let manifest = Manifest { partition, log_start, next_serial, compacted, segments };
         manifest.check().map(|()| manifest)
-    }
-
-    /// What an earlier version can not read it is not to take for damage.
-    fn log_version(&self) -> u16 {
-        match self.segments.iter().any(|segment| segment.is_compacted) {
-            true => LOG_VERSION_COMPACTED,
-            false => LOG_VERSION,
-        }
     }
 
     /// What must hold of every manifest, written or read.
     fn check(&self) -> Result<(), &'static str> {
         if self.segments.len() > limits::SEGMENTS_MAX {
             return Err("too many segments");
+        }
+        if self.compacted.is_none() && self.segments.iter().any(|segment| segment.is_compacted) {
+            return Err("a compacted segment in a log that is not");
         }
         if self.log_start > Offset::MAX {
             return Err("an impossible log start offset");
@@ -340,7 +368,12 @@ mod tests {
 
     fn manifest(log_start: u64, segments: Vec<SegmentEntry>) -> Manifest {
         let partition = TopicPartition { topic: TopicId([7; 16]), partition: PartitionIndex(3) };
-        Manifest { partition, log_start: Offset(log_start), next_serial: 10, segments }
+        Manifest {
+            log_start: Offset(log_start),
+            next_serial: 10,
+            segments,
+            ..Manifest::new(partition, Offset::ZERO)
+        }
     }
 
     prop_compose! {
@@ -351,6 +384,7 @@ mod tests {
             spans in proptest::collection::vec((0u64..1 << 33, 0..=SEGMENT_LEN_MAX, any::<i64>(), any::<i64>()), 0..20),
             is_last_open in any::<bool>(),
             compacted in 0usize..4,
+            horizon in prop::option::of(prop::option::of(any::<i32>())),
             skipped in 0u64..100,
         ) -> Manifest {
             let mut base_offset = Offset(first);
@@ -372,7 +406,10 @@ mod tests {
             }
             let log_start = Offset(first + skipped.min(base_offset.0 - first));
             let partition = TopicPartition { topic: TopicId(topic), partition: PartitionIndex(partition) };
-            Manifest { partition, log_start, next_serial: 40, segments }
+            let horizon = horizon.or(segments.iter().any(|segment| segment.is_compacted).then_some(None));
+            let next_horizon = |at: Option<i32>| at.map(|at| Timestamp(at.into()));
+            let compacted = horizon.map(|at| Compacted { next_horizon: next_horizon(at) });
+            Manifest { partition, log_start, next_serial: 40, compacted, segments }
         }
     }
 
@@ -433,6 +470,7 @@ mod tests {
             manifest(0, vec![entry(0, 10, None)]),
             manifest(7, vec![entry(7, 0, Some(6))]),
             manifest(u64::MAX, vec![]),
+            manifest(0, vec![SegmentEntry { is_compacted: true, ..entry(0, 0, Some(5)) }]),
         ];
         for manifest in refused {
             assert!(manifest.check().is_err(), "{manifest:?}");
@@ -440,6 +478,17 @@ mod tests {
         let fine = manifest(5, vec![entry(0, 3, Some(5)), entry(5, 1, None)]);
         assert_eq!(fine.check(), Ok(()));
         assert!(fine.lists(fine.segments[1].name) && !fine.is_full());
+    }
+
+    /// As many segments as there may be are compacted all the same.
+    #[test]
+    fn a_log_of_too_many_segments_still_has_serials() {
+        let segments = (0..limits::SEGMENTS_MAX as u32).map(|serial| entry(0, serial, Some(0))).collect();
+        let full = Manifest { next_serial: limits::SEGMENTS_MAX as u32, ..manifest(0, segments) };
+        assert_eq!(full.check(), Ok(()));
+        assert!(full.is_full() && full.has_serial());
+        let used_up = Manifest { next_serial: u32::MAX, ..manifest(0, vec![]) };
+        assert!(used_up.is_full() && !used_up.has_serial());
     }
 
     #[test]

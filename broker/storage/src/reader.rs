@@ -77,7 +77,8 @@ impl LogReader {
 
     /// Reads whole frames, starting with the one that holds `from`, or the next one where compaction took that away; up to
     /// `max_bytes` but at least one, all of whose records lie below `below`. May stop early, at the end of a segment. Empty
-    /// if no such frame is there yet.
+    /// if no such frame is there yet; then the next read starts at `from`, or behind the gap if `from` lies in one that
+    /// reaches so far.
     ///
     /// # Errors
     /// If `from` is outside the log, the data is damaged, can not be read, or may not be in memory.

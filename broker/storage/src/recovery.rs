@@ -19,11 +19,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use quire_protocol::frame::{Chain, FrameSeed};
+use quire_protocol::frame::{self, Chain, FrameHeader, FrameSeed};
 use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp, TopicPartition};
 
 use crate::checkpoint::{self, Checkpoint};
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::epochs::EpochCache;
 use crate::error::OpenError;
 use crate::frames::FrameBytes;
@@ -152,6 +152,7 @@ pub(crate) fn recover(
     };
     let opening = Opening { disk, dir: dir.to_owned(), partition, options, names };
     let mut recovered = opening.recover(absent)?;
+    opening.note_first_append_times(&recovered);
     let report = &mut recovered.report;
     report.suspicion.is_damaged |= report.corruption.is_some();
     report.is_suspect = report.suspicion.is_any();
@@ -301,6 +302,28 @@ impl Opening<'_> {
             },
         };
         ends_there && manifest.segments.iter().all(|segment| self.has(&log_file(segment.name)))
+    }
+
+    /// Retention seals the active segment by its first frame's, and a log is compacted by that of the first dirty one.
+    fn note_first_append_times(&self, recovered: &Recovered) {
+        let compacted = recovered.manifest.segments.iter().take_while(|entry| entry.is_compacted).count();
+        let segments = recovered.shared.segments();
+        let dirty = segments.iter().skip(compacted).find(|segment| !segment.is_empty());
+        let active = recovered.active.as_ref().map(|active| &active.segment);
+        for segment in dirty.into_iter().chain(active.filter(|active| !active.is_empty())) {
+            if let Some(time) = self.first_append_time(segment) {
+                segment.set_first_append_time(time);
+            }
+        }
+    }
+
+    /// A damaged first frame is found by whoever reads it.
+    fn first_append_time(&self, segment: &Segment) -> Option<Timestamp> {
+        let path = self.dir.join(log_file(segment.name()));
+        let file = self.disk.open(&path, OpenMode::Read).ok()?;
+        let mut header = [0; frame::HEADER_LEN];
+        file.read_exact_at(0, &mut header).ok()?;
+        FrameHeader::parse(&header).ok().map(|header| header.append_time)
     }
 
     fn has(&self, name: &str) -> bool {

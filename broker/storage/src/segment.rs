@@ -30,6 +30,8 @@ pub(crate) struct Segment {
     end: AtomicU64,
     /// The largest record timestamp.
     max_timestamp: AtomicI64,
+    /// The append time of the first frame; the earliest time if that is not known.
+    first_append_time: AtomicI64,
     /// The append time of the last frame.
     last_append_time: AtomicI64,
     /// What was written since the log was opened is likely still in memory.
@@ -118,6 +120,7 @@ impl Segment {
             position: AtomicU64::new(extent.position),
             end: AtomicU64::new(extent.end.0),
             max_timestamp: AtomicI64::new(extent.max_timestamp.0),
+            first_append_time: AtomicI64::new(i64::MIN),
             last_append_time: AtomicI64::new(extent.last_append_time.0),
             recent,
             is_index_stored: AtomicBool::new(index.is_none()),
@@ -161,6 +164,17 @@ impl Segment {
         Timestamp(self.max_timestamp.load(Ordering::Acquire))
     }
 
+    /// The append time of the first frame, if it has one and that was looked at.
+    pub(crate) fn first_append_time(&self) -> Option<Timestamp> {
+        let time = Timestamp(self.first_append_time.load(Ordering::Acquire));
+        Some(time).filter(|time| *time != Timestamp(i64::MIN))
+    }
+
+    /// The first frame of a segment found at open was appended then.
+    pub(crate) fn set_first_append_time(&self, time: Timestamp) {
+        self.first_append_time.store(time.0, Ordering::Release);
+    }
+
     pub(crate) fn last_append_time(&self) -> Timestamp {
         Timestamp(self.last_append_time.load(Ordering::Acquire))
     }
@@ -199,6 +213,9 @@ impl Segment {
             if let Some(index) = index.as_mut() {
                 index.note(frame, position, self.index_interval);
             }
+        }
+        if position == 0 {
+            self.set_first_append_time(frame.append_time);
         }
         self.is_index_stored.store(false, Ordering::Relaxed);
         self.max_timestamp.fetch_max(frame.max_timestamp.0, Ordering::Release);

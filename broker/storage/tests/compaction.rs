@@ -5,14 +5,16 @@ mod harness;
 mod keyed;
 
 use std::path::Path;
+use std::time::Duration;
 
 use harness::{DIR, NO_SYNC, SYNC, config};
-use keyed::{Keyed, NewRecord, Sent, compaction};
+use keyed::{Keyed, NewRecord, Sent, compaction, filled, plain, tombstone, value};
 use proptest::prelude::*;
 use quire_protocol::batch::{Compression, ProducerIdentity};
 use quire_protocol::ids::{LeaderEpoch, Offset, ProducerEpoch, ProducerId};
+use quire_protocol::limits;
 use quire_storage::disk::{CrashOptions, Disk, Fault, SimDisk, Survival};
-use quire_storage::{CompactionSettings, JobKind, Want, inspect};
+use quire_storage::{CompactionSettings, JobKind, Residency, Want, inspect};
 
 /// Something that happens to a log.
 #[derive(Debug, Clone)]
@@ -25,6 +27,7 @@ enum Step {
         keys_max: usize,
         delete_retention_ms: u64,
         lag_ms_min: u64,
+        span_ms_max: Option<u64>,
     },
     /// A job is handed out; other things happen before it runs.
     HandOut {
@@ -57,13 +60,14 @@ fn sent() -> impl Strategy<Value = Sent> {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let survival = prop_oneof![Just(Survival::Random), Just(Survival::Nothing), Just(Survival::Everything)];
-    let compact = (prop_oneof![Just(1usize), Just(3), Just(1000)], 0u64..400_000, 0u64..200_000);
+    let keys_max = prop_oneof![Just(1usize), Just(3), Just(1000)];
+    let compact = (keys_max, 0u64..400_000, 0u64..200_000, prop::option::of(0u64..400_000));
     let step = prop_oneof![
         12 => prop::collection::vec(sent(), 1..4).prop_map(Step::Append),
         6 => Just(Step::Commit),
         3 => Just(Step::Roll),
-        6 => compact.prop_map(|(keys_max, delete_retention_ms, lag_ms_min)| Step::Compact {
-            keys_max, delete_retention_ms, lag_ms_min
+        6 => compact.prop_map(|(keys_max, delete_retention_ms, lag_ms_min, span_ms_max)| Step::Compact {
+            keys_max, delete_retention_ms, lag_ms_min, span_ms_max
         }),
         4 => any::<bool>().prop_map(|sync| Step::HandOut { sync }),
         3 => Just(Step::Finish),
@@ -86,11 +90,12 @@ fn take(log: &mut Keyed, step: &Step) -> bool {
         Step::Append(batches) => batches.iter().for_each(|sent| log.append(sent)),
         Step::Commit => log.commit(),
         Step::Roll => log.roll(),
-        Step::Compact { keys_max, delete_retention_ms, lag_ms_min } => {
+        Step::Compact { keys_max, delete_retention_ms, lag_ms_min, span_ms_max } => {
             let settings = CompactionSettings {
                 keys_max: *keys_max,
                 delete_retention_ms: *delete_retention_ms,
                 lag_ms_min: *lag_ms_min,
+                span_ms_max: *span_ms_max,
                 ..compaction()
             };
             log.log.compact(log.now, &settings);
@@ -153,32 +158,6 @@ proptest! {
     }
 }
 
-fn value(key: u8, len: usize) -> NewRecord {
-    NewRecord { key: Some(key), has_value: true, len }
-}
-
-fn tombstone(key: u8) -> NewRecord {
-    NewRecord { key: Some(key), has_value: false, len: 0 }
-}
-
-fn plain(records: Vec<NewRecord>) -> Sent {
-    Sent { records, compression: Compression::None, producer: None }
-}
-
-/// Segments with four batches of a few keys each, committed; the last is empty.
-fn filled(seed: u64, segments: usize) -> Keyed {
-    let mut log = Keyed::new(seed);
-    for segment in 0..segments {
-        for batch in 0..4 {
-            let key = (segment + batch) as u8 % 5;
-            log.append(&plain(vec![value(key, 40), value(key + 1, 300), value(7, 200)]));
-        }
-        log.commit();
-        log.roll();
-    }
-    log
-}
-
 #[test]
 fn only_the_last_record_of_each_key_is_left_and_segments_become_one() {
     let mut log = filled(1, 6);
@@ -220,6 +199,47 @@ fn what_is_not_committed_or_too_young_is_left_alone() {
     log.check();
 }
 
+/// The checkpoint covered the records before they were committed. Found again behind it, the high watermark lay in the gap
+/// that compaction had left, and whoever read up to there asked for the same for ever.
+#[test]
+fn no_stop_finds_the_high_watermark_before_the_end_of_what_was_compacted() {
+    let mut log = filled(1, 1);
+    for _ in 0..6 {
+        log.append(&plain(vec![value(1, 300), value(7, 200)]));
+    }
+    log.settle(SYNC);
+    log.log.request_checkpoint();
+    log.settle(NO_SYNC);
+    let (committed, end) = (log.log.high_watermark(), log.log.end_offset());
+    assert!(committed < end);
+    log.commit();
+    log.roll();
+    log.log.compact(log.now, &compaction());
+    log.settle(NO_SYNC);
+    let gap = log.frames().windows(2).any(|pair| pair[0].0.next_offset() < pair[1].0.base_offset);
+    assert!(gap, "some frames are gone");
+    log.restart(SimDisk::kill);
+    assert_eq!(log.log.high_watermark(), end);
+}
+
+#[test]
+fn a_read_below_an_offset_in_a_gap_goes_on_behind_it() {
+    let mut log = filled(1, 3);
+    log.compact_all();
+    let (reader, frames) = (log.log.reader(), log.frames());
+    let mut gaps = 0;
+    for pair in frames.windows(2) {
+        let (before, behind) = (pair[0].0.next_offset(), pair[1].0.base_offset);
+        for below in before.0 + 1..pair[1].0.next_offset().0 {
+            let slice = reader.read(before, 1000, Offset(below), Residency::Any).expect("intact");
+            // No further than the frame behind the gap, of which not all lies below.
+            assert_eq!((slice.bytes, slice.next_offset), (0, behind.min(Offset(below))));
+            gaps += 1;
+        }
+    }
+    assert!(gaps > 0);
+}
+
 #[test]
 fn a_log_is_compacted_once_enough_of_it_is_dirty_or_for_too_long() {
     let mut log = filled(1, 3);
@@ -239,6 +259,38 @@ fn a_log_is_compacted_once_enough_of_it_is_dirty_or_for_too_long() {
     assert!(log.log.is_compacting(), "for too long");
     log.settle(NO_SYNC);
     log.check();
+}
+
+/// It went by when the segment in front ended, which was long ago in an idle log, or by the end of the dirty one.
+#[test]
+fn dirty_is_what_was_appended_since_the_first_dirty_record() {
+    let settings =
+        CompactionSettings { dirty_millionths_min: 1_000_001, lag_ms_max: Some(6000), ..compaction() };
+    let is_due = |log: &mut Keyed| {
+        log.log.compact(log.now, &settings);
+        log.log.is_compacting()
+    };
+    let reopened: [fn(&mut Keyed); 3] = [|_| (), Keyed::close, |log| log.restart(SimDisk::kill)];
+    for reopen in reopened {
+        let mut log = Keyed::new(1);
+        for _ in 0..3 {
+            // Nothing happens for a day.
+            log.now.0 += 24 * 3600 * 1000;
+            log.append(&plain(vec![value(1, 100)]));
+            log.now.0 += 4000;
+            log.append(&plain(vec![value(2, 100)]));
+            log.commit();
+            log.roll();
+            reopen(&mut log);
+            log.commit();
+            log.now.0 += 2000;
+            assert!(!is_due(&mut log), "six seconds");
+            log.now.0 += 1;
+            assert!(is_due(&mut log));
+            log.settle(NO_SYNC);
+            log.check();
+        }
+    }
 }
 
 #[test]
@@ -303,6 +355,77 @@ fn a_tombstone_goes_a_time_after_compaction_came_past_it() {
     log.settle(NO_SYNC);
     assert_eq!(keys(&log), [Some(3), Some(4)]);
     log.check();
+}
+
+/// When tombstones may go was known to the process alone, and taken from what was not listed in the end: a log that nobody
+/// writes to kept them for ever.
+#[test]
+fn that_tombstones_are_to_go_is_not_forgotten() {
+    let settings = CompactionSettings { delete_retention_ms: 1000, ..compaction() };
+    let is_due = |log: &mut Keyed| {
+        log.log.compact(log.now, &settings);
+        log.log.is_compacting()
+    };
+    for is_close in [false, true] {
+        let mut log = Keyed::new(1);
+        log.append(&plain(vec![value(1, 10), value(2, 10)]));
+        log.append(&plain(vec![tombstone(1), value(3, 10)]));
+        log.commit();
+        log.roll();
+        assert!(is_due(&mut log));
+        log.settle(NO_SYNC);
+        match is_close {
+            true => log.close(),
+            false => log.restart(SimDisk::kill),
+        }
+        log.now.0 += 999;
+        assert!(!is_due(&mut log));
+        log.now.0 += 1;
+        assert!(is_due(&mut log), "it is time, though nothing was written since");
+        while !log.out.iter().any(|job| job.kind() == JobKind::Swap) {
+            log.finish();
+            log.hand_out(NO_SYNC);
+        }
+        // What was written is not listed.
+        log.disk.set_capacity(Some(0));
+        log.finish();
+        log.disk.set_capacity(None);
+        log.settle(NO_SYNC);
+        assert_eq!(log.read().expect("intact").len(), 3);
+        log.now.0 += 3_600_000;
+        assert!(is_due(&mut log), "it is not done");
+        log.settle(NO_SYNC);
+        assert_eq!(log.read().expect("intact").len(), 2);
+        log.check();
+        assert!(!is_due(&mut log));
+    }
+}
+
+/// What was sealed became one segment with each compaction, which was always as young as its newest record.
+#[test]
+fn retention_by_time_deletes_what_is_old_of_a_compacted_log() {
+    for (span_ms_max, left) in [(Some(1000), 5), (None, 10)] {
+        let settings = CompactionSettings { span_ms_max, ..compaction() };
+        let mut log = Keyed::new(1);
+        for day in 0..10 {
+            log.append(&plain(vec![value(day, 30), value(100, 30)]));
+            log.now.0 += 500;
+            log.append(&plain(vec![value(day, 20), value(100, 30)]));
+            log.commit();
+            log.roll();
+            log.log.compact(log.now, &settings);
+            log.settle(NO_SYNC);
+            log.check();
+            log.now.0 += 9500;
+        }
+        assert_eq!(log.frames().len(), 11, "one of each day, and where the leadership began");
+        assert_eq!(log.segments(), if span_ms_max.is_some() { 11 } else { 2 }, "nor more than are needed");
+        log.log.retain(log.now, Some(Duration::from_secs(55)), None);
+        log.settle(NO_SYNC);
+        let days = log.read().expect("intact").iter().filter(|record| record.key != Some(100)).count();
+        assert_eq!(days, left);
+        log.check();
+    }
 }
 
 #[test]
@@ -427,29 +550,6 @@ fn each_leadership_is_known_to_begin_where_it_did() {
 }
 
 #[test]
-fn a_reader_of_what_is_replaced_goes_on_in_what_took_its_place() {
-    let mut log = filled(1, 3);
-    let reader = log.log.reader();
-    log.log.compact(log.now, &compaction());
-    // Up to the swap, whose job is run and not brought back.
-    let done = loop {
-        let job = log.log.next_job(NO_SYNC).expect("a part of it");
-        let is_swap = job.kind() == JobKind::Swap;
-        let done = job.run();
-        if is_swap {
-            break done;
-        }
-        let _ = log.log.complete(done);
-    };
-    assert_eq!(log.read_with(&reader).expect("intact").len(), 7);
-    let last = log.records.iter().rev().find(|record| record.key == Some(7)).expect("written").timestamp;
-    let found = reader.offset_at_time(last, log.log.end_offset()).expect("intact");
-    assert_eq!(found.map(|(_, timestamp)| timestamp), Some(last));
-    let _ = log.log.complete(done);
-    log.check();
-}
-
-#[test]
 fn appends_rolls_and_retention_go_on_meanwhile() {
     let mut log = filled(1, 4);
     log.log.compact(log.now, &compaction());
@@ -469,7 +569,8 @@ fn appends_rolls_and_retention_go_on_meanwhile() {
 #[test]
 fn what_is_given_up_or_closed_leaves_nothing() {
     for is_close in [false, true] {
-        for steps in 1..6 {
+        let mut cases = 0;
+        'cases: for steps in 1..20 {
             let mut log = filled(1, 3);
             let names = log.disk.list(Path::new(DIR)).expect("there");
             let before = log.frames();
@@ -477,11 +578,12 @@ fn what_is_given_up_or_closed_leaves_nothing() {
             for _ in 0..steps {
                 log.hand_out(NO_SYNC);
                 if log.out.iter().any(|job| job.kind() == JobKind::Swap) {
-                    log.finish();
-                    return;
+                    // From here on it is not given up.
+                    break 'cases;
                 }
                 log.finish();
             }
+            cases = steps;
             match is_close {
                 true => log.close(),
                 false => {
@@ -495,6 +597,7 @@ fn what_is_given_up_or_closed_leaves_nothing() {
             assert!(left.iter().filter(is_segment).eq(names.iter().filter(is_segment)), "{left:?}");
             assert_eq!(log.frames(), before);
         }
+        assert!(cases >= 2, "{cases} cases");
     }
 }
 
@@ -511,8 +614,35 @@ fn a_full_disk_puts_it_off() {
     assert_eq!(log.frames(), before);
     log.disk.set_capacity(None);
     log.compact_all();
+    assert_eq!(log.frames(), before, "not at once again");
+    log.now.0 += limits::COMPACTION_RETRY_INTERVAL.as_millis() as i64;
+    log.compact_all();
     assert!(log.frames().len() < before.len());
     log.check();
+}
+
+/// It took the last of the disk, gave that back, and took it again, and appends were refused in between.
+#[test]
+fn what_appends_need_is_not_taken() {
+    let most = 30_000 + limits::COMPACTION_DISK_RESERVE_BYTES;
+    for (capacity, is_room) in [(30_000, false), (most - 20_000, false), (most + 60_000, true)] {
+        let mut log = filled(1, 6);
+        log.log.request_checkpoint();
+        log.settle(NO_SYNC);
+        log.disk.set_capacity(Some(capacity));
+        let names = log.disk.list(Path::new(DIR)).expect("there");
+        let free = log.disk.free_bytes(Path::new(DIR)).expect("known");
+        log.log.compact(log.now, &compaction());
+        while let Some(job) = log.log.next_job(NO_SYNC) {
+            let kind = job.kind();
+            let _ = log.log.complete(job.run());
+            if !is_room && kind == JobKind::Compact {
+                assert_eq!(log.disk.list(Path::new(DIR)).expect("there"), names, "nothing was begun");
+                assert_eq!(log.disk.free_bytes(Path::new(DIR)).expect("known"), free);
+            }
+        }
+        assert_eq!(log.segments() == 2, is_room, "with {capacity} bytes");
+    }
 }
 
 /// Every operation of a compaction, with power lost at it; whatever survives.

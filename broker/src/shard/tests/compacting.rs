@@ -2,12 +2,21 @@
 
 use quire_protocol::topic_config::CleanupPolicy;
 
+use quire_storage::disk::Fault;
+
 use super::*;
+
+/// Another partition of the same shard.
+const OTHER: TopicPartition = TopicPartition { partition: PartitionIndex(1), ..PARTITION };
 
 impl Rig {
     /// A batch with one record of this key.
     fn keyed(&self, stream: &Stream, key: &str, len: usize) -> Event {
-        let Event::Produce(id, mut request) = self.request(stream, "v") else { unreachable!() };
+        self.keyed_to(PARTITION, stream, key, len)
+    }
+
+    fn keyed_to(&self, id: TopicPartition, stream: &Stream, key: &str, len: usize) -> Event {
+        let Event::Produce(_, mut request) = self.request(stream, "v") else { unreachable!() };
         let mut builder = BatchBuilder::new(Compression::None);
         let (key, value) = (Some(key.to_owned().into()), Some(vec![b'x'; len].into()));
         builder.push(&Record { key, value, ..Record::default() }, Timestamp(1)).expect("a small record fits");
@@ -18,11 +27,53 @@ impl Rig {
 
     /// Some hundred records of two keys, in several segments.
     fn fill(&mut self) {
+        self.fill_partition(PARTITION);
+    }
+
+    fn fill_partition(&mut self, id: TopicPartition) {
         let mut stream = Stream::new(Acks::All);
         for number in 0..100 {
-            self.apply(self.keyed(&stream, ["a", "b"][number % 2], 3_000));
+            self.apply(self.keyed_to(id, &stream, ["a", "b"][number % 2], 3_000));
             self.run_all();
             assert!(matches!(stream.outcomes()[..], [Ok(_)]));
+        }
+    }
+
+    /// A second partition of the shard, filled like the first.
+    fn fill_other(&mut self, config: TopicConfig) -> Arc<Shared> {
+        let (queue, _) = mpsc::channel(1);
+        let shared = Arc::new(Shared::new(OTHER, false, queue, alone(LeaderEpoch(1)), Arc::new(config)));
+        self.apply(Event::Open(shared.clone()));
+        self.run_all();
+        self.fill_partition(OTHER);
+        shared
+    }
+
+    /// Whose logs a part of a compaction is handed out of.
+    fn compacted(&self) -> Vec<TopicPartition> {
+        let is_part = |task: &Task| matches!(task, Task::Job(job) if job.kind() == JobKind::Compact);
+        self.tasks.iter().filter(|(_, task)| is_part(task)).map(|(id, _)| *id).collect()
+    }
+
+    /// Runs tasks until a part of a compaction is the next; whose.
+    fn run_to_compaction(&mut self) -> TopicPartition {
+        loop {
+            match self.compacted()[..] {
+                [] => self.run(0),
+                [id] => {
+                    let (at, _) = self
+                        .tasks
+                        .iter()
+                        .enumerate()
+                        .find(
+                            |(_, (_, task))| matches!(task, Task::Job(job) if job.kind() == JobKind::Compact),
+                        )
+                        .expect("it is there");
+                    self.tasks.swap(0, at);
+                    return id;
+                }
+                ref more => panic!("parts of {more:?} at once"),
+            }
         }
     }
 
@@ -131,5 +182,60 @@ fn a_shard_that_closes_gives_up_what_it_compacts() {
         let dir = store(&rig.disk).partition_dir(PARTITION);
         let report = quire_storage::inspect::inspect(&rig.disk, &dir).expect("a log");
         assert_eq!(report.unlisted, Vec::<String>::new(), "after {parts} parts");
+    }
+}
+
+#[test]
+fn one_log_of_a_shard_is_compacted_at_a_time() {
+    let config = compacted(CleanupPolicy::Compact);
+    let mut rig = Rig::warm(config.clone());
+    rig.fill();
+    let other = PartitionHandle::of(rig.fill_other(config));
+    let sizes = |rig: &Rig| [rig.handle().reader().size_bytes(), other.reader().size_bytes()];
+    let before = sizes(&rig);
+    rig.next_round();
+    let mut turns = Vec::new();
+    while !rig.tasks.is_empty() {
+        let compacted = rig.compacted();
+        assert!(compacted.len() <= 1, "parts of {compacted:?} at once");
+        turns.extend(compacted.into_iter().filter(|id| turns.last() != Some(id)).collect::<Vec<_>>());
+        rig.run(0);
+    }
+    turns.sort();
+    assert_eq!(turns, [PARTITION, OTHER], "each had one turn");
+    assert!(sizes(&rig).iter().zip(before).all(|(after, before)| *after < before / 2));
+}
+
+/// A log that took nothing more was never done with being compacted, and the shard compacted no other.
+#[test]
+fn a_log_that_failed_while_it_was_compacted_does_not_hold_up_the_others() {
+    let config = compacted(CleanupPolicy::Compact);
+    for is_part_out in [false, true] {
+        let mut rig = Rig::warm(config.clone());
+        rig.fill();
+        let other = PartitionHandle::of(rig.fill_other(config.clone()));
+        rig.next_round();
+        let failing = rig.run_to_compaction();
+        if !is_part_out {
+            rig.run(0);
+        }
+        let parts = VecDeque::from_iter(rig.tasks.drain(..));
+        let mut stream = Stream::new(Acks::All);
+        rig.disk.inject(Fault::SyncFails { nth: 1 });
+        rig.apply(rig.keyed_to(failing, &stream, "c", 10));
+        while stream.outcomes().is_empty() {
+            rig.run(0);
+        }
+        rig.tasks.extend(parts);
+        rig.run_all();
+        let kept = if failing == PARTITION { other } else { rig.handle() };
+        for _ in 0..2 {
+            rig.next_round();
+            rig.run_all();
+        }
+        assert!(kept.reader().size_bytes() < 200_000, "{} bytes", kept.reader().size_bytes());
+        let dir = store(&rig.disk).partition_dir(failing);
+        let report = quire_storage::inspect::inspect(&rig.disk, &dir).expect("a log");
+        assert_eq!(report.unlisted, Vec::<String>::new(), "what was written for it is gone");
     }
 }

@@ -29,6 +29,7 @@ use bytes::Bytes;
 use quire_protocol::batch::{BatchHeader, Compactable, RecordKey};
 use quire_protocol::frame::{self, Chain, FrameHeader};
 use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp};
+use quire_protocol::limits;
 
 use super::{Failure, FailureKind};
 use crate::disk::OpenMode;
@@ -66,6 +67,8 @@ pub(crate) struct Plan {
     pub(crate) keys_max: usize,
     /// New segments are filled up to this size (bytes).
     pub(crate) segment_bytes: u64,
+    /// And with frames that were appended within so long (ms).
+    pub(crate) span_ms_max: Option<u64>,
     pub(crate) index_interval: u64,
 }
 
@@ -152,7 +155,7 @@ impl Compaction {
         let is_old = |source: &Source| producers.is_forgotten(source.sealed.last_append_time);
         let old = plan.sources.iter().take_while(|source| is_old(source)).count();
         let first = old.min(plan.compacted).min(plan.sources.len() - 1);
-        let outputs = Outputs::new(Arc::clone(&plan.shared), plan.segment_bytes, plan.index_interval);
+        let outputs = Outputs::new(&plan);
         Compaction {
             keys: Keys::new(plan.keys_max),
             producers,
@@ -213,7 +216,24 @@ impl Compaction {
         }
     }
 
+    /// Whatever is left of the sources has room on the disk, beside what appends need meanwhile.
+    fn check_room(&self) -> Result<(), StepError> {
+        let shared = &self.plan.shared;
+        let free = shared.disk.free_bytes(&shared.dir).map_err(Failure::of("looking for free space"));
+        let free = free.map_err(StepError::Failed)?;
+        let most: u64 = self.plan.sources.iter().map(|source| source.sealed.len).sum();
+        let needed = most + limits::COMPACTION_DISK_RESERVE_BYTES;
+        if free >= needed {
+            return Ok(());
+        }
+        let what = format!("{free} bytes are free, up to {needed} are needed");
+        let error = io::Error::new(io::ErrorKind::StorageFull, what);
+        let operation = "finding room for compacted segments";
+        Err(StepError::Failed(Failure { operation, error, kind: FailureKind::DiskFull }))
+    }
+
     fn note_keys(&mut self) -> Result<(), StepError> {
+        self.check_room()?;
         let mut left = STEP_BYTES;
         while left > 0 {
             let at = self.place.source;
@@ -301,7 +321,9 @@ impl Compaction {
         let fate = match end <= self.plan.log_start && !is_last {
             true => Fate::Gone,
             false => {
+                // Of what was not noted the producers are not known either.
                 let must_stay = is_last
+                    || !is_noted
                     || self.place.leader_epoch != Some(header.leader_epoch)
                     || self.producers.remembers(header, &batch_header);
                 self.fate(&batch_header, &batch, [is_noted, are_tombstones_due, must_stay], &mut horizon)
@@ -450,12 +472,13 @@ pub(crate) struct SwapWork {
     /// With the new segments.
     pub(crate) manifest: crate::manifest::Manifest,
     pub(crate) segments: Vec<Arc<Segment>>,
-    pub(crate) removed: Vec<SegmentName>,
+    /// What they take the place of; the files go with another job, which appends do not wait for.
+    pub(crate) replaced: Vec<SegmentName>,
 }
 
 impl super::Place {
     pub(super) fn swap(&self, work: SwapWork) -> Result<super::UpkeepDone, Failure> {
-        let SwapWork { shared, manifest, segments, removed } = work;
+        let SwapWork { shared, manifest, segments, replaced } = work;
         if let Err(failure) = self.replace_manifest(&manifest) {
             if failure.kind != FailureKind::Fatal {
                 for segment in &segments {
@@ -465,11 +488,8 @@ impl super::Place {
             return Err(failure);
         }
         // Before any file goes, so that a reader that misses one finds what took its place.
-        shared.swap_front(removed.len(), segments);
-        for name in &removed {
-            recovery::remove_segment(&*self.disk, &self.dir, *name);
-        }
-        Ok(super::UpkeepDone::Compacted { manifest })
+        shared.swap_front(replaced.len(), segments);
+        Ok(super::UpkeepDone::Compacted { manifest, replaced })
     }
 }
 

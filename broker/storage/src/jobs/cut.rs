@@ -5,6 +5,10 @@
 //! uncut. The checkpoint goes first: from there on recovery reads what the others no longer tell. The files that go are
 //! removed last; what was held against the replica gives way after them to the note that it has to catch up.
 //!
+//! A log is not truncated before the end of what was compacted: records that stay may be all that tells of a key whose
+//! later record goes, but those that compaction took for it would be missing. Nor so that nothing is left behind the log
+//! start. Such a log stays as it is, and begins anew.
+//!
 //! A log that begins anew deletes what it had, damaged or not. Nobody waits for it any more: the replica left the in-sync
 //! and the eligible ones before, and its leader has the records. A copy kept aside would take the room that fetching them
 //! again needs, and would never be served from; who wants to look at it copies the directory of the stopped broker.
@@ -93,7 +97,10 @@ impl Place {
             false => Suspicion::default(),
         };
         let done = match work.to {
-            CutTo::End(to) => self.truncate(&work, to)?,
+            CutTo::End(to) => match self.truncate(&work, to)? {
+                Some(done) => done,
+                None => return Ok(UpkeepDone::CutRefused),
+            },
             CutTo::Anew(at) => self.restart(&work, at)?,
         };
         for entry in &work.manifest.segments {
@@ -108,7 +115,11 @@ impl Place {
         Ok(UpkeepDone::Cut(Box::new(done)))
     }
 
-    fn truncate(&self, work: &CutWork, to: Offset) -> Result<CutDone, Failure> {
+    /// `None` if the log can not be cut there, and is as it was.
+    fn truncate(&self, work: &CutWork, to: Offset) -> Result<Option<CutDone>, Failure> {
+        if work.manifest.compacted.is_some() && self.is_compacted_beyond(work, to) {
+            return Ok(None);
+        }
         for file in &work.unsynced {
             file.sync_data().map_err(fatal("syncing what is left of the log"))?;
         }
@@ -118,8 +129,14 @@ impl Place {
                 .segments
                 .first()
                 .map_or(work.manifest.log_start, |first| first.name.base_offset);
-            return self.restart(work, start);
+            return match start < work.manifest.log_start {
+                true => Ok(None),
+                false => self.restart(work, start).map(Some),
+            };
         };
+        if kept.sealed.end_offset < work.manifest.log_start {
+            return Ok(None);
+        }
         let mut manifest = work.manifest.clone();
         manifest.segments.truncate(kept.count);
         let last = manifest.segments.last_mut().expect("one is kept");
@@ -134,7 +151,33 @@ impl Place {
         manifest.store(disk, dir).map_err(fatal("replacing the manifest"))?;
         let mut segments = work.shared.segments()[..kept.count - 1].to_vec();
         segments.push(kept.segment);
-        Ok(CutDone { manifest, segments, epochs, point: kept.point, is_chain_known: true, is_new: false })
+        let point = kept.point;
+        Ok(Some(CutDone { manifest, segments, epochs, point, is_chain_known: true, is_new: false }))
+    }
+
+    /// Whether compaction, here or by a leader, may have gone by records beyond `to`. A leader compacts what is committed.
+    fn is_compacted_beyond(&self, work: &CutWork, to: Offset) -> bool {
+        let compacted = work.manifest.segments.iter().rfind(|segment| segment.is_compacted);
+        let compacted_end = compacted.and_then(|segment| segment.sealed).map(|sealed| sealed.end_offset);
+        if to < work.shared.high_watermark().max(compacted_end.unwrap_or(Offset::ZERO)) {
+            return true;
+        }
+        let segments = work.shared.segments();
+        let mut cut_into = segments.iter().filter(|segment| segment.end() > to);
+        // What can not be read is not truncated either.
+        cut_into.any(|segment| self.has_compacted_beyond(segment, to).unwrap_or(true))
+    }
+
+    fn has_compacted_beyond(&self, segment: &Segment, to: Offset) -> Result<bool, WalkError<io::Error>> {
+        let file = self.disk.open(&self.dir.join(segment.file_name()), OpenMode::Read);
+        let bytes = FileBytes(file.map_err(WalkError::Read)?);
+        let mut walk = Walk::new(&bytes, 0..segment.position(), WINDOW_BYTES);
+        while let Some((_, header)) = walk.next_header()? {
+            if header.is_compacted && header.next_offset() > to {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The last segment with a frame that ends at `to` or before; `None` if there is none.
@@ -204,7 +247,8 @@ impl Place {
     }
 
     fn restart(&self, work: &CutWork, at: Offset) -> Result<CutDone, Failure> {
-        let manifest = Manifest { log_start: at, segments: Vec::new(), ..work.manifest.clone() };
+        let manifest =
+            Manifest { log_start: at, compacted: None, segments: Vec::new(), ..work.manifest.clone() };
         let point = Checkpoint {
             segment_serial: manifest.next_serial,
             position: 0,

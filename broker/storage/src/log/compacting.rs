@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use quire_protocol::Offset;
-use quire_protocol::ids::Timestamp;
+use quire_protocol::ids::{Offset, Timestamp};
 use quire_protocol::limits;
 
 use super::Log;
@@ -12,7 +11,7 @@ use crate::error::ReadError;
 use crate::jobs::{
     Compaction, Failure, FailureKind, Job, Plan, Source, StepError, Stepped, SwapWork, Written,
 };
-use crate::manifest::SegmentEntry;
+use crate::manifest::{Compacted, SegmentEntry, SegmentName};
 use crate::segment::{Extent, Segment};
 
 /// How a log is compacted.
@@ -28,6 +27,9 @@ pub struct CompactionSettings {
     pub delete_retention_ms: u64,
     /// Keys noted at once, each of about 25 bytes.
     pub keys_max: usize,
+    /// Longest time (ms) between the first append of what goes into one segment and the last, so that retention by time
+    /// can delete what is old; `None` if none does.
+    pub span_ms_max: Option<u64>,
 }
 
 impl Default for CompactionSettings {
@@ -38,6 +40,7 @@ impl Default for CompactionSettings {
             lag_ms_max: None,
             delete_retention_ms: 24 * 3600 * 1000,
             keys_max: limits::COMPACTION_KEYS_MAX,
+            span_ms_max: None,
         }
     }
 }
@@ -51,12 +54,16 @@ pub(super) struct Compacting {
     is_cancelled: bool,
     /// It is due, as it was decided then.
     wanted: Option<(Timestamp, CompactionSettings)>,
+    /// Listed no more, and still there.
+    replaced: Vec<SegmentName>,
+    /// When the last one was decided.
+    decided_at: Timestamp,
+    /// Not before then: there was no room.
+    put_off_until: Option<Timestamp>,
     /// Between two steps.
     compaction: Option<Box<Compaction>>,
     /// Written, and not listed yet.
     written: Option<Box<Written>>,
-    /// When the first of the tombstones that stayed may go, as far as is known.
-    next_horizon: Option<Timestamp>,
     /// Tombstones below may go.
     tombstones_to: Offset,
     /// What could not be read.
@@ -66,7 +73,7 @@ pub(super) struct Compacting {
 impl Compacting {
     /// Whether anything of it is under way.
     pub(super) fn is_busy(&self) -> bool {
-        self.is_under_way || self.compaction.is_some() || self.written.is_some()
+        self.is_under_way || self.compaction.is_some() || self.written.is_some() || !self.replaced.is_empty()
     }
 }
 
@@ -85,9 +92,13 @@ impl Log {
     /// segments wholly below the high watermark are touched, and the newest is not; an active segment that is old, or
     /// where most of what is dirty is, is sealed first: its turn comes the next time.
     ///
-    /// Until it is over nothing is deleted by retention. Ask again now and then.
+    /// Until it is over nothing is deleted by retention. It needs room for another copy of what it reads; without any it is
+    /// put off for [`limits::COMPACTION_RETRY_INTERVAL`]. Ask again now and then.
     pub fn compact(&mut self, now: Timestamp, settings: &CompactionSettings) {
         if self.is_poisoned() || self.is_corrupt() || self.is_cutting() || self.is_compacting() {
+            return;
+        }
+        if self.compacting.put_off_until.is_some_and(|until| now < until) {
             return;
         }
         let eligible = self.eligible(now, settings);
@@ -102,16 +113,18 @@ impl Log {
             && dirty > 0
             && is_older(self.dirty_since(eligible.compacted), now, settings.lag_ms_max);
         let has_expired = eligible.count > 0
-            && self.compacting.next_horizon.is_some_and(|at| at <= now)
+            && self.next_horizon().is_some_and(|at| at <= now)
             && self.manifest.segments[eligible.count - 1]
                 .sealed
                 .is_some_and(|sealed| sealed.end_offset <= self.compacting.tombstones_to);
         if is_dirty || is_overdue || has_expired {
             self.compacting.wanted = Some((now, *settings));
+            self.compacting.decided_at = now;
+            self.compacting.put_off_until = None;
             let last = self.manifest.segments[eligible.count - 1].sealed;
-            // Recovery never begins in what is compacted.
-            self.upkeep.is_checkpoint_due |=
-                last.is_some_and(|sealed| sealed.end_offset > self.upkeep.checkpoint);
+            // A marker of a clean close goes before there are files that a clean open would leave.
+            self.upkeep.is_checkpoint_due |= self.upkeep.is_marked_clean
+                || last.is_some_and(|sealed| sealed.end_offset > self.compactable_end());
         }
     }
 
@@ -120,6 +133,17 @@ impl Log {
     /// that took away, and show it as soon as it led. Zero at first; to be told again whenever it changes, also to less.
     pub fn tombstones_may_go_to(&mut self, offset: Offset) {
         self.compacting.tombstones_to = offset;
+    }
+
+    /// When the first of the tombstones that stayed may go.
+    fn next_horizon(&self) -> Option<Timestamp> {
+        self.manifest.compacted.and_then(|compacted| compacted.next_horizon)
+    }
+
+    /// Where what may be compacted ends. Recovery never begins in it, nor finds a high watermark there: it would lie in a
+    /// gap, and behind it what took the place of records that were read before.
+    fn compactable_end(&self) -> Offset {
+        self.upkeep.checkpoint.min(self.upkeep.certain_high_watermark)
     }
 
     /// Whether a compaction is due or under way.
@@ -131,6 +155,19 @@ impl Log {
     pub fn cancel_compaction(&mut self) {
         self.compacting.wanted = None;
         self.compacting.is_cancelled = self.compacting.is_busy();
+    }
+
+    /// There is no room for what is due or under way: it is given up, and not tried again at once.
+    pub(super) fn put_off_compaction(&mut self) {
+        if self.is_compacting() {
+            self.wait_with_compaction();
+        }
+        self.cancel_compaction();
+    }
+
+    fn wait_with_compaction(&mut self) {
+        let wait_ms = limits::COMPACTION_RETRY_INTERVAL.as_millis() as i64;
+        self.compacting.put_off_until = Some(Timestamp(self.compacting.decided_at.0.saturating_add(wait_ms)));
     }
 
     /// What compaction could not read, if it came to damage: to be told once to [`Log::mark_corrupt`], like what a reader
@@ -167,10 +204,15 @@ impl Log {
         eligible
     }
 
-    /// A time before which no record of this dirty segment and those behind it was appended: a little early, if anything.
+    /// When the first record of this dirty segment and those behind it was appended. That is known of what was appended since
+    /// the log was opened, and of what was the first dirty segment then; else it is not before the one in front ends.
     fn dirty_since(&self, segment: usize) -> Option<Timestamp> {
-        let before = segment.checked_sub(1).unwrap_or(segment);
-        self.manifest.segments[before].sealed.map(|sealed| sealed.last_append_time)
+        let segments = self.shared.segments();
+        let first = segments.get(segment..)?.iter().find(|segment| !segment.is_empty());
+        let before = || self.manifest.segments[segment.saturating_sub(1)].sealed;
+        first
+            .and_then(|first| first.first_append_time())
+            .or_else(|| before().map(|before| before.last_append_time))
     }
 
     /// What is written little must not grow for as long as its active segment is not full.
@@ -184,13 +226,17 @@ impl Log {
         let len = active.segment.position();
         let is_large = len >= limits::COMPACTION_SEAL_BYTES_MIN.min(active.segment.size_limit() / 2)
             && len >= eligible.compacted_bytes + eligible.dirty_bytes;
-        len > 0 && (is_large || is_older(active.first_append_time, now, settings.lag_ms_max))
+        len > 0 && (is_large || is_older(active.segment.first_append_time(), now, settings.lag_ms_max))
     }
 
     /// The next part of a compaction that is due or under way.
     pub(super) fn next_compaction(&mut self) -> Option<Job> {
         if self.compacting.is_under_way {
             return None;
+        }
+        if let Some(job) = self.remove_replaced() {
+            self.compacting.is_under_way = true;
+            return Some(job);
         }
         if std::mem::take(&mut self.compacting.is_cancelled) {
             let job = self.give_up();
@@ -202,8 +248,9 @@ impl Log {
         }
         let compaction = self.compacting.compaction.as_mut()?;
         if compaction.wants_serial() {
-            // A job that is out has the manifest, and brings it back.
-            if self.upkeep.is_under_way || self.manifest.is_full() {
+            // A job that is out has the manifest, and brings it back. How many segments there are in the end is looked at
+            // then: compaction is what makes them fewer.
+            if self.upkeep.is_under_way || !self.manifest.has_serial() {
                 return None;
             }
             compaction.give_serial(self.manifest.next_serial);
@@ -211,6 +258,16 @@ impl Log {
         }
         self.compacting.is_under_way = true;
         self.compacting.compaction.take().map(Job::compact)
+    }
+
+    fn remove_replaced(&mut self) -> Option<Job> {
+        let replaced = std::mem::take(&mut self.compacting.replaced);
+        (!replaced.is_empty()).then(|| Job::remove(self.place(), replaced))
+    }
+
+    /// Compacted segments are listed in the place of these.
+    pub(super) fn compaction_listed(&mut self, replaced: Vec<SegmentName>) {
+        self.compacting.replaced = replaced;
     }
 
     fn give_up(&mut self) -> Option<Job> {
@@ -221,7 +278,7 @@ impl Log {
         self.compacting.compaction.take().map(Job::give_up)
     }
 
-    /// What is due, once a checkpoint covers it: recovery never begins in what is compacted.
+    /// What is due, once a checkpoint covers it.
     fn plan(&mut self) -> Option<Plan> {
         let (now, settings) = self.compacting.wanted?;
         // What retention is about to delete is not copied.
@@ -230,10 +287,14 @@ impl Log {
             return None;
         }
         self.compacting.wanted = None;
+        if self.upkeep.is_marked_clean {
+            return None;
+        }
         let eligible = self.eligible(now, &settings);
         let entries = &self.manifest.segments;
+        let end = self.compactable_end();
         let is_covered = |entry: &SegmentEntry| {
-            entry.sealed.is_some_and(|sealed| sealed.end_offset <= self.upkeep.checkpoint && sealed.len > 0)
+            entry.sealed.is_some_and(|sealed| sealed.end_offset <= end && sealed.len > 0)
         };
         let count = entries[..eligible.count].iter().rposition(is_covered).map_or(0, |last| last + 1);
         let segments = self.shared.segments();
@@ -252,6 +313,7 @@ impl Log {
             delete_retention_ms: i64::try_from(settings.delete_retention_ms).unwrap_or(i64::MAX),
             keys_max: settings.keys_max,
             segment_bytes: self.options.segment_bytes,
+            span_ms_max: settings.span_ms_max,
             index_interval: self.options.index_interval_bytes,
         })
     }
@@ -269,6 +331,7 @@ impl Log {
             }
             Err(StepError::Failed(Failure { operation, error, .. })) => {
                 tracing::warn!(log = %self.shared.dir.display(), operation, %error, "compaction is put off");
+                self.wait_with_compaction();
             }
         }
         self.compacting.is_cancelled &= self.compacting.is_busy();
@@ -293,8 +356,12 @@ impl Log {
             self.compacting.is_cancelled = true;
             return None;
         }
-        self.compacting.next_horizon = written.next_horizon;
         let mut manifest = self.manifest.clone();
+        // What is compacted behind the sources, if anything is, was not gone through this time.
+        let is_all = manifest.segments.get(count).is_none_or(|next| !next.is_compacted);
+        let before = self.next_horizon().filter(|_| !is_all);
+        let next_horizon = written.next_horizon.into_iter().chain(before).min();
+        manifest.compacted = Some(Compacted { next_horizon });
         manifest.segments.splice(..count, written.entries.iter().copied());
         let (size_limit, interval) = (self.options.segment_bytes, self.options.index_interval_bytes);
         let segment = |entry: &SegmentEntry| {
@@ -306,14 +373,14 @@ impl Log {
             shared: Arc::clone(&self.shared),
             manifest,
             segments: written.entries.iter().map(segment).collect(),
-            removed: written.sources,
+            replaced: written.sources,
         })
     }
 
     /// The log is about to be closed: what was begun leaves nothing.
     pub(super) fn drop_compaction(&mut self) {
         self.compacting.wanted = None;
-        if let Some(job) = self.give_up() {
+        for job in self.remove_replaced().into_iter().chain(self.give_up()) {
             let _ = job.run();
         }
     }

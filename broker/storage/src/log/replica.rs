@@ -33,6 +33,7 @@ impl Log {
             let records = last.next_offset().since(self.tail.next_offset);
             let bytes = frames.iter().map(|frame| frame.len() as u64).sum();
             let file = self.prepare(bytes, records)?;
+            self.note_compacted(&headers)?;
             self.note_behind(&headers)?;
             self.write_frames(&*file, &frames)?;
             self.appended(&headers);
@@ -40,6 +41,21 @@ impl Log {
             Ok(headers)
         });
         written.map_err(|kind| AppendFramesError { kind, frames })
+    }
+
+    /// An earlier version takes the gaps that a leader's compaction left for damage: before the first such frame is written
+    /// the manifest has to say that there are some.
+    fn note_compacted(&mut self, headers: &[FrameHeader]) -> Result<(), AppendErrorKind> {
+        let is_noted = self.manifest.compacted.is_some();
+        if is_noted || !headers.iter().any(|header| header.is_compacted) {
+            return Ok(());
+        }
+        // Said once; the next append has another attempt made.
+        if let Some(refusal) = self.upkeep.refusal.take() {
+            return Err(refusal);
+        }
+        self.upkeep.is_mark_due = true;
+        Err(AppendErrorKind::NoSpaceYet)
     }
 
     /// Recovery takes a durable floor above a bad frame for a proof that the frame was on this disk. A follower that has
@@ -96,7 +112,8 @@ impl Log {
     }
 
     /// Cuts the log, and all that is derived from it, at the last frame's end that is not after `to`. Nothing is appended
-    /// until a completion says that it was cut; what the log shows is unchanged until then.
+    /// until a completion says that it was cut; what the log shows is unchanged until then. One that says
+    /// [`super::Completed::is_cut_refused`] leaves it to [`Log::restart_at`].
     ///
     /// # Panics
     /// If `to` lies before the log start.
@@ -164,7 +181,7 @@ impl Log {
             self.suspicion = if is_new { Suspicion::default() } else { Suspicion::UNCLEAN };
         }
         let verdict = self.upkeep.verdict.take().filter(|_| !is_anew);
-        self.upkeep = Upkeep::new(false, false, is_new, end);
+        self.upkeep = Upkeep::new(false, false, is_new, end, self.high_watermark());
         self.upkeep.verdict = verdict;
         self.forget_compaction();
         end

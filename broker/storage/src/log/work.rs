@@ -16,7 +16,7 @@ use crate::jobs::{
     CheckpointWork, CutTo, Failure, FailureKind, GrowWork, IndexToStore, Job, JobDone, OpenWork, Outcome,
     Place, RetainWork, RollWork, SyncWork, UpkeepDone, UpkeepWork, Verdict,
 };
-use crate::manifest::{Sealed, SegmentName};
+use crate::manifest::{Compacted, Manifest, Sealed, SegmentName};
 use crate::poison::PoisonReason;
 use crate::segment::Segment;
 use crate::small_file;
@@ -54,6 +54,9 @@ pub struct Completed {
     pub space: bool,
     /// The log's end, if it was cut there.
     pub cut: Option<Offset>,
+    /// Whether the log could not be cut where it was to be, and is as it was: compaction took records for what lies beyond,
+    /// or the log start is not where a frame begins. It is to begin anew.
+    pub is_cut_refused: bool,
 }
 
 /// Account of syncs.
@@ -93,6 +96,8 @@ pub(super) struct Upkeep {
     pub(super) is_behind_noted: bool,
     /// An append waits for a checkpoint that says so.
     pub(super) is_note_due: bool,
+    /// An append waits for a manifest that says that there are compacted frames.
+    pub(super) is_mark_due: bool,
     /// The clean marker of the last shutdown is still there; it goes before anything is changed.
     pub(super) is_marked_clean: bool,
     /// The manifest on disk does not list yet where recovery cut the log. The next change of it does.
@@ -116,17 +121,28 @@ pub(super) struct Upkeep {
     synced_bytes: u64,
     /// Everything below was covered by a sync when the checkpoint on disk was written.
     pub(super) checkpoint: Offset,
+    /// Whatever happens, an open finds the high watermark here or beyond: the checkpoint on disk says so.
+    pub(super) certain_high_watermark: Offset,
 }
 
 impl Upkeep {
-    /// Of a log just opened, of which everything below `checkpoint` is known to be durable.
+    /// Of a log just opened, of which everything below `checkpoint` is known to be durable, and every open finds this high
+    /// watermark.
     pub(super) fn new(
         is_marked_clean: bool,
         is_cut_unstored: bool,
         is_new: bool,
         checkpoint: Offset,
+        certain_high_watermark: Offset,
     ) -> Upkeep {
-        Upkeep { is_marked_clean, is_cut_unstored, is_new, checkpoint, ..Upkeep::default() }
+        Upkeep {
+            is_marked_clean,
+            is_cut_unstored,
+            is_new,
+            checkpoint,
+            certain_high_watermark,
+            ..Upkeep::default()
+        }
     }
 }
 
@@ -149,7 +165,9 @@ impl Log {
         // A log that begins anew leaves its damage behind, and files that could not be written or synced.
         let begins_anew = matches!(self.upkeep.cut, Some(CutTo::Anew(_)));
         if self.is_poisoned() && !begins_anew {
-            return None;
+            // What was being compacted holds memory, and others wait for it to be over.
+            self.cancel_compaction();
+            return self.next_compaction();
         }
         if self.is_cutting() || self.is_corrupt() {
             self.cancel_compaction();
@@ -216,6 +234,7 @@ impl Log {
             all.poisoned = all.poisoned.or(completed.poisoned);
             all.space |= completed.space;
             all.cut = completed.cut.or(all.cut);
+            all.is_cut_refused |= completed.is_cut_refused;
         }
         all
     }
@@ -230,7 +249,7 @@ impl Log {
 
     /// The append time of the active segment's first frame, if it has one.
     pub(crate) fn oldest_active_append_time(&self) -> Option<Timestamp> {
-        self.active.as_ref()?.first_append_time
+        self.active.as_ref()?.segment.first_append_time()
     }
 
     /// Segments before `offset` are to be deleted by the next job.
@@ -326,6 +345,11 @@ impl Log {
                 SpaceWanted::Grow { end } => self.grow_work(end)?,
                 SpaceWanted::Roll { bytes } => self.roll_work(bytes),
             });
+        }
+        if std::mem::take(&mut self.upkeep.is_mark_due) {
+            self.upkeep.is_for_append = true;
+            let compacted = self.manifest.compacted.or(Some(Compacted::default()));
+            return Some(UpkeepWork::Mark(Manifest { compacted, ..self.manifest.clone() }));
         }
         if self.upkeep.is_note_due && !self.upkeep.is_new {
             return Some(UpkeepWork::Checkpoint(self.checkpoint_work()));
@@ -543,11 +567,17 @@ impl Log {
                 self.manifest = manifest;
                 self.upkeep.is_cut_unstored = false;
             }
-            UpkeepDone::Compacted { manifest } => {
+            UpkeepDone::Compacted { manifest, replaced } => {
                 self.manifest = manifest;
+                self.compaction_listed(replaced);
                 self.upkeep.is_cut_unstored = false;
                 // Segments end elsewhere now: retention chooses again.
                 self.upkeep.retain_from.take_if(|_| self.upkeep.is_segment_end);
+            }
+            UpkeepDone::Marked { manifest } => {
+                self.manifest = manifest;
+                self.upkeep.is_cut_unstored = false;
+                completed.space = true;
             }
             UpkeepDone::Cut(done) => {
                 completed.cut = Some(self.was_cut(*done));
@@ -558,11 +588,17 @@ impl Log {
                 completed.cut = Some(self.tail.next_offset);
                 completed.space = true;
             }
+            UpkeepDone::CutRefused => {
+                self.upkeep.cut = None;
+                completed.is_cut_refused = true;
+                completed.space = true;
+            }
             UpkeepDone::Judged(Verdict::Suspect(why)) => self.suspicion = self.suspicion.and(why),
             UpkeepDone::Judged(Verdict::Trusted) => self.suspicion = Suspicion::default(),
             UpkeepDone::Checkpointed { checkpoint, stored } => {
                 stored.iter().for_each(|segment| segment.index_was_stored());
                 self.upkeep.checkpoint = checkpoint.next_offset;
+                self.upkeep.certain_high_watermark = checkpoint.high_watermark;
                 self.upkeep.is_checkpoint_refused = false;
                 self.upkeep.is_behind_noted = checkpoint.is_behind;
                 completed.space = checkpoint.is_behind && std::mem::take(&mut self.upkeep.is_note_due);
@@ -595,7 +631,7 @@ impl Log {
         let segment = Arc::new(segment);
         segment.set_file(&file);
         self.shared.push_segment(Arc::clone(&segment));
-        self.active = Some(Active { segment, file: Some(file), writable, first_append_time: None });
+        self.active = Some(Active { segment, file: Some(file), writable });
     }
 
     fn upkeep_failed(&mut self, failure: Failure) -> Completed {
@@ -603,7 +639,7 @@ impl Log {
         let refusal = match kind {
             FailureKind::DiskFull => {
                 // It needs room before it makes any.
-                self.cancel_compaction();
+                self.put_off_compaction();
                 AppendErrorKind::DiskFull
             }
             FailureKind::Exhausted => AppendErrorKind::Exhausted(format!("{operation}: {error}")),

@@ -255,7 +255,14 @@ impl<'a> Source<'a> {
             if !follows && taken == 0 {
                 return Err(self.corrupt(next, position, "the frame there holds other offsets"));
             }
-            if !follows || header.next_offset() > below {
+            if !follows {
+                break;
+            }
+            if header.next_offset() > below {
+                if taken == 0 {
+                    // Of what lies before it compaction left nothing: there is no more to wait for than the frame itself.
+                    next = header.base_offset.min(below).max(from);
+                }
                 break;
             }
             taken += header.frame_len();

@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use quire_protocol::frame::{self, FrameHeader};
 use quire_protocol::ids::Timestamp;
 
-use super::{Opening, Recovered, RecoveryReport, derived, log_file};
+use super::{Opening, Recovered, RecoveryReport, derived};
 use crate::checkpoint::Checkpoint;
-use crate::disk::OpenMode;
 use crate::error::OpenError;
 use crate::index::SegmentIndex;
 use crate::log::Active;
@@ -36,9 +34,7 @@ pub(super) fn open(
         let index = (extent.position == 0).then(|| SegmentIndex::new(name.base_offset));
         let segment = Arc::new(opening.segment(name, extent, index));
         if entry.sealed.is_none() {
-            let first_append_time = first_append_time(opening, &segment);
-            active =
-                Some(Active { segment: Arc::clone(&segment), file: None, writable: 0, first_append_time });
+            active = Some(Active { segment: Arc::clone(&segment), file: None, writable: 0 });
         }
         segments.push(segment);
     }
@@ -74,16 +70,4 @@ fn missing_indexes(opening: &Opening<'_>, name: SegmentName) -> impl Iterator<It
         .map(|file| name.file(file))
         .into_iter()
         .filter(|file| !opening.has(file))
-}
-
-/// Retention seals the segment by it. A damaged first frame is found by whoever reads it.
-pub(super) fn first_append_time(opening: &Opening<'_>, segment: &Segment) -> Option<Timestamp> {
-    if segment.position() == 0 {
-        return None;
-    }
-    let path = opening.dir.join(log_file(segment.name()));
-    let file = opening.disk.open(&path, OpenMode::Read).ok()?;
-    let mut header = [0; frame::HEADER_LEN];
-    file.read_exact_at(0, &mut header).ok()?;
-    FrameHeader::parse(&header).ok().map(|header| header.append_time)
 }

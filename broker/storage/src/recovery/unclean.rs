@@ -7,7 +7,6 @@ use std::sync::Arc;
 use quire_protocol::frame::{Chain, FrameSeed};
 use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp};
 
-use super::clean::first_append_time;
 use super::derived::{self, Covered};
 use super::scan::{self, Cut, Piece, Scan, Totals};
 use super::{Corruption, FileBytes, Opening, Recovered, RecoveryReport, log_file, sync_directories};
@@ -283,7 +282,6 @@ impl Ending<'_> {
             segment: Arc::clone(segment),
             file: None,
             writable: 0,
-            first_append_time: first_append_time(self.opening, segment),
         });
         Ok(Recovered {
             shared: self.opening.share(segments, self.manifest.log_start, &tail),

@@ -1,4 +1,5 @@
 //! A log of keyed records on a simulated disk, beside a model of it: every record ever appended, by offset.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use quire_protocol::batch::{
 };
 use quire_protocol::frame::{self, FrameHeader};
 use quire_protocol::ids::{LeaderEpoch, Offset, ProducerEpoch, ProducerId, Sequence, Timestamp};
-use quire_storage::disk::{Disk, SimDisk};
+use quire_storage::disk::{Disk, OpenMode, SimDisk};
 use quire_storage::epochs::EpochCache;
 use quire_storage::{
     AppendContext, AppendErrorKind, CompactionSettings, Job, Log, LogOptions, LogReader, NewBatch, ReadError,
@@ -212,10 +213,15 @@ impl Keyed {
 
     /// Commits and seals all there is, and compacts it until nothing is left to be done.
     pub fn compact_all(&mut self) {
+        self.compact_by_keys(compaction().keys_max);
+    }
+
+    /// As [`Keyed::compact_all`], three times so many keys at most.
+    pub fn compact_by_keys(&mut self, keys_max: usize) {
         self.commit();
         self.roll();
         for _ in 0..3 {
-            self.log.compact(self.now, &compaction());
+            self.log.compact(self.now, &CompactionSettings { keys_max, ..compaction() });
             self.settle(NO_SYNC);
         }
     }
@@ -291,6 +297,14 @@ impl Keyed {
         let report = inspect::inspect(&self.disk, Path::new(DIR)).expect("a log");
         let first = &report.segments[0];
         (Path::new(DIR).join(&first.file_name), first.log_bytes.expect("it is sealed"))
+    }
+
+    /// What the manifest says of the format of the frames.
+    pub fn log_version(&self) -> u16 {
+        let manifest = self.disk.open(&Path::new(DIR).join("manifest"), OpenMode::Read).expect("there");
+        let mut head = [0; 14];
+        manifest.read_exact_at(0, &mut head).expect("longer");
+        u16::from_le_bytes([head[12], head[13]])
     }
 
     pub fn flip(&mut self, path: &Path, bit: u64) {
@@ -424,11 +438,17 @@ impl Keyed {
 
     /// A follower that gets all of it has the same, whatever it compacts itself; and so does one of that one.
     pub fn check_follower(&mut self) {
+        for keys_max in [1, 3, compaction().keys_max] {
+            self.check_follower_by_keys(keys_max);
+        }
+    }
+
+    fn check_follower_by_keys(&mut self, keys_max: usize) {
         self.commit();
         let mut follower = self.follow();
         assert_eq!(follower.read().expect("intact"), self.read().expect("intact"));
         assert_eq!(follower.log.known_chain(), self.log.known_chain());
-        follower.compact_all();
+        follower.compact_by_keys(keys_max);
         follower.check();
         follower.restart(SimDisk::kill);
         let mut next = follower.follow();
@@ -477,6 +497,32 @@ impl Keyed {
         follower.commit();
         follower
     }
+}
+
+pub fn value(key: u8, len: usize) -> NewRecord {
+    NewRecord { key: Some(key), has_value: true, len }
+}
+
+pub fn tombstone(key: u8) -> NewRecord {
+    NewRecord { key: Some(key), has_value: false, len: 0 }
+}
+
+pub fn plain(records: Vec<NewRecord>) -> Sent {
+    Sent { records, compression: Compression::None, producer: None }
+}
+
+/// Segments with four batches of a few keys each, committed; the last is empty.
+pub fn filled(seed: u64, segments: usize) -> Keyed {
+    let mut log = Keyed::new(seed);
+    for segment in 0..segments {
+        for batch in 0..4 {
+            let key = (segment + batch) as u8 % 5;
+            log.append(&plain(vec![value(key, 40), value(key + 1, 300), value(7, 200)]));
+        }
+        log.commit();
+        log.roll();
+    }
+    log
 }
 
 /// Adds the records of the frames that one read gives; where the next begins.

@@ -8,6 +8,7 @@ use quire_protocol::frame::FrameHeader;
 use quire_protocol::ids::{Offset, Timestamp};
 
 use super::super::Failure;
+use super::Plan;
 use crate::disk::{DiskFile, OpenMode};
 use crate::index::SegmentIndex;
 use crate::manifest::{Sealed, SegmentEntry, SegmentFile, SegmentName};
@@ -24,6 +25,7 @@ const SYNC_BYTES: u64 = 16 * 1024 * 1024;
 pub(super) struct Outputs {
     shared: Arc<Shared>,
     segment_bytes: u64,
+    span_ms_max: u64,
     index_interval: u64,
     /// The serial of the next one.
     pub(super) spare_serial: Option<u32>,
@@ -47,17 +49,20 @@ pub(super) struct Output {
     waiting: Vec<Bytes>,
     waiting_bytes: u64,
     index: SegmentIndex,
+    /// `None` before the first frame.
+    first_append_time: Option<Timestamp>,
     last_append_time: Timestamp,
     /// Whether the keys of all its records were noted.
     is_compacted: bool,
 }
 
 impl Outputs {
-    pub(super) fn new(shared: Arc<Shared>, segment_bytes: u64, index_interval: u64) -> Outputs {
+    pub(super) fn new(plan: &Plan) -> Outputs {
         Outputs {
-            shared,
-            segment_bytes,
-            index_interval,
+            shared: Arc::clone(&plan.shared),
+            segment_bytes: plan.segment_bytes,
+            span_ms_max: plan.span_ms_max.unwrap_or(u64::MAX),
+            index_interval: plan.index_interval,
             spare_serial: None,
             next: Offset::ZERO,
             current: None,
@@ -76,6 +81,7 @@ impl Outputs {
             let relative = frame.next_offset().since(current.name.base_offset);
             current.position() + frame.frame_len() as u64 <= self.segment_bytes
                 && relative <= u64::from(u32::MAX)
+                && current.span_ms(frame) <= self.span_ms_max
                 && current.is_compacted == is_compacted
         });
         if is_taken {
@@ -92,6 +98,7 @@ impl Outputs {
     pub(super) fn push(&mut self, frame: &FrameHeader, bytes: [Bytes; 2]) -> Result<(), Failure> {
         let current = self.current.as_mut().expect("there is a place");
         current.index.note(frame, current.position(), self.index_interval);
+        current.first_append_time.get_or_insert(frame.append_time);
         current.last_append_time = frame.append_time;
         current.waiting_bytes += frame.frame_len() as u64;
         current.waiting.extend(bytes);
@@ -137,6 +144,7 @@ impl Outputs {
             waiting: Vec::new(),
             waiting_bytes: 0,
             index: SegmentIndex::new(name.base_offset),
+            first_append_time: None,
             last_append_time: Timestamp(i64::MIN),
             is_compacted,
         })
@@ -164,6 +172,12 @@ impl Outputs {
 impl Output {
     fn position(&self) -> u64 {
         self.written + self.waiting_bytes
+    }
+
+    /// How long after its first frame this one was appended (ms).
+    fn span_ms(&self, frame: &FrameHeader) -> u64 {
+        let first = self.first_append_time.unwrap_or(frame.append_time);
+        u64::try_from(frame.append_time.0.saturating_sub(first.0)).unwrap_or(0)
     }
 
     fn flush(&mut self) -> Result<(), Failure> {
