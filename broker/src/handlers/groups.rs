@@ -304,6 +304,13 @@ fn read_partitions(told: &[control::TopicPartitions]) -> Result<Partitions, Requ
 
 fn read_offsets(told: &[control::CommittedOffset]) -> Result<Vec<OffsetToCommit>, RequestError> {
     let read = |told: &control::CommittedOffset| {
+        if Offset(told.offset) > Offset::MAX {
+            return Err(invalid(&format!(
+                "offset {} is above {}, the largest there is",
+                told.offset,
+                Offset::MAX
+            )));
+        }
         Ok(OffsetToCommit {
             partition: TopicPartition {
                 topic: read_topic(&told.topic_id)?,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quire_protocol::{Timestamp, TopicPartition, limits};
+use quire_protocol::{Offset, Timestamp, TopicPartition, limits};
 
 use super::assignment::Assignor;
 use super::heartbeat::{check_group_id, too_many};
@@ -60,6 +60,9 @@ impl Groups {
         for offset in &request.offsets {
             if !self.topics.has(offset.partition) {
                 return Err(GroupRefusal::Invalid("a partition whose offset is to be reset does not exist"));
+            }
+            if offset.offset > Offset::MAX {
+                return Err(GroupRefusal::Invalid("an offset is at most 9223372036854775807"));
             }
             if offset.metadata.len() > limits::COMMIT_METADATA_BYTES_MAX {
                 let (given, max) = (offset.metadata.len(), limits::COMMIT_METADATA_BYTES_MAX);
@@ -135,6 +138,10 @@ impl Groups {
 
 impl Change<'_> {
     fn commit_one(&mut self, member: Option<&Arc<str>>, offset: &OffsetToCommit) -> CommitOutcome {
+        // What is stored has 63 bits: more would be read as damage by every later coordinator.
+        if offset.offset > Offset::MAX {
+            return CommitOutcome::BeyondAll;
+        }
         if offset.metadata.len() > limits::COMMIT_METADATA_BYTES_MAX {
             return CommitOutcome::MetadataTooLong;
         }

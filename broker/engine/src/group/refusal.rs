@@ -136,7 +136,7 @@ impl CommitOutcome {
             CommitOutcome::Behind { .. } => Some(ErrorCode::OffsetGoesBack),
             CommitOutcome::NotOwned => Some(ErrorCode::StaleMemberEpoch),
             CommitOutcome::UnknownPartition => Some(ErrorCode::UnknownPartition),
-            CommitOutcome::MetadataTooLong => Some(ErrorCode::InvalidRequest),
+            CommitOutcome::BeyondAll | CommitOutcome::MetadataTooLong => Some(ErrorCode::InvalidRequest),
             CommitOutcome::TooMany => Some(ErrorCode::LimitExceeded),
         }
     }

@@ -195,6 +195,8 @@ pub enum CommitOutcome {
     NotOwned,
     /// No such partition.
     UnknownPartition,
+    /// It is above [`Offset::MAX`]: no record is there.
+    BeyondAll,
     /// The text beside it is longer than is kept.
     MetadataTooLong,
     /// The group has offsets of as many partitions as it can.

@@ -62,6 +62,24 @@ fn commits_are_of_the_current_epoch_or_of_a_group_without_members() {
     assert_eq!(desk.ask(Request::FetchOffsets(nowhere)), Ok(Response::Offsets(Vec::new())));
 }
 
+/// An offset above the largest was committed once: it was stored as a negative number, and no coordinator could read its log
+/// any more.
+#[test]
+fn an_offset_that_can_not_be_stored_is_not_taken() {
+    let mut desk = Desk::with(topics(&[("a", 1)]));
+    let zero = partition("a", 0);
+    for beyond in [Offset::MAX.0 + 1, u64::MAX] {
+        let outcomes = vec![(zero, CommitOutcome::BeyondAll)];
+        assert_eq!(desk.ask(alone(vec![offset(zero, beyond)])), Ok(Response::Commit(outcomes)));
+        let refused = desk.ask(reset(vec![offset(zero, beyond)], true)).expect_err("no record is there");
+        assert_eq!(refused.code(), ErrorCode::InvalidRequest);
+    }
+    let largest = desk.ask(alone(vec![offset(zero, Offset::MAX.0)]));
+    assert_eq!(largest, Ok(Response::Commit(vec![(zero, CommitOutcome::Taken)])));
+    desk.lead();
+    assert_eq!(desk.offsets(), [(zero, Offset::MAX.0)].into());
+}
+
 #[test]
 fn a_text_beside_an_offset_has_a_limit() {
     let mut desk = Desk::with(topics(&[("a", 1)]));

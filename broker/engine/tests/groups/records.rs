@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use quire_engine::group::records::{Committed, Current, GroupRecord, KeyValue, MemberRecord, Protocol};
-use quire_engine::group::{Assignor, Generation, Heartbeat, Partitions, Record};
+use quire_engine::group::request::{Asker, Commit, OffsetToCommit, ResetOffsets};
+use quire_engine::group::{Assignor, Generation, Heartbeat, Partitions, Record, Request};
 use quire_protocol::{LeaderEpoch, Offset, Timestamp};
 
-use crate::desk::{Desk, apply, beat, compacted, join, offset, owns, partition, rebuild, topics};
+use crate::desk::{Desk, GROUP, apply, beat, compacted, join, offset, owns, partition, rebuild, topics};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
@@ -97,6 +98,57 @@ fn any_record() -> impl Strategy<Value = Record> {
     ]
 }
 
+/// Requests of strangers: within limits and beyond.
+fn any_request() -> impl Strategy<Value = Request> {
+    let id = || proptest::sample::select(&["", "m", "n"][..]).prop_map(Arc::<str>::from);
+    let text = || prop_oneof![any_text(), Just(Arc::from("x".repeat(70_000)))];
+    let offsets = || {
+        let offset = prop_oneof![0..9u64, any::<u64>()];
+        let one = (0..4u32, offset, any::<Option<u32>>(), text()).prop_map(
+            |(index, offset, leader_epoch, metadata)| OffsetToCommit {
+                partition: partition("a", index),
+                offset: Offset(offset),
+                leader_epoch: leader_epoch.map(LeaderEpoch),
+                metadata,
+            },
+        );
+        proptest::collection::vec(one, 0..4)
+    };
+    let words = (id(), proptest::option::of(text()), proptest::option::of(text()), text());
+    let times = (proptest::option::of(any::<u32>()), proptest::option::of(any::<u32>()));
+    let topic = prop_oneof![Just(Arc::from("a")), Just(Arc::from("b")), text()];
+    let topics = proptest::option::of(proptest::collection::vec(topic, 0..3));
+    let rest =
+        (-3..4i32, topics, proptest::option::of(any_assignor()), proptest::option::of(any_partitions()));
+    let heartbeat = (words, times, rest).prop_map(|(words, times, rest)| Heartbeat {
+        group: GROUP.into(),
+        member: words.0,
+        instance: words.1,
+        rack: words.2,
+        client: words.3.clone(),
+        host: words.3,
+        session: times.0.map(|ms| Duration::from_millis(ms.into())),
+        rebalance: times.1.map(|ms| Duration::from_millis(ms.into())),
+        epoch: Generation(rest.0),
+        topics: rest.1,
+        assignor: rest.2,
+        owned: rest.3,
+        seen: None,
+    });
+    let asker = proptest::option::of((id(), -1..4i32));
+    prop_oneof![
+        heartbeat.prop_map(Request::Heartbeat),
+        (asker, offsets()).prop_map(|(asker, offsets)| {
+            let asker = asker.map(|(member, epoch)| Asker { member, epoch: Generation(epoch) });
+            Request::Commit(Commit { group: GROUP.into(), asker, offsets })
+        }),
+        offsets().prop_map(|offsets| {
+            let forget = vec![partition("a", 1)];
+            Request::ResetOffsets(ResetOffsets { group: GROUP.into(), creates: true, offsets, forget })
+        }),
+    ]
+}
+
 #[test]
 fn the_encoding_is_what_it_was() {
     let hex = |(key, value): KeyValue| {
@@ -160,6 +212,21 @@ proptest! {
             prop_assert!(Record::decode(&key, Some(&long)).is_err());
             prop_assert!(Record::decode(&key, Some(&value[..value.len() - 1])).is_err());
         }
+    }
+
+    #[test]
+    fn whatever_is_decided_can_be_read(requests in proptest::collection::vec(any_request(), 1..12)) {
+        let all = topics(&[("a", 3), ("b", 2)]);
+        let mut desk = Desk::with(all.clone());
+        for request in requests {
+            let _ = desk.ask(request);
+        }
+        for (key, value) in &desk.log {
+            let read = Record::decode(key, value.as_deref());
+            let (again, written) = read.expect("what was decided can be read").encode();
+            prop_assert_eq!((&again, &written), (key, value));
+        }
+        prop_assert_eq!(&rebuild(&desk.log, all), desk.coordinator.groups());
     }
 
     #[test]
