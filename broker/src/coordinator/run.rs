@@ -30,7 +30,6 @@ pub(super) struct Runner {
     random: SplitMix64,
     asks: mpsc::Receiver<Ask>,
     topics: watch::Receiver<Arc<Topics>>,
-    decides: watch::Sender<Option<LeaderEpoch>>,
     answers: HashMap<RequestId, oneshot::Sender<Result<Response, RequestError>>>,
     asked: u64,
     appending: Option<Appending>,
@@ -66,7 +65,6 @@ impl Runner {
         id: TopicPartition,
         asks: mpsc::Receiver<Ask>,
         topics: watch::Receiver<Arc<Topics>>,
-        decides: watch::Sender<Option<LeaderEpoch>>,
     ) -> Runner {
         Runner {
             id,
@@ -75,7 +73,6 @@ impl Runner {
             random: SplitMix64::new(RandomState::new().hash_one(id.partition.0)),
             asks,
             topics,
-            decides,
             answers: HashMap::new(),
             asked: 0,
             appending: None,
@@ -85,7 +82,7 @@ impl Runner {
 
     /// Until the partition is held here no more.
     pub(super) async fn run(mut self, partitions: Partitions) {
-        let Some(handle) = partitions.opened_replica(self.id).await else {
+        let Some(handle) = self.opened(&partitions).await else {
             // It is looked at again, and not at once.
             return tokio::time::sleep(READ_RETRY_INTERVAL).await;
         };
@@ -127,6 +124,20 @@ impl Runner {
             }
         }
         self.tell(&handle, Input::Follows).await;
+    }
+
+    /// The partition, once its log is open. Whoever asks meanwhile is told so.
+    async fn opened(&mut self, partitions: &Partitions) -> Option<PartitionHandle> {
+        let opened = partitions.opened_replica(self.id);
+        tokio::pin!(opened);
+        loop {
+            tokio::select! {
+                handle = &mut opened => return handle,
+                ask = self.asks.recv() => {
+                    let _ = ask?.answer.send(Err(super::beginning()));
+                }
+            }
+        }
     }
 
     async fn next(&mut self, changes: &mut watch::Receiver<crate::shard::Watermarks>) -> Happened {
@@ -193,8 +204,6 @@ impl Runner {
                 }
             }
         }
-        let deciding = self.machine.deciding();
-        self.decides.send_if_modified(|decides| std::mem::replace(decides, deciding) != deciding);
         if let Some(failure) = self.machine.failure() {
             tracing::error!(partition = %self.id, %failure, "the groups of this partition can not be read");
         }
