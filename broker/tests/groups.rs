@@ -13,7 +13,7 @@ use quire_protocol::rpc::control::{
 };
 use quire_protocol::{ErrorCode, OFFSETS_TOPIC};
 
-use support::{PATIENCE, RawClient};
+use support::{PATIENCE, RawClient, code};
 
 const GROUP: &str = "billing";
 const TOPIC: &str = "flights";
@@ -149,5 +149,48 @@ async fn a_member_finds_the_coordinator_that_it_was_moved_to() -> Result<()> {
     .await?;
     ensure!(answer.member_epoch == joined.member_epoch, "it goes on as it was: {answer:?}");
     ensure!(!answer.has_assignment, "and has what it had");
+    Ok(())
+}
+
+async fn deletes(client: &RawClient) -> Result<response::Body> {
+    client.rpc(request::Body::DeleteGroup(control::DeleteGroupRequest { group: GROUP.into() })).await
+}
+
+#[tokio::test]
+async fn only_who_joined_speaks_for_a_member() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Broker::builder().data_dir(dir.path()).shards(1).anonymous(true).start().await?;
+    let admin = RawClient::connect(&broker).await?;
+    admin.create_topic(TOPIC, &[]).await?;
+    let nobody = RawClient::connect_as(broker.address(), &broker.credentials().authority_pem, None).await?;
+    let hello = control::HelloRequest { version_min: 1, version_max: 1, ..Default::default() };
+    nobody.rpc(request::Body::Hello(hello)).await?;
+    until("there is a coordinator", async || {
+        let asked = FindCoordinatorRequest { group: GROUP.into() };
+        let found = admin.rpc(request::Body::FindCoordinator(asked)).await?;
+        Ok(matches!(found, response::Body::FindCoordinator(_)).then_some(()))
+    })
+    .await?;
+    let joined =
+        until("the member has joined", async || Ok(says(&admin, join("m1", &[TOPIC])).await?.ok())).await?;
+
+    let refused = async |heartbeat: GroupHeartbeatRequest| {
+        let answer = says(&nobody, heartbeat.clone()).await?;
+        let error = answer.err().with_context(|| format!("{heartbeat:?} is taken"))?;
+        anyhow::Ok(error.error_code())
+    };
+    for epoch in [joined.member_epoch, -1, -2] {
+        ensure!(refused(beat("m1", epoch)).await? == ErrorCode::NotAuthorized, "in epoch {epoch}");
+    }
+    ensure!(refused(join("m2", &[])).await? == ErrorCode::InvalidRequest, "whoever joins names topics");
+    ensure!(refused(join("m2", &[TOPIC])).await? == ErrorCode::NotAuthorized, "that it may consume");
+    ensure!(says(&admin, beat("m1", joined.member_epoch)).await?.is_ok(), "the member is there");
+
+    ensure!(says(&admin, beat("m1", -1)).await?.is_ok(), "it leaves");
+    ensure!(
+        code(deletes(&nobody).await?)? == ErrorCode::NotAuthorized,
+        "a group without offsets is not anybody's"
+    );
+    ensure!(matches!(deletes(&admin).await?, response::Body::DeleteGroup(_)));
     Ok(())
 }

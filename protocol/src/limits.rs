@@ -258,6 +258,9 @@ pub const GROUP_MEMBER_ID_BYTES_MAX: usize = 128;
 pub const GROUP_TEXT_BYTES_MAX: usize = 255;
 /// Groups that one partition of the internal topic keeps.
 pub const GROUPS_MAX: usize = 16 * 1024;
+/// What one partition of the internal topic keeps of all its groups, as it is in memory (bytes): half a million offsets, or
+/// members of as much text. While there is more, no member joins and nothing is committed that was not before.
+pub const GROUPS_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Most members of one group.
 pub const GROUP_MEMBERS_MAX: usize = 1000;
 /// Most topics that one member subscribes to.

@@ -1,6 +1,6 @@
 //! Groups, asked by members and by people: checked here, decided by the group's coordinator.
 //!
-//! A right to consume a topic is a right to the groups that consume it.
+//! A right to consume a topic is a right to the groups that consume it. Only who made a member speaks for it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -74,6 +74,7 @@ pub(super) async fn heartbeat(
         group: asked.group.as_str().into(),
         member: asked.member.into(),
         epoch: Generation(asked.member_epoch),
+        principal: session.principal.as_str().into(),
         instance: text(asked.instance_id),
         rack: text(asked.rack),
         client: asked.client_name.into(),
@@ -232,6 +233,11 @@ pub(super) async fn delete(
     let context = &session.context;
     let description = described(context, &asked.group).await?;
     check_partitions(session, description.offsets.iter().map(|(id, _)| *id))?;
+    let image = context.metadata.image();
+    if !description.offsets.iter().any(|(id, _)| image.topic(id.topic).is_some()) {
+        // Nothing says whose it is.
+        access::check(session, Operation::Administer, "")?;
+    }
     let delete = Request::DeleteGroup { group: asked.group.as_str().into() };
     match context.coordinators.ask(&asked.group, delete).await? {
         Response::Done => {

@@ -54,6 +54,8 @@ pub struct GroupSettings {
     pub heartbeat_interval: Duration,
     /// Most members of one group.
     pub members_max: usize,
+    /// What is kept of all groups together, see [`limits::GROUPS_BYTES_MAX`].
+    pub bytes_max: usize,
     /// Appends under way at once; more than one only on a log that, once it refused or lost one, takes none that was handed
     /// to it after that.
     pub appends_max: usize,
@@ -67,6 +69,7 @@ impl Default for GroupSettings {
             rebalance: limits::GROUP_REBALANCE_DEFAULT,
             heartbeat_interval: limits::GROUP_HEARTBEAT_INTERVAL,
             members_max: limits::GROUP_MEMBERS_MAX,
+            bytes_max: limits::GROUPS_BYTES_MAX,
             appends_max: limits::GROUP_APPENDS_MAX,
         }
     }
@@ -87,12 +90,14 @@ pub struct Groups {
     settings: GroupSettings,
     topics: Arc<Topics>,
     groups: BTreeMap<Arc<str>, Group>,
+    /// Of all groups together.
+    bytes: usize,
 }
 
 impl Groups {
     /// No group yet, and these topics.
     pub fn new(settings: GroupSettings, topics: Arc<Topics>) -> Groups {
-        Groups { settings, topics, groups: BTreeMap::new() }
+        Groups { settings, topics, groups: BTreeMap::new(), bytes: 0 }
     }
 
     /// Every group's id.
@@ -156,9 +161,21 @@ impl Groups {
         Ok(state)
     }
 
+    /// What is kept has a limit. Whatever is no larger than what it takes the place of fits.
+    fn check_room(&self, more: usize) -> Result<(), GroupRefusal> {
+        let given = self.bytes.saturating_add(more);
+        if more > 0 && given > self.settings.bytes_max {
+            let what = "bytes of groups on one partition of the internal topic";
+            return Err(GroupRefusal::TooMany { what, given, max: self.settings.bytes_max });
+        }
+        Ok(())
+    }
+
     fn put(&mut self, record: &Record) {
         let group = self.groups.entry(record.group().clone()).or_default();
+        self.bytes -= group.bytes;
         group.apply(record);
+        self.bytes += group.bytes;
         if group.is_gone() {
             self.groups.remove(record.group());
         }
@@ -209,6 +226,7 @@ impl Replicated for Groups {
     /// Forgets everything: it is to be read from the log.
     fn discard_pending(&mut self) {
         self.groups.clear();
+        self.bytes = 0;
     }
 }
 

@@ -71,6 +71,12 @@ impl Groups {
         }
         let have = self.groups.get(&request.group).map_or(0, |state| state.offsets.len());
         check_count(have + request.offsets.len())?;
+        let kept = self.groups.get(&request.group).map(|state| &state.offsets);
+        let more = request.offsets.iter().map(|offset| {
+            let known = kept.and_then(|kept| kept.get(&offset.partition)).map_or(0, Committed::stored_bytes);
+            offset.kept(now).stored_bytes().saturating_sub(known)
+        });
+        self.check_room(more.sum())?;
         let mut change = Change::of(self, &request.group, now);
         for partition in request.forget {
             change.forget_offset(partition);
@@ -152,11 +158,15 @@ impl Change<'_> {
         if member.is_some_and(|member| !state.current(member).holds(&offset.partition)) {
             return CommitOutcome::NotOwned;
         }
-        match state.offsets.get(&offset.partition) {
+        let known = state.offsets.get(&offset.partition);
+        let more = offset.kept(self.now).stored_bytes();
+        let more = more.saturating_sub(known.map_or(0, Committed::stored_bytes));
+        match known {
             Some(have) if have.offset > offset.offset && !mutant::is_on(Mutant::CommitForwards) => {
                 return CommitOutcome::Behind { committed: have.offset };
             }
             None if state.offsets.len() >= limits::GROUP_OFFSETS_MAX => return CommitOutcome::TooMany,
+            _ if self.groups.check_room(more).is_err() => return CommitOutcome::TooMany,
             _ => {}
         }
         self.keep_offset(offset);
@@ -175,13 +185,7 @@ impl Change<'_> {
             };
             self.add(Record::Group { group: group.clone(), value: Some(record) });
         }
-        let value = Committed {
-            offset: offset.offset,
-            leader_epoch: offset.leader_epoch,
-            metadata: offset.metadata.clone(),
-            committed_at: now,
-        };
-        self.add(Record::Offset { group, partition: offset.partition, value: Some(value) });
+        self.add(Record::Offset { group, partition: offset.partition, value: Some(offset.kept(now)) });
     }
 
     fn forget_offset(&mut self, partition: TopicPartition) {
@@ -223,6 +227,17 @@ impl Change<'_> {
         old.into_iter().for_each(|partition| self.forget_offset(partition));
         if self.state().offsets.is_empty() {
             self.forget_group();
+        }
+    }
+}
+
+impl OffsetToCommit {
+    fn kept(&self, now: Timestamp) -> Committed {
+        Committed {
+            offset: self.offset,
+            leader_epoch: self.leader_epoch,
+            metadata: self.metadata.clone(),
+            committed_at: now,
         }
     }
 }

@@ -39,6 +39,14 @@ pub enum GroupRefusal {
         /// The member's id.
         member: Arc<str>,
     },
+    /// Somebody speaks for a member who is not the one that it joined as.
+    #[error("member \"{member}\" of group \"{group}\" is another principal's")]
+    NotItsPrincipal {
+        /// The group.
+        group: Arc<str>,
+        /// The member's id.
+        member: Arc<str>,
+    },
     /// A heartbeat of another epoch: whoever sends it has lost what it had, and joins anew.
     #[error("member \"{member}\" is in epoch {have}, not in {given}")]
     FencedMemberEpoch {
@@ -118,6 +126,7 @@ impl GroupRefusal {
             GroupRefusal::Unreadable(_) => ErrorCode::CorruptLog,
             GroupRefusal::UnknownGroup { .. } => ErrorCode::UnknownGroup,
             GroupRefusal::UnknownMember { .. } => ErrorCode::UnknownMember,
+            GroupRefusal::NotItsPrincipal { .. } => ErrorCode::NotAuthorized,
             GroupRefusal::FencedMemberEpoch { .. } => ErrorCode::FencedMemberEpoch,
             GroupRefusal::StaleMemberEpoch { .. } => ErrorCode::StaleMemberEpoch,
             GroupRefusal::GroupNotEmpty { .. } | GroupRefusal::TopicInUse { .. } => ErrorCode::GroupNotEmpty,

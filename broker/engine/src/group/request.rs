@@ -55,6 +55,8 @@ pub struct Heartbeat {
     /// The epoch that it was last told. [`Generation::JOINS`] joins, and gives up whatever it had; [`Generation::LEAVES`]
     /// leaves; [`Generation::PAUSES`] leaves, with an instance id, to come back within its session and find what it had.
     pub epoch: Generation,
+    /// Who says it. Nobody else speaks for the member from a join on.
+    pub principal: Arc<str>,
     /// Names it across restarts.
     pub instance: Option<Arc<str>>,
     /// Where it is, in the words that racks of brokers have. Taken from a join.
@@ -67,7 +69,7 @@ pub struct Heartbeat {
     pub session: Option<Duration>,
     /// How long it may take to give up partitions; the default if none, its session if that is longer. Taken from a join.
     pub rebalance: Option<Duration>,
-    /// The topics it subscribes to, by name, existing or not; `None` if they are as before. A join names them.
+    /// The topics it subscribes to, by name, existing or not; `None` if they are as before. A join names some.
     pub topics: Option<Vec<Arc<str>>>,
     /// How it would have partitions given, if it has a preference; the one that most members have holds. Taken together
     /// with `topics`.
@@ -199,6 +201,6 @@ pub enum CommitOutcome {
     BeyondAll,
     /// The text beside it is longer than is kept.
     MetadataTooLong,
-    /// The group has offsets of as many partitions as it can.
+    /// The group has offsets of as many partitions as it can, or all groups together keep as much as they may.
     TooMany,
 }

@@ -43,7 +43,8 @@ fn any_group() -> impl Strategy<Value = GroupRecord> {
 fn any_member() -> impl Strategy<Value = MemberRecord> {
     let ids = (proptest::option::of(any_text()), proptest::option::of(any_text()), any_text(), any_text());
     let topics = proptest::collection::btree_set(any_text(), 0..4);
-    let rest = (proptest::option::of(any_assignor()), any::<u32>(), any::<u32>());
+    let rest =
+        (proptest::option::of(any_assignor()), any::<u32>(), any::<u32>(), proptest::option::of(any_text()));
     (ids, topics, rest).prop_map(|((instance, rack, client, host), topics, rest)| MemberRecord {
         instance,
         rack,
@@ -53,6 +54,7 @@ fn any_member() -> impl Strategy<Value = MemberRecord> {
         assignor: rest.0,
         session: Duration::from_millis(rest.1.into()),
         rebalance: Duration::from_millis(rest.2.into()),
+        principal: rest.3,
     })
 }
 
@@ -123,6 +125,7 @@ fn any_request() -> impl Strategy<Value = Request> {
     let heartbeat = (words, times, rest).prop_map(|(words, times, rest)| Heartbeat {
         group: GROUP.into(),
         member: words.0,
+        principal: words.3.clone(),
         instance: words.1,
         rack: words.2,
         client: words.3.clone(),
@@ -166,6 +169,24 @@ fn the_encoding_is_what_it_was() {
             .encode());
     assert_eq!(key, format!("0105010067{}07000000", "61".to_owned() + &"09".repeat(15)));
     assert_eq!(value, "0102010000000000000103000000010078".to_owned() + "0500000000000000");
+    let mut member = MemberRecord {
+        instance: None,
+        rack: Some("r".into()),
+        client: "c".into(),
+        host: "h".into(),
+        topics: ["t".into()].into(),
+        assignor: None,
+        session: Duration::from_millis(2),
+        rebalance: Duration::from_millis(3),
+        principal: None,
+    };
+    let before = "000101007201006301006801000000010074000200000003000000";
+    let named = |member: &MemberRecord| {
+        hex(Record::Member { group: "g".into(), member: "m".into(), value: Some(member.clone()) }.encode())
+    };
+    assert_eq!(named(&member), ("010201006701006d".to_owned(), format!("01{before}")));
+    member.principal = Some("p".into());
+    assert_eq!(named(&member), ("010201006701006d".to_owned(), format!("02{before}010070")));
     let current = Current {
         epoch: Generation(-2),
         previous: Generation(1),
