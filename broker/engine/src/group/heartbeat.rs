@@ -276,6 +276,28 @@ impl Change<'_> {
         }
     }
 
+    /// What contradicts what the log says later: members that have what was another's since, or that are ahead of the group.
+    ///
+    /// A replica that was away for longer than tombstones are kept has records of members that are gone. Says whether there
+    /// were any; a new generation is to follow.
+    pub(super) fn drop_contradicted(&mut self) -> bool {
+        let state = self.state();
+        let is_contradicted = |(member, current): (&Arc<str>, &Current)| {
+            current.epoch > state.generation()
+                || current.held().any(|partition| state.owners.get(partition) != Some(member))
+        };
+        let members: Vec<Arc<str>> = state
+            .currents
+            .iter()
+            .filter(|current| is_contradicted(*current))
+            .map(|(member, _)| member.clone())
+            .collect();
+        for member in &members {
+            self.remove_member(member);
+        }
+        !members.is_empty()
+    }
+
     /// Assigns anew, in the next generation.
     pub(super) fn begin_generation(&mut self) {
         let state = self.state();

@@ -110,13 +110,14 @@ impl Groups {
         self.topics = topics;
     }
 
-    /// Brings a group in line with the topics there are: a new generation if partitions came or went, and what is
-    /// committed of deleted topics is forgotten. Nothing if it is in line.
+    /// Brings a group in line with itself and with the topics there are: a new generation if partitions came or went, and
+    /// what is committed of deleted topics is forgotten. Nothing if it is in line.
     pub fn refresh(&mut self, now: Timestamp, group: &Arc<str>) -> Vec<Record> {
         let mut change = Change::of(self, group, now);
         change.forget_deleted();
         change.drop_orphans();
-        if !change.state().has_current_targets(&change.groups.topics) {
+        let is_repaired = change.drop_contradicted();
+        if is_repaired || !change.state().has_current_targets(&change.groups.topics) {
             change.begin_generation();
         }
         change.finish()

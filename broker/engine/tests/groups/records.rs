@@ -7,8 +7,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 use quire_engine::group::records::{Committed, Current, GroupRecord, KeyValue, MemberRecord, Protocol};
 use quire_engine::group::request::{Asker, Commit, OffsetToCommit, ResetOffsets};
-use quire_engine::group::{Assignor, Generation, Heartbeat, Partitions, Record, Request};
-use quire_protocol::{LeaderEpoch, Offset, Timestamp};
+use quire_engine::group::{Assignor, Generation, Heartbeat, Partitions, Record, Request, Response};
+use quire_protocol::{ErrorCode, LeaderEpoch, Offset, Timestamp};
 
 use crate::desk::{Desk, GROUP, apply, beat, compacted, join, offset, owns, partition, rebuild, topics};
 
@@ -281,6 +281,64 @@ proptest! {
         prop_assert_eq!(&rebuild(&partly, all.clone()), &once, "compacted up to anywhere");
         prop_assert_eq!(&rebuild(&compacted(log), all), &once, "compacted");
     }
+}
+
+/// A replica that was away for longer than tombstones are kept lacks them. Its coordinator once stopped its broker over a member
+/// that had what was another's by now, again with each start.
+#[test]
+fn members_whose_end_was_missed_are_dropped() {
+    let all = topics(&[("a", 2)]);
+    let mut desk = Desk::with(all.clone());
+    desk.joins(join("m1", &["a"]));
+    let missed_from = desk.log.len();
+    desk.leaves("m1", Generation::LEAVES).expect("it leaves");
+    let (epoch, _) = desk.joins(join("m2", &["a"]));
+    let is_tombstone = |record: &KeyValue| record.1.is_none();
+    let later = desk.log.split_off(missed_from);
+    desk.log.extend(later.into_iter().filter(|record| !is_tombstone(record)));
+    desk.lead();
+    let answer = desk.beats(beat("m2", epoch)).expect("it is there, and nobody stops over it");
+    let all_of_it = [partition("a", 0), partition("a", 1)].into();
+    assert_eq!(answer.assignment, Some(all_of_it), "it has what it had, in a generation of its own");
+    assert_eq!(desk.beats(beat("m1", 1)).expect_err("it is gone").code(), ErrorCode::UnknownMember);
+    assert_eq!(desk.rebuilt(all.clone()), *desk.coordinator.groups(), "its end is in the log now");
+    assert_eq!(rebuild(&compacted(&desk.log), all), *desk.coordinator.groups());
+}
+
+#[test]
+fn a_member_of_a_group_that_was_there_before_is_dropped() {
+    let all = topics(&[("a", 2)]);
+    let mut desk = Desk::with(all.clone());
+    for _ in 0..5 {
+        desk.joins(join("m1", &["a"]));
+        desk.leaves("m1", Generation::LEAVES).expect("it leaves");
+    }
+    let (epoch, _) = desk.joins(join("m1", &["a"]));
+    let old: Vec<KeyValue> = desk.log.clone();
+    desk.leaves("m1", Generation::LEAVES).expect("it leaves");
+    desk.ask(Request::DeleteGroup { group: GROUP.into() }).expect("it has no members");
+    let begins = desk.log.len();
+    desk.joins(join("m2", &["b"]));
+    assert!(epoch > 1, "the member is ahead of the group that follows");
+    desk.log = [old, desk.log[begins..].to_vec()].concat();
+    desk.lead();
+    let gone = desk.beats(beat("m1", epoch)).expect_err("it is gone");
+    assert_eq!(gone.code(), ErrorCode::UnknownMember);
+    assert_eq!(desk.rebuilt(all), *desk.coordinator.groups());
+}
+
+#[test]
+fn a_group_whose_last_member_is_dropped_is_empty() {
+    let mut desk = Desk::with(topics(&[("a", 2)]));
+    desk.joins(join("m1", &["a"]));
+    let ahead = Current { epoch: Generation(7), ..Current::default() };
+    let member = Record::Current { group: GROUP.into(), member: "m1".into(), value: Some(ahead) };
+    desk.log.push(member.encode());
+    desk.lead();
+    let Ok(Response::Description(group)) = desk.ask(Request::Describe { group: GROUP.into() }) else {
+        panic!("the group is there");
+    };
+    assert_eq!((group.members, group.empty_since), (Vec::new(), Some(desk.now.wall)));
 }
 
 /// A desk at which four members, two of them static, did this.
