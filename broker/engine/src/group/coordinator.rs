@@ -458,11 +458,12 @@ impl Coordinator {
     }
 
     fn expire(&mut self, now: Now, actions: &mut Vec<Action>) {
-        while let Some((group, member, why)) = self.sessions.overdue(now.time) {
-            let records = self.groups.remove_overdue(now.wall, &group, &member);
+        while let Some((group, members)) = self.sessions.overdue(now.time) {
+            let records = self.groups.remove_overdue(now.wall, &group, members.keys());
             assert!(!records.is_empty(), "a member that is watched is there");
             self.decided(now, &records);
-            actions.push(Action::Removed { group, member, why });
+            let removed = |(member, why)| Action::Removed { group: group.clone(), member, why };
+            actions.extend(members.into_iter().map(removed));
         }
         if self.expires_at.is_some_and(|at| at <= now.time) {
             self.expires_at = Some(now.time + limits::OFFSETS_EXPIRY_INTERVAL);

@@ -123,11 +123,20 @@ impl Groups {
         change.finish()
     }
 
-    /// Removes a member that is overdue; nothing if it is not there.
-    pub fn remove_overdue(&mut self, now: Timestamp, group: &Arc<str>, member: &Arc<str>) -> Vec<Record> {
+    /// Removes members that are overdue, in one generation; nothing of those that are not there.
+    pub fn remove_overdue<'a>(
+        &mut self,
+        now: Timestamp,
+        group: &Arc<str>,
+        members: impl IntoIterator<Item = &'a Arc<str>>,
+    ) -> Vec<Record> {
         let mut change = Change::of(self, group, now);
-        if change.state().members.contains_key(member) {
-            change.remove_member(member);
+        for member in members {
+            if change.state().members.contains_key(member) {
+                change.remove_member(member);
+            }
+        }
+        if !change.records.is_empty() {
             change.begin_generation();
         }
         change.finish()

@@ -170,6 +170,21 @@ fn a_silent_member_is_removed_after_its_session() {
     assert_eq!(gone.code(), ErrorCode::UnknownMember);
 }
 
+/// A rack that goes dark took as many generations as it had members, each written out, before anybody else was answered.
+#[test]
+fn members_that_are_silent_together_go_in_one_generation() {
+    let mut desk = Desk::with(topics(&[("a", 4)]));
+    desk.joins(Heartbeat { session: Some(Duration::from_secs(60)), ..join("m1", &["a"]) });
+    for member in ["m2", "m3", "m4"] {
+        desk.joins(join(member, &["a"]));
+    }
+    let before = desk.log.len();
+    desk.wait(limits::GROUP_SESSION_DEFAULT);
+    assert_eq!(desk.removed, ["m2 Silent", "m3 Silent", "m4 Silent"]);
+    assert_eq!(desk.log.len() - before, 3 * 3 + 2, "each goes, the group and one target change");
+    assert_eq!(desk.beats(beat("m1", 1)).expect("it is there").epoch, Generation(5));
+}
+
 #[test]
 fn a_member_that_does_not_give_up_is_removed_in_time() {
     let mut desk = Desk::with(topics(&[("a", 2)]));
