@@ -207,6 +207,9 @@ pub enum DecodeError {
         /// The last one that is known here.
         known: u8,
     },
+    /// A batch that holds no records that can be taken apart.
+    #[error("the batch at offset {0} holds no group records that this version can read")]
+    Batch(Offset),
     /// A value that none has.
     #[error("a group record has an impossible {0}")]
     Field(&'static str),

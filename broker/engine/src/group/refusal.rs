@@ -19,6 +19,12 @@ pub enum GroupRefusal {
     /// More is waiting for the log than it takes.
     #[error("the group's coordinator waits for its log; more is not taken meanwhile")]
     Busy,
+    /// The log takes nothing.
+    #[error("the group's log takes nothing at the moment ({code}), and nothing was changed")]
+    NotAppended {
+        /// Why.
+        code: ErrorCode,
+    },
     /// It was decided, and may have been made or not.
     #[error("it is not known whether the change was made")]
     Unknown,
@@ -122,6 +128,7 @@ impl GroupRefusal {
         match self {
             GroupRefusal::NotCoordinator => ErrorCode::NotCoordinator,
             GroupRefusal::Loading | GroupRefusal::Busy => ErrorCode::CoordinatorLoading,
+            GroupRefusal::NotAppended { code } => *code,
             GroupRefusal::Unknown => ErrorCode::TimedOut,
             GroupRefusal::Unreadable(_) => ErrorCode::CorruptLog,
             GroupRefusal::UnknownGroup { .. } => ErrorCode::UnknownGroup,
