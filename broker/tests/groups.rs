@@ -182,6 +182,7 @@ async fn only_who_joined_speaks_for_a_member() -> Result<()> {
     for epoch in [joined.member_epoch, -1, -2] {
         ensure!(refused(beat("m1", epoch)).await? == ErrorCode::NotAuthorized, "in epoch {epoch}");
     }
+    ensure!(refused(join("", &[TOPIC])).await? == ErrorCode::InvalidRequest, "whoever joins draws an id");
     ensure!(refused(join("m2", &[])).await? == ErrorCode::InvalidRequest, "whoever joins names topics");
     ensure!(refused(join("m2", &[TOPIC])).await? == ErrorCode::NotAuthorized, "that it may consume");
     ensure!(says(&admin, beat("m1", joined.member_epoch)).await?.is_ok(), "the member is there");
@@ -192,5 +193,80 @@ async fn only_who_joined_speaks_for_a_member() -> Result<()> {
         "a group without offsets is not anybody's"
     );
     ensure!(matches!(deletes(&admin).await?, response::Body::DeleteGroup(_)));
+    Ok(())
+}
+
+/// Members once waited for ever, or had the whole log read again with every heartbeat.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_too_few_replicas_are_in_sync_members_are_told_so() -> Result<()> {
+    let mut three = Three::start().await?;
+    let (leader, _) = until("there is a coordinator", async || three.coordinator(0).await).await?;
+    let joined = until("the member has joined", async || {
+        Ok(says(three.client_of(leader)?, join("m1", &[TOPIC])).await?.ok())
+    })
+    .await?;
+    let needs = async |three: &Three, replicas: &str| {
+        let alter = control::AlterTopicRequest {
+            name: OFFSETS_TOPIC.into(),
+            set_config: [("min.insync.replicas".to_owned(), replicas.to_owned())].into(),
+            ..Default::default()
+        };
+        let altered = three.client_of(leader)?.rpc(request::Body::AlterTopic(alter)).await?;
+        ensure!(matches!(altered, response::Body::AlterTopic(_)), "answered {altered:?}");
+        Ok(())
+    };
+    needs(&three, "3").await?;
+    let away = three.brokers.iter().position(|broker| broker.id().0 != leader).context("there are others")?;
+    three.clients.remove(away);
+    three.brokers.remove(away).shutdown().await;
+    until("it is told", async || {
+        let answer = says(three.client_of(leader)?, beat("m1", joined.member_epoch)).await?;
+        Ok(answer.err().filter(|error| error.error_code() == ErrorCode::NotEnoughReplicas))
+    })
+    .await?;
+    let listed =
+        three.client_of(leader)?.rpc(request::Body::ListGroups(control::ListGroupsRequest {})).await?;
+    let response::Body::ListGroups(listed) = listed else { bail!("answered {listed:?}") };
+    ensure!(!listed.loading.is_empty(), "a list says of whom it does not know: {listed:?}");
+    needs(&three, "2").await?;
+    let answer = until("it goes on", async || {
+        Ok(says(three.client_of(leader)?, beat("m1", joined.member_epoch)).await?.ok())
+    })
+    .await?;
+    ensure!(answer.member_epoch == joined.member_epoch && !answer.has_assignment, "as it was: {answer:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_groups_are_kept_in_is_not_set_to_lose_them() -> Result<()> {
+    let support::TestBroker { broker, dir: _dir } = support::start().await?;
+    let client = RawClient::connect(&broker).await?;
+    until("the topic is there", async || {
+        let asked = FindCoordinatorRequest { group: GROUP.into() };
+        let found = client.rpc(request::Body::FindCoordinator(asked)).await?;
+        Ok(matches!(found, response::Body::FindCoordinator(_)).then_some(()))
+    })
+    .await?;
+    let alter = |set: &[(&str, &str)], unset: &[&str]| {
+        request::Body::AlterTopic(control::AlterTopicRequest {
+            name: OFFSETS_TOPIC.into(),
+            set_config: set.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+            unset_config: unset.iter().map(|key| (*key).to_owned()).collect(),
+            ..Default::default()
+        })
+    };
+    for setting in [
+        ("cleanup.policy", "delete"),
+        ("retention.ms", "1000"),
+        ("retention.bytes", "1000"),
+        ("delete.retention.ms", "0"),
+        ("sync", "interval"),
+        ("unclean.leader.election.enable", "true"),
+    ] {
+        ensure!(code(client.rpc(alter(&[setting], &[])).await?)? == ErrorCode::NotPossible, "{setting:?}");
+        ensure!(code(client.rpc(alter(&[], &[setting.0])).await?)? == ErrorCode::NotPossible, "{setting:?}");
+    }
+    let harmless = client.rpc(alter(&[("segment.bytes", "1048576")], &[])).await?;
+    ensure!(matches!(harmless, response::Body::AlterTopic(_)), "answered {harmless:?}");
     Ok(())
 }

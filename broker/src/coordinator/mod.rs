@@ -10,6 +10,7 @@ pub(crate) mod topic;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use futures_util::future::join_all;
 use quire_engine::controller::Image;
 use quire_engine::group::{GroupRefusal, Request, Response, Topics};
 use quire_protocol::{
@@ -18,6 +19,7 @@ use quire_protocol::{
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::controller::Metadata;
 use crate::error::RequestError;
@@ -98,22 +100,27 @@ impl Coordinators {
         ask(&asks.ok_or_else(beginning)?, request).await
     }
 
-    /// Asks every coordinator of this broker; those that do not decide yet are named instead.
+    /// Asks every coordinator of this broker, all at once; those that do not decide yet, or do not answer in time, are named
+    /// instead.
     pub(crate) async fn ask_all(&self, request: &Request) -> (Vec<Response>, Vec<PartitionIndex>) {
-        let running: Vec<_> = self.running().iter().map(|(id, asks)| (*id, asks.clone())).collect();
         let image = self.metadata.image();
+        let is_leading = |id: &TopicPartition| {
+            image.partition(*id).is_some_and(|partition| partition.leader == Some(self.broker))
+        };
+        let running: Vec<_> = self.running().iter().map(|(id, asks)| (*id, asks.clone())).collect();
+        let leading = running.into_iter().filter(|(id, _)| is_leading(id));
+        let asked = leading.map(async |(id, asks)| {
+            let answer = timeout(limits::GROUP_LIST_TIME_MAX, ask(&asks, request.clone())).await;
+            answer.ok().and_then(Result::ok).ok_or(id.partition)
+        });
         let (mut responses, mut silent) = (Vec::new(), Vec::new());
-        for (id, asks) in running {
-            let is_leading =
-                image.partition(id).is_some_and(|partition| partition.leader == Some(self.broker));
-            if !is_leading {
-                continue;
-            }
-            match ask(&asks, request.clone()).await {
+        for answer in join_all(asked).await {
+            match answer {
                 Ok(response) => responses.push(response),
-                Err(_) => silent.push(id.partition),
+                Err(partition) => silent.push(partition),
             }
         }
+        silent.sort_unstable();
         (responses, silent)
     }
 
@@ -179,8 +186,12 @@ async fn ask(asks: &mpsc::Sender<Ask>, request: Request) -> Result<Response, Req
         // Another is begun in its place.
         TrySendError::Closed(_) => beginning(),
     })?;
-    // It ended without an answer: the partition is not held here any more, or the broker is to stop.
-    answered.await.unwrap_or_else(|_| Err(GroupRefusal::NotCoordinator.into()))
+    match timeout(limits::GROUP_ANSWER_TIME_MAX, answered).await {
+        Ok(Ok(answer)) => answer,
+        // It ended without an answer: the partition is not held here any more, or the broker is to stop.
+        Ok(Err(_)) => Err(GroupRefusal::NotCoordinator.into()),
+        Err(_) => Err(GroupRefusal::Unknown.into()),
+    }
 }
 
 /// What is answered where a coordinator is about to be.
