@@ -61,6 +61,10 @@ pub(super) async fn heartbeat(
             access::check(session, Operation::Consume, topic)?;
         }
     }
+    if asked.member.is_empty() {
+        // A request that is repeated would join once more, under another id.
+        return Err(invalid("a member has no id: whoever joins draws one"));
+    }
     let text = |text: String| Some(text).filter(|text| !text.is_empty()).map(Arc::from);
     let time = |ms: u32| (ms > 0).then(|| Duration::from_millis(ms.into()));
     let assignor = match asked.assignor.as_str() {
@@ -126,7 +130,7 @@ pub(super) async fn commit(
             errors: outcomes
                 .into_iter()
                 .map(|(partition, outcome)| match outcome.code() {
-                    Some(code) => control::Error::new(code, format!("{partition}: {outcome:?}")),
+                    Some(code) => control::Error::new(code, format!("{partition}: {outcome}")),
                     None => control::Error::default(),
                 })
                 .collect(),
@@ -299,6 +303,12 @@ fn read_topic(bytes: &[u8]) -> Result<TopicId, RequestError> {
 }
 
 fn read_partitions(told: &[control::TopicPartitions]) -> Result<Partitions, RequestError> {
+    let count = told.iter().map(|told| told.partitions.len()).sum::<usize>();
+    let max = limits::GROUP_PARTITIONS_MAX;
+    if count > max {
+        let message = format!("{count} partitions at once, at most {max} are allowed");
+        return Err(RequestError::new(ErrorCode::LimitExceeded, message));
+    }
     let mut partitions = Partitions::new();
     for told in told {
         let topic = read_topic(&told.topic_id)?;

@@ -183,24 +183,31 @@ pub struct HeartbeatAnswer {
     pub interval: Duration,
 }
 
-/// What became of an offset to be committed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What became of an offset to be committed. The sentences are for users.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CommitOutcome {
     /// It is kept.
+    #[error("it is kept")]
     Taken,
     /// A later one is committed, and stays.
+    #[error("offset {committed} is committed, which is later; commits do not go back")]
     Behind {
         /// What is committed.
         committed: Offset,
     },
     /// The member does not own the partition.
+    #[error("the member does not own the partition")]
     NotOwned,
     /// No such partition.
+    #[error("there is no such partition")]
     UnknownPartition,
     /// It is above [`Offset::MAX`]: no record is there.
+    #[error("an offset is at most 9223372036854775807")]
     BeyondAll,
     /// The text beside it is longer than is kept.
+    #[error("the text beside it is longer than the 4096 bytes that are kept")]
     MetadataTooLong,
     /// The group has offsets of as many partitions as it can, or all groups together keep as much as they may.
+    #[error("no more offsets are kept: the group has as many as it can, or all groups do")]
     TooMany,
 }
