@@ -152,7 +152,6 @@ pub(super) async fn fetch(
     check_partitions(session, wanted.iter().copied())?;
     let fetch = FetchOffsets {
         group: asked.group.as_str().into(),
-        asker: None,
         partitions: (!wanted.is_empty()).then(|| wanted.into_iter().collect()),
     };
     match session.context.coordinators.ask(&asked.group, Request::FetchOffsets(fetch)).await? {
@@ -213,12 +212,8 @@ pub(super) async fn reset(
     let forget = read_partitions(&asked.forget)?;
     check_partitions(session, offsets.iter().map(|offset| offset.partition).chain(forget.iter().copied()))?;
     topic::ensure(&*session.context.metadata).await?;
-    let reset = ResetOffsets {
-        group: asked.group.as_str().into(),
-        creates: true,
-        offsets,
-        forget: forget.into_iter().collect(),
-    };
+    let reset =
+        ResetOffsets { group: asked.group.as_str().into(), offsets, forget: forget.into_iter().collect() };
     tracing::info!(group = asked.group, principal = session.principal, "resetting a group's offsets");
     match session.context.coordinators.ask(&asked.group, Request::ResetOffsets(reset)).await? {
         Response::Done => Ok(control::ResetOffsetsResponse {}),

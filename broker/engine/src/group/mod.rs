@@ -209,7 +209,7 @@ impl Replicated for Groups {
         let (records, response) = match request {
             Request::Heartbeat(request) => self.heartbeat(now, random, request)?,
             Request::Commit(request) => self.commit(now, request)?,
-            Request::FetchOffsets(request) => (Vec::new(), self.fetch_offsets(request)?),
+            Request::FetchOffsets(request) => (Vec::new(), self.fetch_offsets(&request)),
             Request::Describe { group } => {
                 let description = self.state(&group)?.describe(&group);
                 (Vec::new(), Response::Description(Box::new(description)))
@@ -219,9 +219,6 @@ impl Replicated for Groups {
                 (Vec::new(), Response::Groups(summaries.collect()))
             }
             Request::ResetOffsets(request) => (self.reset_offsets(now, request)?, Response::Done),
-            Request::DeleteOffsets { group, partitions } => {
-                (self.delete_offsets(now, &group, partitions)?, Response::Done)
-            }
             Request::DeleteGroup { group } => (self.delete_group(now, &group)?, Response::Done),
         };
         Ok(Decision { records, response })

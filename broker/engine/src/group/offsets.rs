@@ -1,5 +1,6 @@
 //! Decides about offsets: what is committed, fetched, reset, and forgotten.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,17 +33,14 @@ impl Groups {
         Ok((change.finish(), response))
     }
 
-    pub(super) fn fetch_offsets(&self, request: FetchOffsets) -> Result<Response, GroupRefusal> {
-        if let Some(asker) = &request.asker {
-            self.check_asker(&request.group, asker)?;
-        }
-        let Some(state) = self.groups.get(&request.group) else { return Ok(Response::Offsets(Vec::new())) };
+    pub(super) fn fetch_offsets(&self, request: &FetchOffsets) -> Response {
+        let Some(state) = self.groups.get(&request.group) else { return Response::Offsets(Vec::new()) };
         let known = |id: &TopicPartition| Some((*id, state.offsets.get(id)?.clone()));
         let offsets = match &request.partitions {
             Some(partitions) => partitions.iter().filter_map(known).collect(),
             None => state.offsets.keys().filter_map(known).collect(),
         };
-        Ok(Response::Offsets(offsets))
+        Response::Offsets(offsets)
     }
 
     pub(super) fn reset_offsets(
@@ -52,11 +50,7 @@ impl Groups {
     ) -> Result<Vec<Record>, GroupRefusal> {
         check_group_id(&request.group)?;
         check_count(request.offsets.len())?;
-        if request.creates {
-            self.check_vacant(&request.group)?;
-        } else {
-            self.empty(&request.group)?;
-        }
+        self.check_vacant(&request.group)?;
         for offset in &request.offsets {
             if !self.topics.has(offset.partition) {
                 return Err(GroupRefusal::Invalid("a partition whose offset is to be reset does not exist"));
@@ -69,9 +63,12 @@ impl Groups {
                 return Err(GroupRefusal::TooLong { what: "text beside an offset", given, max });
             }
         }
-        let have = self.groups.get(&request.group).map_or(0, |state| state.offsets.len());
-        check_count(have + request.offsets.len())?;
         let kept = self.groups.get(&request.group).map(|state| &state.offsets);
+        let mut after: BTreeSet<TopicPartition> =
+            kept.into_iter().flat_map(BTreeMap::keys).copied().collect();
+        request.forget.iter().for_each(|partition| _ = after.remove(partition));
+        after.extend(request.offsets.iter().map(|offset| offset.partition));
+        check_count(after.len())?;
         let more = request.offsets.iter().map(|offset| {
             let known = kept.and_then(|kept| kept.get(&offset.partition)).map_or(0, Committed::stored_bytes);
             offset.kept(now).stored_bytes().saturating_sub(known)
@@ -84,25 +81,6 @@ impl Groups {
         for offset in &request.offsets {
             change.keep_offset(offset);
         }
-        Ok(change.finish())
-    }
-
-    pub(super) fn delete_offsets(
-        &mut self,
-        now: Timestamp,
-        group: &Arc<str>,
-        partitions: Vec<TopicPartition>,
-    ) -> Result<Vec<Record>, GroupRefusal> {
-        let state = self.state(group)?;
-        for partition in &partitions {
-            let Some(topic) = self.topics.topic(partition.topic) else { continue };
-            if state.members.values().any(|member| member.topics.contains(&topic.name)) {
-                let (group, topic) = (group.clone(), topic.name.clone());
-                return Err(GroupRefusal::TopicInUse { group, topic });
-            }
-        }
-        let mut change = Change::of(self, group, now);
-        partitions.into_iter().for_each(|partition| change.forget_offset(partition));
         Ok(change.finish())
     }
 

@@ -81,14 +81,6 @@ pub enum GroupRefusal {
         /// How many.
         members: usize,
     },
-    /// Offsets of a topic that is in use.
-    #[error("members of group \"{group}\" subscribe to topic \"{topic}\"")]
-    TopicInUse {
-        /// The group.
-        group: Arc<str>,
-        /// The topic.
-        topic: Arc<str>,
-    },
     /// Another member has the instance id.
     #[error("instance \"{instance}\" is member \"{member}\" of the group")]
     InstanceInUse {
@@ -136,7 +128,7 @@ impl GroupRefusal {
             GroupRefusal::NotItsPrincipal { .. } => ErrorCode::NotAuthorized,
             GroupRefusal::FencedMemberEpoch { .. } => ErrorCode::FencedMemberEpoch,
             GroupRefusal::StaleMemberEpoch { .. } => ErrorCode::StaleMemberEpoch,
-            GroupRefusal::GroupNotEmpty { .. } | GroupRefusal::TopicInUse { .. } => ErrorCode::GroupNotEmpty,
+            GroupRefusal::GroupNotEmpty { .. } => ErrorCode::GroupNotEmpty,
             GroupRefusal::InstanceInUse { .. } => ErrorCode::InstanceInUse,
             GroupRefusal::Invalid(_) | GroupRefusal::TooLong { .. } => ErrorCode::InvalidRequest,
             GroupRefusal::TooMany { .. } => ErrorCode::LimitExceeded,

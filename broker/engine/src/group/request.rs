@@ -28,13 +28,6 @@ pub enum Request {
     List,
     /// Moves the offsets of a group without members, forwards or back.
     ResetOffsets(ResetOffsets),
-    /// Forgets offsets of topics that no member subscribes to.
-    DeleteOffsets {
-        /// The group.
-        group: Arc<str>,
-        /// Of these partitions; those without one are passed over.
-        partitions: Vec<TopicPartition>,
-    },
     /// Forgets a group without members, and its offsets.
     DeleteGroup {
         /// The group.
@@ -123,19 +116,15 @@ pub struct OffsetToCommit {
 pub struct FetchOffsets {
     /// The group. One that does not exist has no offsets.
     pub group: Arc<str>,
-    /// The member, if one asks: refused unless its epoch is current.
-    pub asker: Option<Asker>,
     /// Of these partitions; of all if none are named.
     pub partitions: Option<Vec<TopicPartition>>,
 }
 
-/// Where a group is to go on.
+/// Where a group without members is to go on. It comes to be if there is none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResetOffsets {
     /// The group.
     pub group: Arc<str>,
-    /// Whether it comes to be if there is none; refused otherwise.
-    pub creates: bool,
     /// Replace what is committed, whatever it is.
     pub offsets: Vec<OffsetToCommit>,
     /// What is committed of these is forgotten.
