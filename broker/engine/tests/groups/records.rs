@@ -147,7 +147,7 @@ fn any_request() -> impl Strategy<Value = Request> {
         }),
         offsets().prop_map(|offsets| {
             let forget = vec![partition("a", 1)];
-            Request::ResetOffsets(ResetOffsets { group: GROUP.into(), creates: true, offsets, forget })
+            Request::ResetOffsets(ResetOffsets { group: GROUP.into(), offsets, forget })
         }),
     ]
 }
@@ -251,12 +251,22 @@ proptest! {
     }
 
     #[test]
-    fn noise_is_refused(
-        key in proptest::collection::vec(any::<u8>(), 0..64),
+    fn noise_is_refused_or_says_what_it_says(
+        record in any_record(),
+        noise in proptest::collection::vec(any::<u8>(), 0..64),
         value in proptest::collection::vec(any::<u8>(), 0..256),
+        version in 1..=2u8,
     ) {
-        let _ = Record::decode(&key, Some(&value));
-        let _ = Record::decode(&[&[1, 4][..], &key].concat(), Some(&[&[1][..], &value].concat()));
+        let (key, _) = record.encode();
+        let begun = [&[version][..], &value].concat();
+        for (key, value) in [(&noise[..], &value), (&key[..], &value), (&key[..], &begun)] {
+            if let Ok(read) = Record::decode(key, Some(value)) {
+                let (again, written) = read.encode();
+                prop_assert_eq!((&again[..], written.as_deref()), (key, Some(&value[..])));
+            }
+        }
+        prop_assert!(Record::decode(&[&[9][..], &noise].concat(), Some(&value)).is_err(), "another version");
+        prop_assert!(Record::decode(&key, Some(&[&[9][..], &value].concat())).is_err(), "another version");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use quire_engine::{Random, SplitMix64, Time};
 use quire_protocol::{ErrorCode, LeaderEpoch, Timestamp, TopicPartition};
 
 use crate::client::Client;
-use crate::desk::{GROUP, offset, topics};
+use crate::desk::{GROUP, compacted, offset, topics};
 use crate::log::Log;
 
 const NODES: usize = 3;
@@ -331,7 +331,10 @@ impl World {
     fn load(&mut self, node: usize, load: Load) -> Result<(), String> {
         self.cut(node)?;
         self.nodes[node].is_cut = false;
-        let records = self.log.readable(load.leader_epoch.0).to_vec();
+        let readable = self.log.readable(load.leader_epoch.0).to_vec();
+        // Compaction goes on while nobody looks.
+        let cut = self.below(readable.len() as u64 + 1) as usize;
+        let records = [compacted(&readable[..cut]), readable[cut..].to_vec()].concat();
         let half = records.len() / 2;
         let delay = self.millis(5, 100);
         for part in [records[..half].to_vec(), records[half..].to_vec()] {
@@ -557,7 +560,7 @@ impl World {
         }
         let asker = Some(Asker { member: self.clients[number].member_id(), epoch: member.epoch });
         if !unknown.is_empty() || self.chance(10) {
-            let request = FetchOffsets { group: GROUP.into(), asker: asker.clone(), partitions: None };
+            let request = FetchOffsets { group: GROUP.into(), partitions: None };
             self.send(number, Request::FetchOffsets(request));
         }
         if !offsets.is_empty() {
