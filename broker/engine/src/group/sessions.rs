@@ -11,6 +11,9 @@ use super::Overdue;
 use super::state::Group;
 use crate::Time;
 
+/// Members of one group that are taken for gone, and why.
+pub(super) type OverdueMembers = BTreeMap<Arc<str>, Overdue>;
+
 /// The sessions of all members of all groups here.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
@@ -92,7 +95,7 @@ impl Sessions {
     }
 
     /// The group with the member that is overdue for longest, if any is, and all its members that are.
-    pub(super) fn overdue(&self, now: Time) -> Option<(Arc<str>, BTreeMap<Arc<str>, Overdue>)> {
+    pub(super) fn overdue(&self, now: Time) -> Option<(Arc<str>, OverdueMembers)> {
         let (_, group, _) = self.due.first().filter(|(due, _, _)| *due <= now)?;
         let overdue = |(member, session): (&Arc<str>, &Session)| {
             let is_silent = session.heard + session.session <= now;
