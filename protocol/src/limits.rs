@@ -258,6 +258,9 @@ pub const GROUP_MEMBER_ID_BYTES_MAX: usize = 128;
 pub const GROUP_TEXT_BYTES_MAX: usize = 255;
 /// Groups that one partition of the internal topic keeps.
 pub const GROUPS_MAX: usize = 16 * 1024;
+/// What one partition of the internal topic keeps of all its groups, as it is in memory (bytes): half a million offsets, or
+/// members of as much text. While there is more, no member joins and nothing is committed that was not before.
+pub const GROUPS_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Most members of one group.
 pub const GROUP_MEMBERS_MAX: usize = 1000;
 /// Most topics that one member subscribes to.
@@ -347,8 +350,13 @@ pub const PRODUCE_OUTSTANDING_RECORDS: usize = 65_536;
 /// Smallest credit a consumer grants one partition (bytes).
 pub const CONSUMER_CREDIT_BYTES_MIN: u64 = 4 * 1024;
 
-/// Requests that wait for one coordinator of groups; it takes no more meanwhile.
+/// Requests that wait for one coordinator of groups; it takes no more meanwhile. Also those that wait for its log.
 pub const GROUP_REQUESTS_MAX: usize = 1024;
+/// A coordinator's answer that takes longer is not waited for: what was asked may have been done or not. Longer than it takes
+/// for a follower that is gone to leave the in-sync replicas.
+pub const GROUP_ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
+/// A list of groups does not wait for a coordinator that takes longer: it is named as one that does not answer.
+pub const GROUP_LIST_TIME_MAX: Duration = Duration::from_secs(1);
 /// Partitions of the internal topic that groups are kept in: so many coordinators share them. A group's name is mapped to
 /// one of them for ever.
 pub const OFFSETS_PARTITIONS: u32 = 16;
@@ -402,6 +410,8 @@ const _: () = {
     assert!(GROUP_SESSION_MAX.as_millis() <= GROUP_REBALANCE_MAX.as_millis());
     assert!(GROUP_HEARTBEAT_INTERVAL_MIN.as_millis() * 3 < GROUP_SESSION_MIN.as_millis());
     assert!(GROUP_REBALANCE_MAX.as_millis() <= u32::MAX as u128);
+    assert!(REPLICA_LAG_DEFAULT.as_millis() < GROUP_ANSWER_TIME_MAX.as_millis());
+    assert!(GROUP_LIST_TIME_MAX.as_millis() < GROUP_ANSWER_TIME_MAX.as_millis());
     // All the offsets of a group fit one batch as tombstones: a key has 25 bytes and the group id.
     assert!(GROUP_OFFSETS_MAX * (GROUP_ID_BYTES_MAX + 64) + GROUP_APPEND_BYTES <= BATCH_BYTES_MAX);
     // What a batch holds at most: what was decided before, and the targets of a whole group.

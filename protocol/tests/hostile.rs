@@ -47,6 +47,7 @@ fn decoders_survive_what_strangers_send() {
     attack("replicate messages", replicate_messages, PROPORTIONAL, &corpus);
     attack("requests", requests, PROPORTIONAL, &corpus);
     large_requests();
+    long_lists();
     attack("metadata records", metadata_records, PROPORTIONAL, &corpus);
     attack("compressed records", compressed_records, DECOMPRESSION, &corpus);
 }
@@ -129,6 +130,32 @@ fn large_requests() {
             input.extend([element, 0].repeat(count));
             run(&format!("field {request:#x} with {count} elements"), requests, PROPORTIONAL, &input);
             assert_eq!(decode_request(&input).is_ok(), count < limits::RPC_REQUEST_ITEMS_MAX);
+        }
+    }
+}
+
+/// Lists of numbers, packed and not, as long as is allowed and as long as fit.
+fn long_lists() {
+    let fields = |number: u32, body: &[u8]| {
+        let mut out = Vec::new();
+        prost::encoding::encode_key(number, prost::encoding::WireType::LengthDelimited, &mut out);
+        prost::encoding::encode_varint(body.len() as u64, &mut out);
+        out.extend_from_slice(body);
+        out
+    };
+    let max = limits::GROUP_PARTITIONS_MAX;
+    for path in [&[23, 1][..], &[24, 3], &[31, 13, 2], &[33, 2, 2], &[36, 3, 2]] {
+        let (last, outer) = path.split_last().expect("a path has a field");
+        for count in [max, max + 1, limits::RPC_BYTES_MAX / 2 - 64] {
+            let packed = fields(*last, &vec![1; count]);
+            let each = [*last as u8 * 8, 1].repeat(count);
+            for (list, is_packed) in [(packed, true), (each, false)] {
+                let input = outer.iter().rev().fold(list, |body, number| fields(*number, &body));
+                run(&format!("{count} numbers at {path:?}"), requests, PROPORTIONAL, &input);
+                // Those that stand in the body itself, and are not packed, are fields like others.
+                let fits = count <= max && (is_packed || path.len() > 2);
+                assert_eq!(decode_request(&input).is_ok(), fits, "{count} numbers at {path:?}, {is_packed}");
+            }
         }
     }
 }

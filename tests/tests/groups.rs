@@ -13,8 +13,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use flate2::read::GzDecoder;
 use quire::drill::cluster::{Cluster, ClusterSetup};
-use quire_client::{BrokerId, Client, NewTopic, Offset, Record, Timestamp, TopicPartition};
+use quire_client::{BrokerId, Client, NewTopic, Offset, PartitionIndex, Record, Timestamp, TopicPartition};
 use quire_engine::{Random, SplitMix64};
+use quire_protocol::{OFFSETS_TOPIC, limits};
 use quire_tests::chaos::rounds;
 use quire_tests::process::quire_binary;
 use rustix::process::{Pid, Signal, kill_process};
@@ -180,6 +181,16 @@ async fn watch(client: Client) -> Result<()> {
     }
 }
 
+/// Has this broker coordinate every group, while nobody loses a connection.
+async fn move_coordinators(client: &Client, to: BrokerId) -> Result<()> {
+    let order: Vec<BrokerId> = (0..3).map(|next| BrokerId(1 + (to.0 - 1 + next) % 3)).collect();
+    for partition in (0..limits::OFFSETS_PARTITIONS).map(PartitionIndex) {
+        client.admin().reassign(OFFSETS_TOPIC, partition, Some(&order)).await?;
+    }
+    client.admin().elect_preferred_leaders(Some(OFFSETS_TOPIC)).await?;
+    Ok(())
+}
+
 /// Waits until both groups have committed everything.
 async fn caught_up(client: &Client) -> Result<()> {
     let end = Instant::now() + CATCH_UP_TIME_MAX;
@@ -274,8 +285,8 @@ async fn two_groups_process_the_whole_year_whoever_is_killed() -> Result<()> {
         sleep(Duration::from_millis(500 + random.next_u64() % 1500)).await;
         let broker = BrokerId(1 + (random.next_u64() % 3) as u32);
         let group = &mut groups[random.next_u64() as usize % 2];
-        // Each kind comes, in an order that the seed chooses within every five rounds.
-        let what = match (round + random.next_u64() as u32 % 2) % 5 {
+        // Each kind comes, in an order that the seed chooses within every six rounds.
+        let what = match (round + random.next_u64() as u32 % 2) % 6 {
             0 => {
                 let member = group.take(&mut random);
                 group.outputs.push(member.kill()?);
@@ -305,6 +316,10 @@ async fn two_groups_process_the_whole_year_whoever_is_killed() -> Result<()> {
                 node.start()?;
                 node.ready().await?;
                 "broker killed"
+            }
+            4 => {
+                move_coordinators(&client, broker).await?;
+                "coordinators moved"
             }
             _ => {
                 cluster.node(broker).context("it is one of three")?.pause()?;

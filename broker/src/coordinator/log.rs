@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
+use quire_engine::group::records::DecodeError;
 use quire_protocol::batch::{BatchBuilder, BatchHeader, Compression, Record, Records};
 use quire_protocol::frame::{FrameHeader, HEADER_LEN};
 use quire_protocol::stream::Acks;
@@ -19,6 +20,17 @@ pub(super) type Entry = (Bytes, Option<Bytes>);
 /// Bytes read at a time.
 const READ_BYTES: usize = 1024 * 1024;
 
+/// Why a log can not be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LogError {
+    /// Its bytes can not be had, or are damaged.
+    #[error(transparent)]
+    Disk(#[from] ReadError),
+    /// They are intact, and not what a coordinator of this version writes.
+    #[error(transparent)]
+    Records(#[from] DecodeError),
+}
+
 /// Reads everything below `below`, in order, and hands it over piece by piece; stops if nobody takes it any more. Blocks
 /// on the disk.
 ///
@@ -28,7 +40,7 @@ pub(super) fn read_all(
     partition: &PartitionHandle,
     below: Offset,
     take: &mpsc::Sender<Vec<Entry>>,
-) -> Result<(), ReadError> {
+) -> Result<(), LogError> {
     let reader = partition.reader();
     let mut next = reader.log_start();
     while next < below {
@@ -46,7 +58,7 @@ pub(super) fn read_all(
         let mut entries = Vec::new();
         for mut frames in slice.frames {
             while !frames.is_empty() {
-                read_frame(partition, &mut frames, &mut entries);
+                read_frame(next, &mut frames, &mut entries)?;
             }
         }
         if take.blocking_send(entries).is_err() {
@@ -57,20 +69,19 @@ pub(super) fn read_all(
     Ok(())
 }
 
-/// The frames were checked when they were read: what does not parse was not written by a coordinator, and is left out.
-fn read_frame(partition: &PartitionHandle, frames: &mut Bytes, entries: &mut Vec<Entry>) {
-    let Ok(frame) = FrameHeader::parse(frames) else {
-        frames.clear();
-        return;
-    };
+/// Takes a frame off the front of those from an offset on. They were checked when they were read: what does not parse now is
+/// intact, and another version's.
+fn read_frame(from: Offset, frames: &mut Bytes, entries: &mut Vec<Entry>) -> Result<(), DecodeError> {
+    let frame = FrameHeader::parse(frames).map_err(|_| DecodeError::Batch(from))?;
+    let at = frame.base_offset;
     frames.advance(HEADER_LEN);
     let batch = frames.split_to(frame.batch_len as usize);
-    let records = BatchHeader::parse(&batch).ok().and_then(|header| Records::open(&header, &batch).ok());
-    let Some(records) = records else {
-        tracing::warn!(partition = %partition.id(), offset = %frame.base_offset, "a batch holds no records of groups");
-        return;
-    };
-    entries.extend(records.map_while(Result::ok).filter_map(|record| Some((record.key?, record.value))));
+    let header = BatchHeader::parse(&batch).map_err(|_| DecodeError::Batch(at))?;
+    for record in Records::open(&header, &batch).map_err(|_| DecodeError::Batch(at))? {
+        let record = record.map_err(|_| DecodeError::Batch(at))?;
+        entries.push((record.key.unwrap_or_default(), record.value));
+    }
+    Ok(())
 }
 
 /// Appends to the partition, in the order asked, and hears what became of it.

@@ -10,13 +10,16 @@ pub(crate) mod topic;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use futures_util::future::join_all;
 use quire_engine::controller::Image;
-use quire_engine::group::{Request, Response, Topics};
+use quire_engine::group::{GroupRefusal, Request, Response, Topics};
 use quire_protocol::{
     BrokerId, ErrorCode, LeaderEpoch, OFFSETS_TOPIC, PartitionIndex, TopicId, TopicPartition, limits,
 };
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::controller::Metadata;
 use crate::error::RequestError;
@@ -35,14 +38,7 @@ struct Ask {
 pub(crate) struct Coordinators {
     metadata: Arc<dyn Metadata>,
     broker: BrokerId,
-    running: Arc<Mutex<HashMap<TopicPartition, Handle>>>,
-}
-
-#[derive(Clone)]
-struct Handle {
-    asks: mpsc::Sender<Ask>,
-    /// The leadership in which it decides, once it does.
-    deciding: watch::Receiver<Option<LeaderEpoch>>,
+    running: Arc<Mutex<HashMap<TopicPartition, mpsc::Sender<Ask>>>>,
 }
 
 /// Where a group is coordinated.
@@ -95,34 +91,40 @@ impl Coordinators {
     /// If another broker coordinates the group, or the coordinator refuses.
     pub(crate) async fn ask(&self, group: &str, request: Request) -> Result<Response, RequestError> {
         let place = self.place(group)?;
-        let handle = self.running().get(&place.partition).cloned();
-        let Some(handle) = handle else {
+        // There is a coordinator beside every replica, also where another broker leads.
+        if place.leader != self.broker {
             let message = format!("broker {} coordinates group \"{group}\"", place.leader);
             return Err(RequestError::new(ErrorCode::NotCoordinator, message));
-        };
-        ask(&handle, request).await
+        }
+        let asks = self.running().get(&place.partition).cloned();
+        ask(&asks.ok_or_else(beginning)?, request).await
     }
 
-    /// Asks every coordinator of this broker; those that do not decide yet are named instead.
+    /// Asks every coordinator of this broker, all at once; those that do not decide yet, or do not answer in time, are named
+    /// instead.
     pub(crate) async fn ask_all(&self, request: &Request) -> (Vec<Response>, Vec<PartitionIndex>) {
-        let running: Vec<_> = self.running().iter().map(|(id, handle)| (*id, handle.clone())).collect();
         let image = self.metadata.image();
+        let is_leading = |id: &TopicPartition| {
+            image.partition(*id).is_some_and(|partition| partition.leader == Some(self.broker))
+        };
+        let running: Vec<_> = self.running().iter().map(|(id, asks)| (*id, asks.clone())).collect();
+        let leading = running.into_iter().filter(|(id, _)| is_leading(id));
+        let asked = leading.map(async |(id, asks)| {
+            let answer = timeout(limits::GROUP_LIST_TIME_MAX, ask(&asks, request.clone())).await;
+            answer.ok().and_then(Result::ok).ok_or(id.partition)
+        });
         let (mut responses, mut silent) = (Vec::new(), Vec::new());
-        for (id, handle) in running {
-            let is_leading =
-                image.partition(id).is_some_and(|partition| partition.leader == Some(self.broker));
-            if !is_leading {
-                continue;
-            }
-            match ask(&handle, request.clone()).await {
+        for answer in join_all(asked).await {
+            match answer {
                 Ok(response) => responses.push(response),
-                Err(_) => silent.push(id.partition),
+                Err(partition) => silent.push(partition),
             }
         }
+        silent.sort_unstable();
         (responses, silent)
     }
 
-    fn running(&self) -> MutexGuard<'_, HashMap<TopicPartition, Handle>> {
+    fn running(&self) -> MutexGuard<'_, HashMap<TopicPartition, mpsc::Sender<Ask>>> {
         self.running.lock().expect("nobody panics while holding it")
     }
 
@@ -146,9 +148,8 @@ impl Coordinators {
                 for id in held(&current, topic, self.broker) {
                     if !self.running().contains_key(&id) {
                         let (asks, asked) = mpsc::channel(limits::GROUP_REQUESTS_MAX);
-                        let (decides, deciding) = watch::channel(None);
-                        self.running().insert(id, Handle { asks, deciding });
-                        let runner = run::Runner::new(id, asked, topics.subscribe(), decides);
+                        self.running().insert(id, asks);
+                        let runner = run::Runner::new(id, asked, topics.subscribe());
                         let partitions = partitions.clone();
                         tasks.spawn(async move {
                             runner.run(partitions).await;
@@ -176,13 +177,24 @@ fn held(image: &Image, topic: TopicId, broker: BrokerId) -> Vec<TopicPartition> 
     held.map(|partition| TopicPartition { topic, partition: partition.index }).collect()
 }
 
-async fn ask(handle: &Handle, request: Request) -> Result<Response, RequestError> {
-    if handle.deciding.borrow().is_none() {
-        let message = "this broker does not coordinate the group, or has just begun to and reads its log";
-        return Err(RequestError::new(ErrorCode::CoordinatorLoading, message));
-    }
+async fn ask(asks: &mpsc::Sender<Ask>, request: Request) -> Result<Response, RequestError> {
     let (answer, answered) = oneshot::channel();
-    let full = |_| RequestError::new(ErrorCode::CoordinatorLoading, "the coordinator has too much to do");
-    handle.asks.try_send(Ask { request, answer }).map_err(full)?;
-    answered.await.unwrap_or_else(|_| Err(RequestError::shutting_down()))
+    asks.try_send(Ask { request, answer }).map_err(|refused| match refused {
+        TrySendError::Full(_) => {
+            RequestError::new(ErrorCode::CoordinatorLoading, "the coordinator has too much to do")
+        }
+        // Another is begun in its place.
+        TrySendError::Closed(_) => beginning(),
+    })?;
+    match timeout(limits::GROUP_ANSWER_TIME_MAX, answered).await {
+        Ok(Ok(answer)) => answer,
+        // It ended without an answer: the partition is not held here any more, or the broker is to stop.
+        Ok(Err(_)) => Err(GroupRefusal::NotCoordinator.into()),
+        Err(_) => Err(GroupRefusal::Unknown.into()),
+    }
+}
+
+/// What is answered where a coordinator is about to be.
+fn beginning() -> RequestError {
+    GroupRefusal::Loading.into()
 }

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use quire_engine::SplitMix64;
 use quire_engine::group::coordinator::{Action, Coordinator, Input, Load, Now, RequestId, Serial};
-use quire_engine::group::records::MARK_KEY;
+use quire_engine::group::records::{DecodeError, MARK_KEY};
 use quire_engine::group::{GroupSettings, Response, Topics};
-use quire_protocol::{LeaderEpoch, TopicPartition, limits};
+use quire_protocol::{ErrorCode, LeaderEpoch, TopicPartition, limits};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::Ask;
-use super::log::{self, Appender, Entry};
+use super::log::{self, Appender, Entry, LogError};
 use crate::error::RequestError;
 use crate::shard::{Clock, PartitionHandle, Partitions, ProduceReply, SystemClock};
 
@@ -30,7 +30,6 @@ pub(super) struct Runner {
     random: SplitMix64,
     asks: mpsc::Receiver<Ask>,
     topics: watch::Receiver<Arc<Topics>>,
-    decides: watch::Sender<Option<LeaderEpoch>>,
     answers: HashMap<RequestId, oneshot::Sender<Result<Response, RequestError>>>,
     asked: u64,
     appending: Option<Appending>,
@@ -47,6 +46,8 @@ struct Appending {
 /// What reading the log gives.
 enum Read {
     Piece(Load, Vec<Entry>),
+    /// Something is in it that no coordinator of this version wrote.
+    Unreadable(Load, DecodeError),
     End(Load),
 }
 
@@ -66,7 +67,6 @@ impl Runner {
         id: TopicPartition,
         asks: mpsc::Receiver<Ask>,
         topics: watch::Receiver<Arc<Topics>>,
-        decides: watch::Sender<Option<LeaderEpoch>>,
     ) -> Runner {
         Runner {
             id,
@@ -75,7 +75,6 @@ impl Runner {
             random: SplitMix64::new(RandomState::new().hash_one(id.partition.0)),
             asks,
             topics,
-            decides,
             answers: HashMap::new(),
             asked: 0,
             appending: None,
@@ -85,7 +84,7 @@ impl Runner {
 
     /// Until the partition is held here no more.
     pub(super) async fn run(mut self, partitions: Partitions) {
-        let Some(handle) = partitions.opened_replica(self.id).await else {
+        let Some(handle) = self.opened(&partitions).await else {
             // It is looked at again, and not at once.
             return tokio::time::sleep(READ_RETRY_INTERVAL).await;
         };
@@ -116,6 +115,10 @@ impl Runner {
                 Happened::Read(Some(Read::Piece(load, records))) => {
                     self.tell(&handle, Input::Loaded { load, records }).await;
                 }
+                Happened::Read(Some(Read::Unreadable(load, error))) => {
+                    self.loading = None;
+                    self.tell(&handle, Input::Unreadable { load, error }).await;
+                }
                 Happened::Read(Some(Read::End(load))) => {
                     self.loading = None;
                     self.tell(&handle, Input::LoadEnd(load)).await;
@@ -127,6 +130,20 @@ impl Runner {
             }
         }
         self.tell(&handle, Input::Follows).await;
+    }
+
+    /// The partition, once its log is open. Whoever asks meanwhile is told so.
+    async fn opened(&mut self, partitions: &Partitions) -> Option<PartitionHandle> {
+        let opened = partitions.opened_replica(self.id);
+        tokio::pin!(opened);
+        loop {
+            tokio::select! {
+                handle = &mut opened => return handle,
+                ask = self.asks.recv() => {
+                    let _ = ask?.answer.send(Err(super::beginning()));
+                }
+            }
+        }
     }
 
     async fn next(&mut self, changes: &mut watch::Receiver<crate::shard::Watermarks>) -> Happened {
@@ -143,11 +160,11 @@ impl Runner {
 
     async fn follow_standing(&mut self, handle: &PartitionHandle) {
         let standing = handle.standing();
-        let input = match standing.is_leading {
-            true => Input::Leads(standing.leader_epoch),
-            false => Input::Follows,
-        };
-        self.tell(handle, input).await;
+        if !standing.is_leading {
+            return self.tell(handle, Input::Follows).await;
+        }
+        self.tell(handle, Input::Leads(standing.leader_epoch)).await;
+        self.tell(handle, Input::Replicas { are_enough: standing.has_enough_replicas }).await;
     }
 
     async fn replied(&mut self, handle: &PartitionHandle, reply: Option<ProduceReply>) {
@@ -157,7 +174,14 @@ impl Runner {
             Some(Ok(_)) => self.tell(handle, Input::Committed(serial)).await,
             Some(Err(error)) => {
                 tracing::info!(partition = %self.id, %error, "a group's change was not appended, or it is not known");
-                self.tell(handle, Input::Failed(serial)).await;
+                let input = match error.code {
+                    // These are said before anything is appended.
+                    code @ (ErrorCode::NotEnoughReplicas | ErrorCode::DiskFull) => {
+                        Input::Refused { serial, code }
+                    }
+                    _ => Input::Failed(serial),
+                };
+                self.tell(handle, input).await;
             }
             None => self.tell(handle, Input::Failed(serial)).await,
         }
@@ -167,20 +191,23 @@ impl Runner {
         let now = self.clock.now();
         let now = Now { time: now.time, wall: now.timestamp };
         let mut actions = Vec::new();
+        let had_failed = self.machine.failure().is_some();
         self.machine.handle(now, input, &mut self.random, &mut actions);
         for action in actions {
             match action {
                 Action::Load(load) => self.load(handle, load),
                 Action::Append { leader_epoch, serial, records } => {
-                    if self.append(handle, leader_epoch, serial, &records).await.is_err() {
+                    if let Err(error) = self.append(handle, leader_epoch, serial, &records).await {
                         // What it leads to is wanted before whatever else was.
-                        return Box::pin(self.tell(handle, Input::Failed(serial))).await;
+                        let refused = Input::Refused { serial, code: error.code };
+                        return Box::pin(self.tell(handle, refused)).await;
                     }
                 }
                 Action::Confirm { leader_epoch, serial } => {
                     let mark = [(MARK_KEY.into(), None)];
-                    if self.append(handle, leader_epoch, serial, &mark).await.is_err() {
-                        return Box::pin(self.tell(handle, Input::Failed(serial))).await;
+                    if let Err(error) = self.append(handle, leader_epoch, serial, &mark).await {
+                        let refused = Input::Refused { serial, code: error.code };
+                        return Box::pin(self.tell(handle, refused)).await;
                     }
                 }
                 Action::Removed { group, member, why } => {
@@ -193,9 +220,7 @@ impl Runner {
                 }
             }
         }
-        let deciding = self.machine.deciding();
-        self.decides.send_if_modified(|decides| std::mem::replace(decides, deciding) != deciding);
-        if let Some(failure) = self.machine.failure() {
+        if let Some(failure) = self.machine.failure().filter(|_| !had_failed) {
             tracing::error!(partition = %self.id, %failure, "the groups of this partition can not be read");
         }
     }
@@ -296,7 +321,11 @@ async fn read_log(
                 let _ = pieces.send(Read::End(load)).await;
                 return;
             }
-            Ok(Err(error)) if is_wanted => {
+            Ok(Err(LogError::Records(error))) if is_wanted => {
+                let _ = pieces.send(Read::Unreadable(load, error)).await;
+                return;
+            }
+            Ok(Err(LogError::Disk(error))) if is_wanted => {
                 // Where it is damaged another replica leads soon; what is read twice means the same twice.
                 let error = handle.read_failed(error).await;
                 tracing::warn!(partition = %handle.id(), %error, "the groups' log can not be read; trying again");

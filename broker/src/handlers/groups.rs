@@ -1,6 +1,6 @@
 //! Groups, asked by members and by people: checked here, decided by the group's coordinator.
 //!
-//! A right to consume a topic is a right to the groups that consume it.
+//! A right to consume a topic is a right to the groups that consume it. Only who made a member speaks for it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -61,6 +61,10 @@ pub(super) async fn heartbeat(
             access::check(session, Operation::Consume, topic)?;
         }
     }
+    if asked.member.is_empty() {
+        // A request that is repeated would join once more, under another id.
+        return Err(invalid("a member has no id: whoever joins draws one"));
+    }
     let text = |text: String| Some(text).filter(|text| !text.is_empty()).map(Arc::from);
     let time = |ms: u32| (ms > 0).then(|| Duration::from_millis(ms.into()));
     let assignor = match asked.assignor.as_str() {
@@ -74,6 +78,7 @@ pub(super) async fn heartbeat(
         group: asked.group.as_str().into(),
         member: asked.member.into(),
         epoch: Generation(asked.member_epoch),
+        principal: session.principal.as_str().into(),
         instance: text(asked.instance_id),
         rack: text(asked.rack),
         client: asked.client_name.into(),
@@ -125,7 +130,7 @@ pub(super) async fn commit(
             errors: outcomes
                 .into_iter()
                 .map(|(partition, outcome)| match outcome.code() {
-                    Some(code) => control::Error::new(code, format!("{partition}: {outcome:?}")),
+                    Some(code) => control::Error::new(code, format!("{partition}: {outcome}")),
                     None => control::Error::default(),
                 })
                 .collect(),
@@ -147,7 +152,6 @@ pub(super) async fn fetch(
     check_partitions(session, wanted.iter().copied())?;
     let fetch = FetchOffsets {
         group: asked.group.as_str().into(),
-        asker: None,
         partitions: (!wanted.is_empty()).then(|| wanted.into_iter().collect()),
     };
     match session.context.coordinators.ask(&asked.group, Request::FetchOffsets(fetch)).await? {
@@ -208,12 +212,8 @@ pub(super) async fn reset(
     let forget = read_partitions(&asked.forget)?;
     check_partitions(session, offsets.iter().map(|offset| offset.partition).chain(forget.iter().copied()))?;
     topic::ensure(&*session.context.metadata).await?;
-    let reset = ResetOffsets {
-        group: asked.group.as_str().into(),
-        creates: true,
-        offsets,
-        forget: forget.into_iter().collect(),
-    };
+    let reset =
+        ResetOffsets { group: asked.group.as_str().into(), offsets, forget: forget.into_iter().collect() };
     tracing::info!(group = asked.group, principal = session.principal, "resetting a group's offsets");
     match session.context.coordinators.ask(&asked.group, Request::ResetOffsets(reset)).await? {
         Response::Done => Ok(control::ResetOffsetsResponse {}),
@@ -232,6 +232,11 @@ pub(super) async fn delete(
     let context = &session.context;
     let description = described(context, &asked.group).await?;
     check_partitions(session, description.offsets.iter().map(|(id, _)| *id))?;
+    let image = context.metadata.image();
+    if !description.offsets.iter().any(|(id, _)| image.topic(id.topic).is_some()) {
+        // Nothing says whose it is.
+        access::check(session, Operation::Administer, "")?;
+    }
     let delete = Request::DeleteGroup { group: asked.group.as_str().into() };
     match context.coordinators.ask(&asked.group, delete).await? {
         Response::Done => {
@@ -293,6 +298,12 @@ fn read_topic(bytes: &[u8]) -> Result<TopicId, RequestError> {
 }
 
 fn read_partitions(told: &[control::TopicPartitions]) -> Result<Partitions, RequestError> {
+    let count = told.iter().map(|told| told.partitions.len()).sum::<usize>();
+    let max = limits::GROUP_PARTITIONS_MAX;
+    if count > max {
+        let message = format!("{count} partitions at once, at most {max} are allowed");
+        return Err(RequestError::new(ErrorCode::LimitExceeded, message));
+    }
     let mut partitions = Partitions::new();
     for told in told {
         let topic = read_topic(&told.topic_id)?;
@@ -304,6 +315,13 @@ fn read_partitions(told: &[control::TopicPartitions]) -> Result<Partitions, Requ
 
 fn read_offsets(told: &[control::CommittedOffset]) -> Result<Vec<OffsetToCommit>, RequestError> {
     let read = |told: &control::CommittedOffset| {
+        if Offset(told.offset) > Offset::MAX {
+            return Err(invalid(&format!(
+                "offset {} is above {}, the largest there is",
+                told.offset,
+                Offset::MAX
+            )));
+        }
         Ok(OffsetToCommit {
             partition: TopicPartition {
                 topic: read_topic(&told.topic_id)?,

@@ -64,6 +64,13 @@ pub(super) async fn alter(
             "has as many partitions as it had first: what is in it is found by their count",
         )?;
     }
+    let altered = request.set_config.keys().chain(&request.unset_config);
+    for key in altered.filter(|key| OWN_SETTINGS.contains(&key.as_str())) {
+        check_own(
+            &request.name,
+            &format!("loses what is committed with another {key} than it was made with"),
+        )?;
+    }
     let context = &session.context;
     let alter = AlterTopic {
         name: request.name,
@@ -96,6 +103,17 @@ pub(super) async fn delete(
         other => Err(unexpected(&other)),
     }
 }
+
+/// What a topic of the brokers' own keeps as they made it: with anything else it may lose what was acknowledged.
+const OWN_SETTINGS: &[&str] = &[
+    "cleanup.policy",
+    "delete.retention.ms",
+    "retention.bytes",
+    "retention.ms",
+    "sync",
+    "sync.interval.ms",
+    "unclean.leader.election.enable",
+];
 
 /// Refuses what is not to be done to a topic of the brokers' own.
 fn check_own(name: &str, why: &str) -> Result<(), RequestError> {

@@ -187,7 +187,8 @@ impl Admin {
                 Ok(answer) => {
                     groups.groups.extend(answer.groups.into_iter().map(summary));
                     if !answer.loading.is_empty() {
-                        groups.unknown.push(format!("broker {broker} is still reading its groups"));
+                        let why = "some of its groups are still being read, or wait for replicas";
+                        groups.unknown.push(format!("broker {broker}: {why}"));
                     }
                 }
                 Err(error) => groups.unknown.push(format!("broker {broker}: {error}")),

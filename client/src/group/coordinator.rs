@@ -41,9 +41,12 @@ impl Coordinator {
             None => self.find().await?,
         };
         let answer = async { self.client.metadata().broker(broker).await?.rpc(what, body).await }.await;
-        if let Err(error) = &answer
-            && (error.code() == Some(ErrorCode::NotCoordinator) || error.code().is_none())
-        {
+        // One that reads its log may be one that does not know yet that it is another by now.
+        let may_be_another = |error: &Error| {
+            let code = error.code();
+            code.is_none_or(|code| matches!(code, ErrorCode::NotCoordinator | ErrorCode::CoordinatorLoading))
+        };
+        if answer.as_ref().is_err_and(may_be_another) {
             lock(&self.known).take_if(|known| *known == broker);
         }
         answer

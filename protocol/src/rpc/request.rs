@@ -1,7 +1,8 @@
 //! Decoding requests on a stranger's word.
 //!
 //! A repeated field costs the sender two bytes an element and the decoder a whole struct each. So a request is walked
-//! first, without allocating, and one with more fields than any honest one has is refused.
+//! first, without allocating, and one with more fields than any honest one has is refused. Lists of numbers are packed: one
+//! field, and a byte a number. They are counted where they stand.
 
 use prost::Message;
 
@@ -15,7 +16,7 @@ pub enum InvalidRequest {
     /// Longer than any control message.
     #[error("request of {0} bytes exceeds the limit of {max}", max = limits::RPC_BYTES_MAX)]
     TooLong(usize),
-    /// More fields than any honest one has.
+    /// More fields than any honest one has, or more numbers in its lists.
     #[error("request asks for too many items at once")]
     TooManyItems,
     /// Not protobuf, or not of the schema.
@@ -32,6 +33,7 @@ pub fn decode_request(bytes: &[u8]) -> Result<Request, InvalidRequest> {
         return Err(InvalidRequest::TooLong(bytes.len()));
     }
     check_items(bytes, limits::RPC_REQUEST_ITEMS_MAX)?;
+    check_numbers(bytes)?;
     Request::decode(bytes).map_err(|error| InvalidRequest::Malformed(error.to_string()))
 }
 
@@ -53,6 +55,46 @@ pub fn check_items(mut request: &[u8], items_max: usize) -> Result<(), InvalidRe
         }
     }
     Ok(())
+}
+
+/// Where requests have lists of numbers: the fields that lead there.
+const NUMBERS: &[&[u64]] = &[
+    &[23, 1],     // plan_rebalance.without
+    &[24, 3],     // reassign.replicas
+    &[31, 13, 2], // group_heartbeat.owned.partitions
+    &[33, 2, 2],  // fetch_offsets.partitions.partitions
+    &[36, 3, 2],  // reset_offsets.forget.partitions
+];
+
+/// Counts the numbers in a request's lists, packed or not.
+fn check_numbers(request: &[u8]) -> Result<(), InvalidRequest> {
+    let mut numbers = 0;
+    for path in NUMBERS {
+        numbers += count_numbers(request, path)?;
+    }
+    if numbers > limits::GROUP_PARTITIONS_MAX {
+        return Err(InvalidRequest::TooManyItems);
+    }
+    Ok(())
+}
+
+fn count_numbers(mut message: &[u8], path: &[u64]) -> Result<usize, InvalidRequest> {
+    let Some((first, rest)) = path.split_first() else {
+        // A list itself: each number ends with a byte below 128.
+        return Ok(message.iter().filter(|byte| **byte < 0x80).count());
+    };
+    let mut numbers = 0;
+    while !message.is_empty() {
+        let number = take_varint(&mut { message })? >> 3;
+        let content = take_field(&mut message)?;
+        numbers += match () {
+            () if number != *first => 0,
+            // One that is not packed.
+            () if content.is_empty() && rest.is_empty() => 1,
+            () => count_numbers(content, rest)?,
+        };
+    }
+    Ok(numbers)
 }
 
 /// Takes one field off the front; gives the content of a length-delimited one, nothing for numbers.

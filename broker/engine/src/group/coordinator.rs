@@ -10,6 +10,9 @@
 //! members that all is well, while the other gives away what they own. If an append fails, or its outcome is not known,
 //! what waits is answered as unknown, the groups are forgotten, and read from the log again.
 //!
+//! While too few replicas are in sync for anything to be committed, nothing is decided or handed out: whoever asks is told so
+//! at once, and nobody is taken for gone. Everybody has a whole session from when that is over.
+//!
 //! What its owner guarantees:
 //! - an append enters the log only while this node leads in the leader epoch it names, after those handed out before it,
 //!   and once one of them did not, none of those handed out after it does before the next `Load`;
@@ -23,7 +26,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use quire_protocol::{LeaderEpoch, Timestamp, limits};
+use quire_protocol::{ErrorCode, LeaderEpoch, Timestamp, limits};
 
 use super::description::{GroupDescription, MemberState};
 use super::records::{DecodeError, KeyValue, MARK_KEY, Record};
@@ -63,6 +66,13 @@ pub enum Input {
         /// In the order of the log.
         records: Vec<KeyValue>,
     },
+    /// The log holds something else than records, in answer to [`Action::Load`].
+    Unreadable {
+        /// The load that it was found by.
+        load: Load,
+        /// What.
+        error: DecodeError,
+    },
     /// There are no more.
     LoadEnd(Load),
     /// This node does not lead the partition any more.
@@ -76,8 +86,20 @@ pub enum Input {
     },
     /// An append is committed, or a leadership confirmed.
     Committed(Serial),
-    /// An append was refused, or its outcome is not known; or a leadership could not be confirmed.
+    /// The outcome of an append is not known; or a leadership could not be confirmed.
     Failed(Serial),
+    /// An append was refused: nothing of it is in the log, or ever will be.
+    Refused {
+        /// Which one.
+        serial: Serial,
+        /// Why.
+        code: ErrorCode,
+    },
+    /// Whether enough replicas are in sync for anything to be committed; they are until this is said. Cheap to repeat.
+    Replicas {
+        /// Whether they are enough.
+        are_enough: bool,
+    },
     /// The topics of the cluster. Cheap to repeat.
     Topics(Arc<Topics>),
     /// The deadline has come.
@@ -145,6 +167,9 @@ enum Role {
     Fails(DecodeError),
 }
 
+/// What is told while nothing can be committed.
+const SHORT_OF_REPLICAS: GroupRefusal = GroupRefusal::NotAppended { code: ErrorCode::NotEnoughReplicas };
+
 /// Decisions on their way into the log.
 #[derive(Debug)]
 struct Append {
@@ -168,6 +193,7 @@ struct Waiting {
 pub struct Coordinator {
     settings: GroupSettings,
     role: Role,
+    has_enough_replicas: bool,
     /// The last leadership that was this node's.
     led: Option<LeaderEpoch>,
     groups: Groups,
@@ -189,6 +215,7 @@ impl Coordinator {
             groups: Groups::new(settings.clone(), Arc::default()),
             settings,
             role: Role::Follows,
+            has_enough_replicas: true,
             led: None,
             topics: None,
             sessions: Sessions::default(),
@@ -228,6 +255,9 @@ impl Coordinator {
 
     /// When it wants to be handed the time next, if nothing else happens before.
     pub fn deadline(&self) -> Option<Time> {
+        if !self.has_enough_replicas {
+            return None;
+        }
         self.sessions.deadline().into_iter().chain(self.expires_at).min()
     }
 
@@ -236,6 +266,11 @@ impl Coordinator {
         match input {
             Input::Leads(leader_epoch) => self.lead(leader_epoch, actions),
             Input::Loaded { load, records } => self.loaded(load, &records),
+            Input::Unreadable { load, error } => {
+                if self.role == Role::Loads(load) {
+                    self.fail(error);
+                }
+            }
             Input::LoadEnd(load) => {
                 if self.role == Role::Loads(load) {
                     self.role = Role::Loaded(load.leader_epoch);
@@ -244,11 +279,14 @@ impl Coordinator {
             }
             Input::Follows => {
                 self.role = Role::Follows;
+                self.has_enough_replicas = true;
                 self.forget(actions);
             }
             Input::Asked { id, request } => self.ask(now, id, request, random, actions),
             Input::Committed(serial) => self.committed(serial, actions),
             Input::Failed(serial) => self.failed(serial, actions),
+            Input::Refused { serial, code } => self.refused(serial, code, actions),
+            Input::Replicas { are_enough } => self.follow_replicas(now, are_enough, actions),
             Input::Topics(topics) => self.follow_topics(now, topics),
             Input::TimePassed => {}
         }
@@ -273,11 +311,7 @@ impl Coordinator {
 
     /// Nobody knows what became of what was decided.
     fn forget(&mut self, actions: &mut Vec<Action>) {
-        let refusal = self.refusal();
-        for waiting in self.waiting.drain(..) {
-            let result = Err(if waiting.has_changed { GroupRefusal::Unknown } else { refusal.clone() });
-            actions.push(Action::Answer { id: waiting.id, result });
-        }
+        self.answer_all(&self.refusal(), actions);
         if !mutant::is_on(Mutant::GroupsFromTheLog) {
             self.groups.discard_pending();
         }
@@ -285,6 +319,14 @@ impl Coordinator {
         self.expires_at = None;
         self.under_way.clear();
         self.queued.clear();
+    }
+
+    /// Answers whoever waits that its change is not known to be made, or this if it has none.
+    fn answer_all(&mut self, refusal: &GroupRefusal, actions: &mut Vec<Action>) {
+        for waiting in self.waiting.drain(..) {
+            let result = Err(if waiting.has_changed { GroupRefusal::Unknown } else { refusal.clone() });
+            actions.push(Action::Answer { id: waiting.id, result });
+        }
     }
 
     fn loaded(&mut self, load: Load, records: &[KeyValue]) {
@@ -296,13 +338,15 @@ impl Coordinator {
                 Ok(record) => {
                     let Ok(()) = self.groups.apply(&record);
                 }
-                Err(error) => {
-                    self.groups.discard_pending();
-                    self.role = Role::Fails(error);
-                    return;
-                }
+                Err(error) => return self.fail(error),
             }
         }
+    }
+
+    /// Nothing is decided on a part of the log.
+    fn fail(&mut self, error: DecodeError) {
+        self.groups.discard_pending();
+        self.role = Role::Fails(error);
     }
 
     /// Decides from here on, if everything is known that it takes. Every member has a whole session before it.
@@ -311,8 +355,14 @@ impl Coordinator {
         let Some(topics) = self.topics.clone() else { return };
         self.role = Role::Decides(leader_epoch);
         self.expires_at = Some(now.time + limits::OFFSETS_EXPIRY_INTERVAL);
+        self.resume(now, topics);
+    }
+
+    /// Decides with these topics from here on. Every member has a whole session before it.
+    fn resume(&mut self, now: Now, topics: Arc<Topics>) {
         self.groups.set_topics(topics);
         self.refresh(now);
+        self.sessions.clear();
         for id in self.groups.ids() {
             self.sessions.follow(now.time, id, self.groups.group(id));
         }
@@ -324,9 +374,21 @@ impl Coordinator {
         if self.deciding().is_none() {
             return self.begin(now);
         }
-        if is_other {
+        if is_other && self.has_enough_replicas {
             self.groups.set_topics(topics);
             self.refresh(now);
+        }
+    }
+
+    fn follow_replicas(&mut self, now: Now, are_enough: bool, actions: &mut Vec<Action>) {
+        let were_enough = std::mem::replace(&mut self.has_enough_replicas, are_enough);
+        if were_enough && !are_enough {
+            // What is on its way is committed once they are enough again, or not: nobody waits for it.
+            self.answer_all(&SHORT_OF_REPLICAS, actions);
+        }
+        if !were_enough && are_enough && self.deciding().is_some() {
+            let topics = self.topics.clone().expect("it decides with topics");
+            self.resume(now, topics);
         }
     }
 
@@ -346,12 +408,8 @@ impl Coordinator {
         random: &mut dyn Random,
         actions: &mut Vec<Action>,
     ) {
-        if self.deciding().is_none() {
-            actions.push(Action::Answer { id, result: Err(self.refusal()) });
-            return;
-        }
-        if self.queued.len() >= limits::GROUP_QUEUED_APPENDS_MAX {
-            actions.push(Action::Answer { id, result: Err(GroupRefusal::Busy) });
+        if let Some(refusal) = self.refuses() {
+            actions.push(Action::Answer { id, result: Err(refusal) });
             return;
         }
         let group = match &request {
@@ -423,7 +481,7 @@ impl Coordinator {
     }
 
     fn flush(&mut self, actions: &mut Vec<Action>) {
-        let Some(leader_epoch) = self.deciding() else { return };
+        let Some(leader_epoch) = self.deciding().filter(|_| self.has_enough_replicas) else { return };
         let appends_max = self.settings.appends_max.max(1);
         // What only asks whether this node leads waits until nothing is under way: others share the way then.
         let room = |next: &Append| if next.records.is_empty() { 1 } else { appends_max };
@@ -457,12 +515,32 @@ impl Coordinator {
         }
     }
 
+    /// None of the appends from here on is in the log: what was decided in them was not done.
+    fn refused(&mut self, serial: Serial, code: ErrorCode, actions: &mut Vec<Action>) {
+        if let Some(leader_epoch) = self.deciding()
+            && self.under_way.contains_key(&serial)
+        {
+            let first = self.waiting.partition_point(|waiting| waiting.after < serial);
+            let answer = |waiting: Waiting| Action::Answer {
+                id: waiting.id,
+                result: Err(GroupRefusal::NotAppended { code }),
+            };
+            let not_done = self.waiting.split_off(first);
+            self.load(leader_epoch, actions);
+            actions.extend(not_done.into_iter().map(answer));
+        }
+    }
+
     fn expire(&mut self, now: Now, actions: &mut Vec<Action>) {
-        while let Some((group, member, why)) = self.sessions.overdue(now.time) {
-            let records = self.groups.remove_overdue(now.wall, &group, &member);
+        if !self.has_enough_replicas {
+            return;
+        }
+        while let Some((group, members)) = self.sessions.overdue(now.time) {
+            let records = self.groups.remove_overdue(now.wall, &group, members.keys());
             assert!(!records.is_empty(), "a member that is watched is there");
             self.decided(now, &records);
-            actions.push(Action::Removed { group, member, why });
+            let removed = |(member, why)| Action::Removed { group: group.clone(), member, why };
+            actions.extend(members.into_iter().map(removed));
         }
         if self.expires_at.is_some_and(|at| at <= now.time) {
             self.expires_at = Some(now.time + limits::OFFSETS_EXPIRY_INTERVAL);
@@ -474,10 +552,21 @@ impl Coordinator {
         }
     }
 
+    /// Why nothing is decided at the moment, if so.
+    fn refuses(&self) -> Option<GroupRefusal> {
+        if self.deciding().is_none() || !self.has_enough_replicas {
+            return Some(self.refusal());
+        }
+        let is_full = self.queued.len() >= limits::GROUP_QUEUED_APPENDS_MAX
+            || self.waiting.len() >= limits::GROUP_REQUESTS_MAX;
+        is_full.then_some(GroupRefusal::Busy)
+    }
+
     fn refusal(&self) -> GroupRefusal {
         match &self.role {
             Role::Follows => GroupRefusal::NotCoordinator,
             Role::Fails(error) => GroupRefusal::Unreadable(error.clone()),
+            _ if !self.has_enough_replicas => SHORT_OF_REPLICAS,
             Role::Loads(_) | Role::Loaded(_) | Role::Decides(_) => GroupRefusal::Loading,
         }
     }

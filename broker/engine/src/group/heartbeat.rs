@@ -37,11 +37,13 @@ impl Groups {
     }
 
     fn join(&mut self, now: Timestamp, request: Heartbeat) -> Decided {
-        let Some(topics) = subscription(&request) else {
-            return Err(GroupRefusal::Invalid("a member that joins names its topics"));
+        let Some(topics) = subscription(&request).filter(|topics| !topics.is_empty()) else {
+            return Err(GroupRefusal::Invalid("a member that joins names the topics that it subscribes to"));
         };
         let predecessor = self.check_join(&request, &topics)?;
         let record = self.member_record(&request, topics);
+        let known = predecessor.as_ref().unwrap_or(&request.member);
+        self.check_grows(&request.group, known, &record)?;
         let mut change = Change::of(self, &request.group, now);
         let before = match predecessor {
             Some(predecessor) => change.replace_member(&predecessor, &request.member),
@@ -72,10 +74,12 @@ impl Groups {
             return Ok(None);
         };
         self.check_partitions(request, topics)?;
+        self.check_principal(request)?;
         let holder = request.instance.as_ref().and_then(|instance| state.instances.get(instance));
         let predecessor = holder.filter(|holder| **holder != request.member);
         if let (Some(instance), Some(member)) = (&request.instance, predecessor)
-            && state.current(member).epoch != Generation::PAUSES
+            && (state.current(member).epoch != Generation::PAUSES
+                || !state.members[member].is_spoken_for_by(&request.principal))
         {
             return Err(GroupRefusal::InstanceInUse { instance: instance.clone(), member: member.clone() });
         }
@@ -84,6 +88,29 @@ impl Groups {
             return Err(too_many("members", state.members.len() + 1, self.settings.members_max));
         }
         Ok(predecessor.cloned())
+    }
+
+    /// Whoever speaks for a member is who it joined as.
+    fn check_principal(&self, request: &Heartbeat) -> Result<(), GroupRefusal> {
+        let state = self.groups.get(&request.group);
+        let known = state.and_then(|state| state.members.get(&request.member));
+        if known.is_some_and(|member| !member.is_spoken_for_by(&request.principal)) {
+            let (group, member) = (request.group.clone(), request.member.clone());
+            return Err(GroupRefusal::NotItsPrincipal { group, member });
+        }
+        Ok(())
+    }
+
+    /// What a member says of itself has to fit in the place of what is known of it.
+    fn check_grows(
+        &self,
+        group: &Arc<str>,
+        member: &Arc<str>,
+        record: &MemberRecord,
+    ) -> Result<(), GroupRefusal> {
+        let known = self.groups.get(group).and_then(|state| state.members.get(member));
+        let known = known.map_or(0, MemberRecord::stored_bytes);
+        self.check_room(record.stored_bytes().saturating_sub(known))
     }
 
     /// A group's assignment has to fit what is stored and sent.
@@ -113,20 +140,27 @@ impl Groups {
             session,
             // Whoever hears nothing more takes itself for gone after a session, and no earlier.
             rebalance: whole(rebalance.clamp(session, limits::GROUP_REBALANCE_MAX)),
+            principal: Some(request.principal.clone()),
         }
     }
 
     fn beat(&mut self, now: Timestamp, request: Heartbeat) -> Decided {
         let (before, current) = self.member(&request.group, &request.member)?;
         let (before, current) = (before.clone(), current.clone());
+        self.check_principal(&request)?;
         check_epoch(&request, &current)?;
-        let topics = subscription(&request);
-        if let Some(topics) = &topics {
-            self.check_partitions(&request, topics)?;
+        let record = subscription(&request).map(|topics| MemberRecord {
+            topics,
+            assignor: request.assignor,
+            principal: Some(request.principal.clone()),
+            ..before.clone()
+        });
+        if let Some(record) = &record {
+            self.check_partitions(&request, &record.topics)?;
+            self.check_grows(&request.group, &request.member, record)?;
         }
         let mut change = Change::of(self, &request.group, now);
-        if let Some(topics) = topics {
-            let record = MemberRecord { topics, assignor: request.assignor, ..before.clone() };
+        if let Some(record) = record {
             let assigns_anew = before.is_assigned_unlike(&record);
             change.put_member(&request.member, Some(before), record);
             if assigns_anew {
@@ -145,6 +179,7 @@ impl Groups {
 
     fn leave(&mut self, now: Timestamp, request: Heartbeat) -> Decided {
         self.member(&request.group, &request.member)?;
+        self.check_principal(&request)?;
         let mut change = Change::of(self, &request.group, now);
         change.remove_member(&request.member);
         change.begin_generation();
@@ -154,6 +189,7 @@ impl Groups {
     /// A static member leaves, and its place is kept: nobody gets what is to be its own, until its session is over.
     fn pause(&mut self, now: Timestamp, request: Heartbeat) -> Decided {
         let (record, current) = self.member(&request.group, &request.member)?;
+        self.check_principal(&request)?;
         if record.instance.is_none() {
             return Err(GroupRefusal::Invalid("only a member with an instance id leaves to come back"));
         }
@@ -180,6 +216,11 @@ impl Groups {
 }
 
 impl MemberRecord {
+    /// Of one that joined before this was kept nobody knows.
+    fn is_spoken_for_by(&self, principal: &str) -> bool {
+        self.principal.as_deref().is_none_or(|known| known == principal)
+    }
+
     /// Whether another assignment may follow from what has changed.
     fn is_assigned_unlike(&self, other: &MemberRecord) -> bool {
         self.topics != other.topics
@@ -233,6 +274,28 @@ impl Change<'_> {
         for member in orphans {
             self.remove_member(&member);
         }
+    }
+
+    /// What contradicts what the log says later: members that have what was another's since, or that are ahead of the group.
+    ///
+    /// A replica that was away for longer than tombstones are kept has records of members that are gone. Says whether there
+    /// were any; a new generation is to follow.
+    pub(super) fn drop_contradicted(&mut self) -> bool {
+        let state = self.state();
+        let is_contradicted = |(member, current): (&Arc<str>, &Current)| {
+            current.epoch > state.generation()
+                || current.held().any(|partition| state.owners.get(partition) != Some(member))
+        };
+        let members: Vec<Arc<str>> = state
+            .currents
+            .iter()
+            .filter(|current| is_contradicted(*current))
+            .map(|(member, _)| member.clone())
+            .collect();
+        for member in &members {
+            self.remove_member(member);
+        }
+        !members.is_empty()
     }
 
     /// Assigns anew, in the next generation.
@@ -317,6 +380,7 @@ fn check(request: &Heartbeat) -> Result<(), GroupRefusal> {
     }
     check_length("client name", &request.client, limits::GROUP_TEXT_BYTES_MAX)?;
     check_length("host", &request.host, limits::GROUP_TEXT_BYTES_MAX)?;
+    check_length("principal", &request.principal, limits::PRINCIPAL_BYTES_MAX)?;
     if request.epoch < Generation::PAUSES {
         return Err(GroupRefusal::Invalid("a member's epoch is at least -2"));
     }

@@ -54,6 +54,8 @@ pub struct GroupSettings {
     pub heartbeat_interval: Duration,
     /// Most members of one group.
     pub members_max: usize,
+    /// What is kept of all groups together, see [`limits::GROUPS_BYTES_MAX`].
+    pub bytes_max: usize,
     /// Appends under way at once; more than one only on a log that, once it refused or lost one, takes none that was handed
     /// to it after that.
     pub appends_max: usize,
@@ -67,6 +69,7 @@ impl Default for GroupSettings {
             rebalance: limits::GROUP_REBALANCE_DEFAULT,
             heartbeat_interval: limits::GROUP_HEARTBEAT_INTERVAL,
             members_max: limits::GROUP_MEMBERS_MAX,
+            bytes_max: limits::GROUPS_BYTES_MAX,
             appends_max: limits::GROUP_APPENDS_MAX,
         }
     }
@@ -87,12 +90,14 @@ pub struct Groups {
     settings: GroupSettings,
     topics: Arc<Topics>,
     groups: BTreeMap<Arc<str>, Group>,
+    /// Of all groups together.
+    bytes: usize,
 }
 
 impl Groups {
     /// No group yet, and these topics.
     pub fn new(settings: GroupSettings, topics: Arc<Topics>) -> Groups {
-        Groups { settings, topics, groups: BTreeMap::new() }
+        Groups { settings, topics, groups: BTreeMap::new(), bytes: 0 }
     }
 
     /// Every group's id.
@@ -105,23 +110,33 @@ impl Groups {
         self.topics = topics;
     }
 
-    /// Brings a group in line with the topics there are: a new generation if partitions came or went, and what is
-    /// committed of deleted topics is forgotten. Nothing if it is in line.
+    /// Brings a group in line with itself and with the topics there are: a new generation if partitions came or went, and
+    /// what is committed of deleted topics is forgotten. Nothing if it is in line.
     pub fn refresh(&mut self, now: Timestamp, group: &Arc<str>) -> Vec<Record> {
         let mut change = Change::of(self, group, now);
         change.forget_deleted();
         change.drop_orphans();
-        if !change.state().has_current_targets(&change.groups.topics) {
+        let is_repaired = change.drop_contradicted();
+        if is_repaired || !change.state().has_current_targets(&change.groups.topics) {
             change.begin_generation();
         }
         change.finish()
     }
 
-    /// Removes a member that is overdue; nothing if it is not there.
-    pub fn remove_overdue(&mut self, now: Timestamp, group: &Arc<str>, member: &Arc<str>) -> Vec<Record> {
+    /// Removes members that are overdue, in one generation; nothing of those that are not there.
+    pub fn remove_overdue<'a>(
+        &mut self,
+        now: Timestamp,
+        group: &Arc<str>,
+        members: impl IntoIterator<Item = &'a Arc<str>>,
+    ) -> Vec<Record> {
         let mut change = Change::of(self, group, now);
-        if change.state().members.contains_key(member) {
-            change.remove_member(member);
+        for member in members {
+            if change.state().members.contains_key(member) {
+                change.remove_member(member);
+            }
+        }
+        if !change.records.is_empty() {
             change.begin_generation();
         }
         change.finish()
@@ -156,9 +171,21 @@ impl Groups {
         Ok(state)
     }
 
+    /// What is kept has a limit. Whatever is no larger than what it takes the place of fits.
+    fn check_room(&self, more: usize) -> Result<(), GroupRefusal> {
+        let given = self.bytes.saturating_add(more);
+        if more > 0 && given > self.settings.bytes_max {
+            let what = "bytes of groups on one partition of the internal topic";
+            return Err(GroupRefusal::TooMany { what, given, max: self.settings.bytes_max });
+        }
+        Ok(())
+    }
+
     fn put(&mut self, record: &Record) {
         let group = self.groups.entry(record.group().clone()).or_default();
+        self.bytes -= group.bytes;
         group.apply(record);
+        self.bytes += group.bytes;
         if group.is_gone() {
             self.groups.remove(record.group());
         }
@@ -182,7 +209,7 @@ impl Replicated for Groups {
         let (records, response) = match request {
             Request::Heartbeat(request) => self.heartbeat(now, random, request)?,
             Request::Commit(request) => self.commit(now, request)?,
-            Request::FetchOffsets(request) => (Vec::new(), self.fetch_offsets(request)?),
+            Request::FetchOffsets(request) => (Vec::new(), self.fetch_offsets(&request)),
             Request::Describe { group } => {
                 let description = self.state(&group)?.describe(&group);
                 (Vec::new(), Response::Description(Box::new(description)))
@@ -192,9 +219,6 @@ impl Replicated for Groups {
                 (Vec::new(), Response::Groups(summaries.collect()))
             }
             Request::ResetOffsets(request) => (self.reset_offsets(now, request)?, Response::Done),
-            Request::DeleteOffsets { group, partitions } => {
-                (self.delete_offsets(now, &group, partitions)?, Response::Done)
-            }
             Request::DeleteGroup { group } => (self.delete_group(now, &group)?, Response::Done),
         };
         Ok(Decision { records, response })
@@ -209,6 +233,7 @@ impl Replicated for Groups {
     /// Forgets everything: it is to be read from the log.
     fn discard_pending(&mut self) {
         self.groups.clear();
+        self.bytes = 0;
     }
 }
 

@@ -1,9 +1,10 @@
 //! Decides about offsets: what is committed, fetched, reset, and forgotten.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quire_protocol::{Timestamp, TopicPartition, limits};
+use quire_protocol::{Offset, Timestamp, TopicPartition, limits};
 
 use super::assignment::Assignor;
 use super::heartbeat::{check_group_id, too_many};
@@ -32,17 +33,14 @@ impl Groups {
         Ok((change.finish(), response))
     }
 
-    pub(super) fn fetch_offsets(&self, request: FetchOffsets) -> Result<Response, GroupRefusal> {
-        if let Some(asker) = &request.asker {
-            self.check_asker(&request.group, asker)?;
-        }
-        let Some(state) = self.groups.get(&request.group) else { return Ok(Response::Offsets(Vec::new())) };
+    pub(super) fn fetch_offsets(&self, request: &FetchOffsets) -> Response {
+        let Some(state) = self.groups.get(&request.group) else { return Response::Offsets(Vec::new()) };
         let known = |id: &TopicPartition| Some((*id, state.offsets.get(id)?.clone()));
         let offsets = match &request.partitions {
             Some(partitions) => partitions.iter().filter_map(known).collect(),
             None => state.offsets.keys().filter_map(known).collect(),
         };
-        Ok(Response::Offsets(offsets))
+        Response::Offsets(offsets)
     }
 
     pub(super) fn reset_offsets(
@@ -52,22 +50,30 @@ impl Groups {
     ) -> Result<Vec<Record>, GroupRefusal> {
         check_group_id(&request.group)?;
         check_count(request.offsets.len())?;
-        if request.creates {
-            self.check_vacant(&request.group)?;
-        } else {
-            self.empty(&request.group)?;
-        }
+        self.check_vacant(&request.group)?;
         for offset in &request.offsets {
             if !self.topics.has(offset.partition) {
                 return Err(GroupRefusal::Invalid("a partition whose offset is to be reset does not exist"));
+            }
+            if offset.offset > Offset::MAX {
+                return Err(GroupRefusal::Invalid("an offset is at most 9223372036854775807"));
             }
             if offset.metadata.len() > limits::COMMIT_METADATA_BYTES_MAX {
                 let (given, max) = (offset.metadata.len(), limits::COMMIT_METADATA_BYTES_MAX);
                 return Err(GroupRefusal::TooLong { what: "text beside an offset", given, max });
             }
         }
-        let have = self.groups.get(&request.group).map_or(0, |state| state.offsets.len());
-        check_count(have + request.offsets.len())?;
+        let kept = self.groups.get(&request.group).map(|state| &state.offsets);
+        let mut after: BTreeSet<TopicPartition> =
+            kept.into_iter().flat_map(BTreeMap::keys).copied().collect();
+        request.forget.iter().for_each(|partition| _ = after.remove(partition));
+        after.extend(request.offsets.iter().map(|offset| offset.partition));
+        check_count(after.len())?;
+        let more = request.offsets.iter().map(|offset| {
+            let known = kept.and_then(|kept| kept.get(&offset.partition)).map_or(0, Committed::stored_bytes);
+            offset.kept(now).stored_bytes().saturating_sub(known)
+        });
+        self.check_room(more.sum())?;
         let mut change = Change::of(self, &request.group, now);
         for partition in request.forget {
             change.forget_offset(partition);
@@ -75,25 +81,6 @@ impl Groups {
         for offset in &request.offsets {
             change.keep_offset(offset);
         }
-        Ok(change.finish())
-    }
-
-    pub(super) fn delete_offsets(
-        &mut self,
-        now: Timestamp,
-        group: &Arc<str>,
-        partitions: Vec<TopicPartition>,
-    ) -> Result<Vec<Record>, GroupRefusal> {
-        let state = self.state(group)?;
-        for partition in &partitions {
-            let Some(topic) = self.topics.topic(partition.topic) else { continue };
-            if state.members.values().any(|member| member.topics.contains(&topic.name)) {
-                let (group, topic) = (group.clone(), topic.name.clone());
-                return Err(GroupRefusal::TopicInUse { group, topic });
-            }
-        }
-        let mut change = Change::of(self, group, now);
-        partitions.into_iter().for_each(|partition| change.forget_offset(partition));
         Ok(change.finish())
     }
 
@@ -135,6 +122,10 @@ impl Groups {
 
 impl Change<'_> {
     fn commit_one(&mut self, member: Option<&Arc<str>>, offset: &OffsetToCommit) -> CommitOutcome {
+        // What is stored has 63 bits: more would be read as damage by every later coordinator.
+        if offset.offset > Offset::MAX {
+            return CommitOutcome::BeyondAll;
+        }
         if offset.metadata.len() > limits::COMMIT_METADATA_BYTES_MAX {
             return CommitOutcome::MetadataTooLong;
         }
@@ -145,11 +136,15 @@ impl Change<'_> {
         if member.is_some_and(|member| !state.current(member).holds(&offset.partition)) {
             return CommitOutcome::NotOwned;
         }
-        match state.offsets.get(&offset.partition) {
+        let known = state.offsets.get(&offset.partition);
+        let more = offset.kept(self.now).stored_bytes();
+        let more = more.saturating_sub(known.map_or(0, Committed::stored_bytes));
+        match known {
             Some(have) if have.offset > offset.offset && !mutant::is_on(Mutant::CommitForwards) => {
                 return CommitOutcome::Behind { committed: have.offset };
             }
             None if state.offsets.len() >= limits::GROUP_OFFSETS_MAX => return CommitOutcome::TooMany,
+            _ if self.groups.check_room(more).is_err() => return CommitOutcome::TooMany,
             _ => {}
         }
         self.keep_offset(offset);
@@ -168,13 +163,7 @@ impl Change<'_> {
             };
             self.add(Record::Group { group: group.clone(), value: Some(record) });
         }
-        let value = Committed {
-            offset: offset.offset,
-            leader_epoch: offset.leader_epoch,
-            metadata: offset.metadata.clone(),
-            committed_at: now,
-        };
-        self.add(Record::Offset { group, partition: offset.partition, value: Some(value) });
+        self.add(Record::Offset { group, partition: offset.partition, value: Some(offset.kept(now)) });
     }
 
     fn forget_offset(&mut self, partition: TopicPartition) {
@@ -216,6 +205,17 @@ impl Change<'_> {
         old.into_iter().for_each(|partition| self.forget_offset(partition));
         if self.state().offsets.is_empty() {
             self.forget_group();
+        }
+    }
+}
+
+impl OffsetToCommit {
+    fn kept(&self, now: Timestamp) -> Committed {
+        Committed {
+            offset: self.offset,
+            leader_epoch: self.leader_epoch,
+            metadata: self.metadata.clone(),
+            committed_at: now,
         }
     }
 }

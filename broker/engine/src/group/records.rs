@@ -11,6 +11,7 @@
 //! ```
 //! Little-endian. A text is `u16` bytes of UTF-8, an optional field a byte 0 or 1 before it, a set a `u32` count before
 //! its elements, which ascend strictly. Partitions are a set of topics, each with the set of its partitions' numbers.
+//! A value's version is 1 but for a member's, which has had its last field, the principal, since version 2.
 //! Every key's latest value is all that counts, so that compaction and a second reading change nothing.
 
 use std::collections::BTreeSet;
@@ -24,6 +25,8 @@ use super::assignment::Assignor;
 use super::topics::Partitions;
 
 const VERSION: u8 = 1;
+/// Of a member that says whose it is.
+const MEMBER_VERSION: u8 = 2;
 
 /// A record as it is stored: its key, and its value unless it is a tombstone.
 pub type KeyValue = (Bytes, Option<Bytes>);
@@ -106,6 +109,8 @@ pub struct MemberRecord {
     pub session: Duration,
     /// How long it may take to give up partitions, in whole milliseconds; at least its session.
     pub rebalance: Duration,
+    /// Who speaks for it, and nobody else; `None` for one that joined before this was kept.
+    pub principal: Option<Arc<str>>,
 }
 
 /// What a member has.
@@ -191,13 +196,20 @@ pub enum DecodeError {
     #[error("a group record's {0} has another length than it says")]
     Length(&'static str),
     /// Another version's.
-    #[error("a group record's {what} has version {version}, expected {VERSION}; a newer broker wrote it")]
+    #[error(
+        "a group record's {what} has version {version}, at most {known} is known; a newer broker wrote it"
+    )]
     Version {
         /// Key or value.
         what: &'static str,
         /// Its version.
         version: u8,
+        /// The last one that is known here.
+        known: u8,
     },
+    /// A batch that holds no records that can be taken apart.
+    #[error("the batch at offset {0} holds no group records that this version can read")]
+    Batch(Offset),
     /// A value that none has.
     #[error("a group record has an impossible {0}")]
     Field(&'static str),
@@ -248,25 +260,31 @@ impl Record {
     /// # Errors
     /// If the bytes are none, or one of a newer version. Nothing is allocated that they do not fill.
     pub fn decode(key: &[u8], value: Option<&[u8]>) -> Result<Record, DecodeError> {
-        let mut key = Fields { rest: key, what: "key" };
-        key.version()?;
+        let mut key = Fields { rest: key, what: "key", version: VERSION };
+        key.read_version(VERSION)?;
         let kind = key.u8()?;
         let group = key.text(limits::GROUP_ID_BYTES_MAX)?;
         let record = match kind {
-            1 => Record::Group { group, value: decode_value(value, decode_group)? },
-            2 => Record::Member { group, member: key.member()?, value: decode_value(value, decode_member)? },
+            1 => Record::Group { group, value: decode_value(value, VERSION, decode_group)? },
+            2 => Record::Member {
+                group,
+                member: key.member()?,
+                value: decode_value(value, MEMBER_VERSION, decode_member)?,
+            },
             3 => Record::Target {
                 group,
                 member: key.member()?,
-                value: decode_value(value, |fields| fields.partitions())?,
+                value: decode_value(value, VERSION, |fields| fields.partitions())?,
             },
-            4 => {
-                Record::Current { group, member: key.member()?, value: decode_value(value, decode_current)? }
-            }
+            4 => Record::Current {
+                group,
+                member: key.member()?,
+                value: decode_value(value, VERSION, decode_current)?,
+            },
             5 => {
                 let topic = TopicId(key.take()?);
                 let partition = TopicPartition { topic, partition: PartitionIndex(key.u32()?) };
-                Record::Offset { group, partition, value: decode_value(value, decode_committed)? }
+                Record::Offset { group, partition, value: decode_value(value, VERSION, decode_committed)? }
             }
             _ => return Err(DecodeError::Field("kind")),
         };
@@ -305,7 +323,7 @@ fn decode_group(fields: &mut Fields<'_>) -> Result<GroupRecord, DecodeError> {
 }
 
 fn encode_member(member: &MemberRecord) -> Vec<u8> {
-    let mut out = Writer(vec![VERSION]);
+    let mut out = Writer(vec![if member.principal.is_some() { MEMBER_VERSION } else { VERSION }]);
     out.option(member.instance.as_ref(), |out, text| out.text(text));
     out.option(member.rack.as_ref(), |out, text| out.text(text));
     out.text(&member.client).text(&member.host);
@@ -315,6 +333,9 @@ fn encode_member(member: &MemberRecord) -> Vec<u8> {
     }
     out.option(member.assignor, |out, assignor| out.u8(assignor_number(assignor)));
     out.u32(member.session.as_millis() as u32).u32(member.rebalance.as_millis() as u32);
+    if let Some(principal) = &member.principal {
+        out.text(principal);
+    }
     out.0
 }
 
@@ -334,7 +355,9 @@ fn decode_member(fields: &mut Fields<'_>) -> Result<MemberRecord, DecodeError> {
     let assignor = fields.option(Fields::assignor)?;
     let session = Duration::from_millis(fields.u32()?.into());
     let rebalance = Duration::from_millis(fields.u32()?.into());
-    Ok(MemberRecord { instance, rack, client, host, topics, assignor, session, rebalance })
+    let has_principal = fields.version >= MEMBER_VERSION;
+    let principal = has_principal.then(|| fields.text(limits::PRINCIPAL_BYTES_MAX)).transpose()?;
+    Ok(MemberRecord { instance, rack, client, host, topics, assignor, session, rebalance, principal })
 }
 
 fn encode_target(target: &Partitions) -> Vec<u8> {
@@ -387,11 +410,12 @@ fn decode_committed(fields: &mut Fields<'_>) -> Result<Committed, DecodeError> {
 
 fn decode_value<T>(
     value: Option<&[u8]>,
+    known: u8,
     decode: impl Fn(&mut Fields<'_>) -> Result<T, DecodeError>,
 ) -> Result<Option<T>, DecodeError> {
     let Some(value) = value else { return Ok(None) };
-    let mut fields = Fields { rest: value, what: "value" };
-    fields.version()?;
+    let mut fields = Fields { rest: value, what: "value", version: VERSION };
+    fields.read_version(known)?;
     let decoded = decode(&mut fields)?;
     fields.end()?;
     Ok(Some(decoded))
@@ -462,6 +486,7 @@ impl Writer {
 struct Fields<'a> {
     rest: &'a [u8],
     what: &'static str,
+    version: u8,
 }
 
 impl Fields<'_> {
@@ -483,10 +508,10 @@ impl Fields<'_> {
         self.take().map(i64::from_le_bytes)
     }
 
-    fn version(&mut self) -> Result<(), DecodeError> {
-        let version = self.u8()?;
-        if version != VERSION {
-            return Err(DecodeError::Version { what: self.what, version });
+    fn read_version(&mut self, known: u8) -> Result<(), DecodeError> {
+        self.version = self.u8()?;
+        if !(VERSION..=known).contains(&self.version) {
+            return Err(DecodeError::Version { what: self.what, version: self.version, known });
         }
         Ok(())
     }

@@ -19,6 +19,12 @@ pub enum GroupRefusal {
     /// More is waiting for the log than it takes.
     #[error("the group's coordinator waits for its log; more is not taken meanwhile")]
     Busy,
+    /// The log takes nothing.
+    #[error("the group's log takes nothing at the moment ({code}), and nothing was changed")]
+    NotAppended {
+        /// Why.
+        code: ErrorCode,
+    },
     /// It was decided, and may have been made or not.
     #[error("it is not known whether the change was made")]
     Unknown,
@@ -34,6 +40,14 @@ pub enum GroupRefusal {
     /// No such member.
     #[error("group \"{group}\" has no member \"{member}\"")]
     UnknownMember {
+        /// The group.
+        group: Arc<str>,
+        /// The member's id.
+        member: Arc<str>,
+    },
+    /// Somebody speaks for a member who is not the one that it joined as.
+    #[error("member \"{member}\" of group \"{group}\" is another principal's")]
+    NotItsPrincipal {
         /// The group.
         group: Arc<str>,
         /// The member's id.
@@ -66,14 +80,6 @@ pub enum GroupRefusal {
         group: Arc<str>,
         /// How many.
         members: usize,
-    },
-    /// Offsets of a topic that is in use.
-    #[error("members of group \"{group}\" subscribe to topic \"{topic}\"")]
-    TopicInUse {
-        /// The group.
-        group: Arc<str>,
-        /// The topic.
-        topic: Arc<str>,
     },
     /// Another member has the instance id.
     #[error("instance \"{instance}\" is member \"{member}\" of the group")]
@@ -114,13 +120,15 @@ impl GroupRefusal {
         match self {
             GroupRefusal::NotCoordinator => ErrorCode::NotCoordinator,
             GroupRefusal::Loading | GroupRefusal::Busy => ErrorCode::CoordinatorLoading,
+            GroupRefusal::NotAppended { code } => *code,
             GroupRefusal::Unknown => ErrorCode::TimedOut,
             GroupRefusal::Unreadable(_) => ErrorCode::CorruptLog,
             GroupRefusal::UnknownGroup { .. } => ErrorCode::UnknownGroup,
             GroupRefusal::UnknownMember { .. } => ErrorCode::UnknownMember,
+            GroupRefusal::NotItsPrincipal { .. } => ErrorCode::NotAuthorized,
             GroupRefusal::FencedMemberEpoch { .. } => ErrorCode::FencedMemberEpoch,
             GroupRefusal::StaleMemberEpoch { .. } => ErrorCode::StaleMemberEpoch,
-            GroupRefusal::GroupNotEmpty { .. } | GroupRefusal::TopicInUse { .. } => ErrorCode::GroupNotEmpty,
+            GroupRefusal::GroupNotEmpty { .. } => ErrorCode::GroupNotEmpty,
             GroupRefusal::InstanceInUse { .. } => ErrorCode::InstanceInUse,
             GroupRefusal::Invalid(_) | GroupRefusal::TooLong { .. } => ErrorCode::InvalidRequest,
             GroupRefusal::TooMany { .. } => ErrorCode::LimitExceeded,
@@ -136,7 +144,7 @@ impl CommitOutcome {
             CommitOutcome::Behind { .. } => Some(ErrorCode::OffsetGoesBack),
             CommitOutcome::NotOwned => Some(ErrorCode::StaleMemberEpoch),
             CommitOutcome::UnknownPartition => Some(ErrorCode::UnknownPartition),
-            CommitOutcome::MetadataTooLong => Some(ErrorCode::InvalidRequest),
+            CommitOutcome::BeyondAll | CommitOutcome::MetadataTooLong => Some(ErrorCode::InvalidRequest),
             CommitOutcome::TooMany => Some(ErrorCode::LimitExceeded),
         }
     }

@@ -28,13 +28,6 @@ pub enum Request {
     List,
     /// Moves the offsets of a group without members, forwards or back.
     ResetOffsets(ResetOffsets),
-    /// Forgets offsets of topics that no member subscribes to.
-    DeleteOffsets {
-        /// The group.
-        group: Arc<str>,
-        /// Of these partitions; those without one are passed over.
-        partitions: Vec<TopicPartition>,
-    },
     /// Forgets a group without members, and its offsets.
     DeleteGroup {
         /// The group.
@@ -55,6 +48,8 @@ pub struct Heartbeat {
     /// The epoch that it was last told. [`Generation::JOINS`] joins, and gives up whatever it had; [`Generation::LEAVES`]
     /// leaves; [`Generation::PAUSES`] leaves, with an instance id, to come back within its session and find what it had.
     pub epoch: Generation,
+    /// Who says it. Nobody else speaks for the member from a join on.
+    pub principal: Arc<str>,
     /// Names it across restarts.
     pub instance: Option<Arc<str>>,
     /// Where it is, in the words that racks of brokers have. Taken from a join.
@@ -67,7 +62,7 @@ pub struct Heartbeat {
     pub session: Option<Duration>,
     /// How long it may take to give up partitions; the default if none, its session if that is longer. Taken from a join.
     pub rebalance: Option<Duration>,
-    /// The topics it subscribes to, by name, existing or not; `None` if they are as before. A join names them.
+    /// The topics it subscribes to, by name, existing or not; `None` if they are as before. A join names some.
     pub topics: Option<Vec<Arc<str>>>,
     /// How it would have partitions given, if it has a preference; the one that most members have holds. Taken together
     /// with `topics`.
@@ -121,19 +116,15 @@ pub struct OffsetToCommit {
 pub struct FetchOffsets {
     /// The group. One that does not exist has no offsets.
     pub group: Arc<str>,
-    /// The member, if one asks: refused unless its epoch is current.
-    pub asker: Option<Asker>,
     /// Of these partitions; of all if none are named.
     pub partitions: Option<Vec<TopicPartition>>,
 }
 
-/// Where a group is to go on.
+/// Where a group without members is to go on. It comes to be if there is none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResetOffsets {
     /// The group.
     pub group: Arc<str>,
-    /// Whether it comes to be if there is none; refused otherwise.
-    pub creates: bool,
     /// Replace what is committed, whatever it is.
     pub offsets: Vec<OffsetToCommit>,
     /// What is committed of these is forgotten.
@@ -181,22 +172,31 @@ pub struct HeartbeatAnswer {
     pub interval: Duration,
 }
 
-/// What became of an offset to be committed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What became of an offset to be committed. The sentences are for users.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CommitOutcome {
     /// It is kept.
+    #[error("it is kept")]
     Taken,
     /// A later one is committed, and stays.
+    #[error("offset {committed} is committed, which is later; commits do not go back")]
     Behind {
         /// What is committed.
         committed: Offset,
     },
     /// The member does not own the partition.
+    #[error("the member does not own the partition")]
     NotOwned,
     /// No such partition.
+    #[error("there is no such partition")]
     UnknownPartition,
+    /// It is above [`Offset::MAX`]: no record is there.
+    #[error("an offset is at most 9223372036854775807")]
+    BeyondAll,
     /// The text beside it is longer than is kept.
+    #[error("the text beside it is longer than the 4096 bytes that are kept")]
     MetadataTooLong,
-    /// The group has offsets of as many partitions as it can.
+    /// The group has offsets of as many partitions as it can, or all groups together keep as much as they may.
+    #[error("no more offsets are kept: the group has as many as it can, or all groups do")]
     TooMany,
 }

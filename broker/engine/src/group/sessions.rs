@@ -11,6 +11,9 @@ use super::Overdue;
 use super::state::Group;
 use crate::Time;
 
+/// Members of one group that are taken for gone, and why.
+pub(super) type OverdueMembers = BTreeMap<Arc<str>, Overdue>;
+
 /// The sessions of all members of all groups here.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
@@ -91,15 +94,15 @@ impl Sessions {
         self.due.first().map(|(due, _, _)| *due)
     }
 
-    /// The member that is overdue for longest, if any is.
-    pub(super) fn overdue(&self, now: Time) -> Option<(Arc<str>, Arc<str>, Overdue)> {
-        let (due, group, member) = self.due.first()?;
-        if *due > now {
-            return None;
-        }
-        let session = self.groups.get(group)?.members.get(member)?;
-        let is_silent = session.heard + session.session <= now;
-        Some((group.clone(), member.clone(), if is_silent { Overdue::Silent } else { Overdue::Revoking }))
+    /// The group with the member that is overdue for longest, if any is, and all its members that are.
+    pub(super) fn overdue(&self, now: Time) -> Option<(Arc<str>, OverdueMembers)> {
+        let (_, group, _) = self.due.first().filter(|(due, _, _)| *due <= now)?;
+        let overdue = |(member, session): (&Arc<str>, &Session)| {
+            let is_silent = session.heard + session.session <= now;
+            (member.clone(), if is_silent { Overdue::Silent } else { Overdue::Revoking })
+        };
+        let members = self.groups.get(group)?.members.iter().filter(|(_, session)| session.ends() <= now);
+        Some((group.clone(), members.map(overdue).collect()))
     }
 
     /// How long a member still has to give up partitions, if it is to.

@@ -27,7 +27,13 @@ pub(super) static NO_GROUP: Group = Group {
     offsets: BTreeMap::new(),
     instances: BTreeMap::new(),
     owners: BTreeMap::new(),
+    bytes: 0,
 };
+
+/// What a record takes beside its texts and partitions, about: key, maps, counts (bytes).
+const RECORD_BYTES: usize = 96;
+/// What a partition takes in a set (bytes).
+const PARTITION_BYTES: usize = 24;
 
 /// What the records of one group say. A compacted log may give them in any order, so that each part stands by itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -41,11 +47,14 @@ pub(super) struct Group {
     pub(super) instances: BTreeMap<Arc<str>, Arc<str>>,
     /// Who has a partition, or has not given it up yet.
     pub(super) owners: BTreeMap<TopicPartition, Arc<str>>,
+    /// What all of it takes in memory, about.
+    pub(super) bytes: usize,
 }
 
 impl Group {
     /// Takes a record of this group.
     pub(super) fn apply(&mut self, record: &Record) {
+        self.bytes -= self.stored_bytes(record);
         match record {
             Record::Group { value, .. } => self.record = value.clone(),
             Record::Member { member, value, .. } => self.apply_member(member, value.as_ref()),
@@ -53,6 +62,23 @@ impl Group {
             Record::Current { member, value, .. } => self.apply_current(member, value.as_ref()),
             Record::Offset { partition, value, .. } => put(&mut self.offsets, partition, value.as_ref()),
         }
+        self.bytes += self.stored_bytes(record);
+    }
+
+    /// What is kept under a record's key takes so much.
+    fn stored_bytes(&self, record: &Record) -> usize {
+        let partitions = |count: usize| RECORD_BYTES + count * PARTITION_BYTES;
+        let bytes = match record {
+            Record::Group { .. } => self.record.as_ref().map(|_| RECORD_BYTES),
+            Record::Member { member, .. } => self.members.get(member).map(MemberRecord::stored_bytes),
+            Record::Target { member, .. } => self.targets.get(member).map(|target| partitions(target.len())),
+            Record::Current { member, .. } => self
+                .currents
+                .get(member)
+                .map(|current| partitions(current.assigned.len() + current.revoking.len())),
+            Record::Offset { partition, .. } => self.offsets.get(partition).map(Committed::stored_bytes),
+        };
+        bytes.unwrap_or(0)
     }
 
     fn apply_member(&mut self, member: &Arc<str>, value: Option<&MemberRecord>) {
@@ -159,6 +185,23 @@ impl Group {
                 assert!(self.owners.get(partition) == Some(member), "{partition} has one owner");
             }
         }
+    }
+}
+
+impl MemberRecord {
+    /// What it takes in memory, about.
+    pub(super) fn stored_bytes(&self) -> usize {
+        let texts = [&self.instance, &self.rack, &self.principal].into_iter().flatten();
+        let texts = texts.chain([&self.client, &self.host]).map(|text| text.len()).sum::<usize>();
+        let topics = self.topics.iter().map(|topic| topic.len() + PARTITION_BYTES).sum::<usize>();
+        RECORD_BYTES + texts + topics
+    }
+}
+
+impl Committed {
+    /// What it takes in memory, about.
+    pub(super) fn stored_bytes(&self) -> usize {
+        RECORD_BYTES + self.metadata.len()
     }
 }
 

@@ -10,7 +10,7 @@ use quire_engine::group::{
     Generation, GroupRefusal, GroupSettings, Heartbeat, Partitions, Request, Response,
 };
 use quire_engine::{SplitMix64, Time};
-use quire_protocol::{ErrorCode, LeaderEpoch, Timestamp, limits};
+use quire_protocol::{ErrorCode, LeaderEpoch, Offset, Timestamp, limits};
 
 use crate::desk::{Desk, GROUP, beat, commit, join, offset, owns, partition, partitions, topics};
 
@@ -132,6 +132,73 @@ fn a_node_that_does_not_lead_or_has_not_loaded_says_so() {
     assert_eq!(give(Input::LoadEnd(third)), []);
     let [Action::Answer { result: Err(why), .. }] = &give(list())[..] else { panic!("it answers") };
     assert_eq!(why.code(), ErrorCode::CorruptLog, "it does not decide on half a log");
+    let [Action::Load(fourth)] = give(Input::Leads(LeaderEpoch(6)))[..] else { panic!("it loads") };
+    let error = records::DecodeError::Batch(Offset(7));
+    assert_eq!(give(Input::Unreadable { load: third, error: error.clone() }), [], "of another load");
+    assert_eq!(give(Input::Unreadable { load: fourth, error: error.clone() }), []);
+    assert_eq!(give(Input::LoadEnd(fourth)), []);
+    assert_eq!(give(list()), refused(GroupRefusal::Unreadable(error)));
+}
+
+/// While too few replicas were in sync, whoever asked waited for ever, or had the whole log read again.
+#[test]
+fn while_too_few_replicas_are_in_sync_nothing_is_decided() {
+    let mut desk = Desk::with(topics(&[("a", 2)]));
+    desk.joins(join("m1", &["a"]));
+    desk.holds = true;
+    let (write, _) = desk.put(commit("m1", 1, vec![offset(partition("a", 0), 9)]));
+    let (read, _) = desk.put(Request::List);
+    let short = || GroupRefusal::NotAppended { code: ErrorCode::NotEnoughReplicas };
+    let answers = desk.give(Input::Replicas { are_enough: false });
+    assert_eq!(answers, [(write, Err(GroupRefusal::Unknown)), (read, Err(short()))]);
+    let held = desk.held.len();
+    assert_eq!(desk.ask(Request::Heartbeat(beat("m1", 1))), Err(short()));
+    assert_eq!(short().code(), ErrorCode::NotEnoughReplicas);
+    assert!(short().code().is_retriable());
+    desk.give(Input::Topics(topics(&[("a", 2), ("b", 1)])));
+    assert_eq!(desk.coordinator.deadline(), None, "nobody is taken for gone meanwhile");
+    desk.wait(10 * limits::GROUP_SESSION_DEFAULT);
+    assert_eq!((desk.held.len(), desk.removed.len()), (held, 0), "and nothing is handed out");
+    assert_eq!(desk.commit_one(), [], "what was under way is committed in the end");
+    desk.holds = false;
+    assert_eq!(desk.give(Input::Replicas { are_enough: true }), []);
+    desk.wait(limits::GROUP_SESSION_DEFAULT - Duration::from_millis(1));
+    assert_eq!(desk.removed.len(), 0, "everybody has a whole session");
+    assert_eq!(desk.beats(beat("m1", 1)).expect("it is there").epoch, Generation(1));
+    assert_eq!(desk.offsets(), [(partition("a", 0), 9)].into());
+    assert_eq!(desk.epoch, 1, "and nothing was read again");
+}
+
+#[test]
+fn what_the_log_refuses_is_known_not_to_be_made() {
+    let settings = GroupSettings { appends_max: 4, ..GroupSettings::default() };
+    let mut desk = Desk::of(settings, topics(&[("a", 2)]));
+    desk.joins(join("m1", &["a"]));
+    desk.holds = true;
+    let puts = [5, 6, 7].map(|at| desk.put(commit("m1", 1, vec![offset(partition("a", 0), at)])).0);
+    let (read, _) = desk.put(Request::List);
+    let refused = desk.held[1].0;
+    let code = ErrorCode::DiskFull;
+    let first = desk.held[0].0;
+    assert_eq!(desk.give(Input::Committed(first)).len(), 1);
+    let not_made = || Err(GroupRefusal::NotAppended { code });
+    let answers = desk.give(Input::Refused { serial: refused, code });
+    assert_eq!(answers, [(puts[1], not_made()), (puts[2], not_made()), (read, not_made())]);
+    assert_eq!(desk.coordinator.waiting(), 0);
+}
+
+#[test]
+fn no_more_wait_for_the_log_than_may() {
+    let mut desk = Desk::with(topics(&[("a", 2)]));
+    desk.holds = true;
+    for _ in 0..limits::GROUP_REQUESTS_MAX {
+        assert_eq!(desk.put(Request::List).1, []);
+    }
+    assert_eq!(desk.ask(Request::List), Err(GroupRefusal::Busy));
+    while !desk.held.is_empty() {
+        desk.commit_one();
+    }
+    assert_eq!(desk.put(Request::List).1, [], "there is room again");
 }
 
 #[test]

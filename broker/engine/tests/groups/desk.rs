@@ -229,7 +229,7 @@ impl Desk {
 
     /// What is committed.
     pub fn offsets(&mut self) -> BTreeMap<TopicPartition, u64> {
-        let request = FetchOffsets { group: GROUP.into(), asker: None, partitions: None };
+        let request = FetchOffsets { group: GROUP.into(), partitions: None };
         match self.ask(Request::FetchOffsets(request)) {
             Ok(Response::Offsets(offsets)) => {
                 offsets.into_iter().map(|(id, committed)| (id, committed.offset.0)).collect()

@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use quire_engine::group::description::{GroupState, MemberState};
-use quire_engine::group::request::CommitOutcome;
-use quire_engine::group::{Assignor, Generation, GroupRefusal, GroupSettings, Heartbeat, Request, Response};
+use quire_engine::group::records::MemberRecord;
+use quire_engine::group::request::{Asker, Commit, CommitOutcome, OffsetToCommit};
+use quire_engine::group::{
+    Assignor, Generation, GroupRefusal, GroupSettings, Heartbeat, Record, Request, Response,
+};
 use quire_protocol::{ErrorCode, limits};
 
 use crate::desk::{
@@ -167,6 +170,21 @@ fn a_silent_member_is_removed_after_its_session() {
     assert_eq!(gone.code(), ErrorCode::UnknownMember);
 }
 
+/// A rack that goes dark took as many generations as it had members, each written out, before anybody else was answered.
+#[test]
+fn members_that_are_silent_together_go_in_one_generation() {
+    let mut desk = Desk::with(topics(&[("a", 4)]));
+    desk.joins(Heartbeat { session: Some(Duration::from_secs(60)), ..join("m1", &["a"]) });
+    for member in ["m2", "m3", "m4"] {
+        desk.joins(join(member, &["a"]));
+    }
+    let before = desk.log.len();
+    desk.wait(limits::GROUP_SESSION_DEFAULT);
+    assert_eq!(desk.removed, ["m2 Silent", "m3 Silent", "m4 Silent"]);
+    assert_eq!(desk.log.len() - before, 3 * 3 + 2, "each goes, the group and one target change");
+    assert_eq!(desk.beats(beat("m1", 1)).expect("it is there").epoch, Generation(5));
+}
+
 #[test]
 fn a_member_that_does_not_give_up_is_removed_in_time() {
     let mut desk = Desk::with(topics(&[("a", 2)]));
@@ -248,6 +266,79 @@ fn a_description_says_who_waits_for_whom() {
     assert_eq!((group.summary.state, group.summary.members), (GroupState::Rebalancing, 2));
 }
 
+/// Ids of members are shown to whoever may look at the group.
+#[test]
+fn nobody_else_speaks_for_a_member() {
+    let mut desk = Desk::with(topics(&[("a", 2)]));
+    let by = |principal: &str, heartbeat| Heartbeat { principal: principal.into(), ..heartbeat };
+    desk.joins(by("ann", join_as("i1", "m1", &["a"])));
+    for said in [
+        join("m1", &["a"]),
+        beat("m1", 1),
+        owns("m1", 1, partitions("a", [])),
+        beat("m1", Generation::LEAVES.0),
+        beat("m1", Generation::PAUSES.0),
+    ] {
+        let refused = desk.beats(by("bob", said)).expect_err("it is another's");
+        assert_eq!(refused.code(), ErrorCode::NotAuthorized);
+    }
+    assert_eq!(desk.beats(by("ann", beat("m1", 1))).expect("it is there").assignment, None);
+    let paused = desk.ask(Request::Heartbeat(by("ann", beat("m1", Generation::PAUSES.0))));
+    assert_eq!(paused, Ok(Response::Left));
+    let refused = desk.beats(by("bob", join_as("i1", "m2", &["a"]))).expect_err("its place is kept");
+    assert_eq!(refused.code(), ErrorCode::InstanceInUse);
+    assert_eq!(desk.joins(by("ann", join_as("i1", "m3", &["a"]))), (1, partitions("a", 0..2)));
+}
+
+/// Records of members had no principal at first.
+#[test]
+fn a_member_of_nobody_knows_whom_becomes_its_next_speakers() {
+    let mut desk = Desk::with(topics(&[("a", 2)]));
+    desk.joins(join("m1", &["a"]));
+    for (key, value) in &mut desk.log {
+        let record = Record::decode(key, value.as_deref()).expect("what was written can be read");
+        if let Record::Member { group, member, value: Some(about) } = record {
+            let about = MemberRecord { principal: None, ..about };
+            (*key, *value) = Record::Member { group, member, value: Some(about) }.encode();
+        }
+    }
+    desk.lead();
+    let by = |principal: &str| Heartbeat {
+        principal: principal.into(),
+        topics: Some(vec!["a".into()]),
+        ..beat("m1", 1)
+    };
+    desk.beats(by("ann")).expect("it is there");
+    assert_eq!(desk.beats(by("bob")).expect_err("it is ann's").code(), ErrorCode::NotAuthorized);
+}
+
+#[test]
+fn what_all_groups_take_together_has_a_limit() {
+    let settings = GroupSettings { bytes_max: 4096, ..GroupSettings::default() };
+    let mut desk = Desk::of(settings, topics(&[("a", 2)]));
+    let of = |group: &str, heartbeat| Heartbeat { group: group.into(), ..heartbeat };
+    let count = (0..100).take_while(|n| desk.beats(of(&format!("g{n}"), join("m1", &["a"]))).is_ok()).count();
+    assert!((4..20).contains(&count), "{count} groups fit");
+    let full = desk.beats(of("more", join("m1", &["a"]))).expect_err("there is no room");
+    assert_eq!(full.code(), ErrorCode::LimitExceeded);
+    desk.beats(of("g0", join("m1", &["a"]))).expect("it is there already");
+    let wordy = "t".repeat(200);
+    let more = Heartbeat { topics: Some(vec![wordy.as_str().into()]), ..beat("m1", 1) };
+    assert_eq!(desk.beats(of("g0", more)).expect_err("it says more").code(), ErrorCode::LimitExceeded);
+    let commit = |metadata: &str| {
+        let asker = Some(Asker { member: "m1".into(), epoch: Generation(1) });
+        let offset = OffsetToCommit { metadata: metadata.into(), ..offset(partition("a", 0), 1) };
+        Request::Commit(Commit { group: "g0".into(), asker, offsets: vec![offset] })
+    };
+    let outcome = |outcome| Ok(Response::Commit(vec![(partition("a", 0), outcome)]));
+    assert_eq!(desk.ask(commit(&"x".repeat(400))), outcome(CommitOutcome::TooMany));
+    desk.ask(Request::Heartbeat(of("g1", beat("m1", Generation::LEAVES.0)))).expect("it leaves");
+    assert_eq!(desk.ask(commit("")), outcome(CommitOutcome::Taken), "there is room again");
+    assert_eq!(desk.ask(commit("")), outcome(CommitOutcome::Taken), "and it takes no more");
+    desk.lead();
+    assert_eq!(desk.ask(commit(&"x".repeat(400))), outcome(CommitOutcome::TooMany), "counted anew");
+}
+
 #[test]
 fn limits_are_kept() {
     let settings = GroupSettings { members_max: 2, ..GroupSettings::default() };
@@ -268,6 +359,8 @@ fn limits_are_kept() {
     assert_eq!(desk.beats(beat("m1", -3)).expect_err("no epoch").code(), ErrorCode::InvalidRequest);
     let nothing = Heartbeat { topics: None, ..join("m1", &[]) };
     assert_eq!(desk.beats(nothing).expect_err("no topics").code(), ErrorCode::InvalidRequest);
+    let nothing = desk.beats(join("m1", &[])).expect_err("no topics");
+    assert_eq!(nothing.code(), ErrorCode::InvalidRequest);
     let (_, answers) = desk.put(commit("m9", 1, Vec::new()));
     assert!(matches!(answers[..], [(_, Err(GroupRefusal::UnknownMember { .. }))]), "{answers:?}");
     let drawn = desk.beats(Heartbeat { group: "other".into(), ..join("", &["a"]) }).expect("it joins");

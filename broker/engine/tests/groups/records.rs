@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use quire_engine::group::records::{Committed, Current, GroupRecord, KeyValue, MemberRecord, Protocol};
-use quire_engine::group::{Assignor, Generation, Heartbeat, Partitions, Record};
-use quire_protocol::{LeaderEpoch, Offset, Timestamp};
+use quire_engine::group::request::{Asker, Commit, OffsetToCommit, ResetOffsets};
+use quire_engine::group::{Assignor, Generation, Heartbeat, Partitions, Record, Request, Response};
+use quire_protocol::{ErrorCode, LeaderEpoch, Offset, Timestamp};
 
-use crate::desk::{Desk, apply, beat, compacted, join, offset, owns, partition, rebuild, topics};
+use crate::desk::{Desk, GROUP, apply, beat, compacted, join, offset, owns, partition, rebuild, topics};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
@@ -42,7 +43,8 @@ fn any_group() -> impl Strategy<Value = GroupRecord> {
 fn any_member() -> impl Strategy<Value = MemberRecord> {
     let ids = (proptest::option::of(any_text()), proptest::option::of(any_text()), any_text(), any_text());
     let topics = proptest::collection::btree_set(any_text(), 0..4);
-    let rest = (proptest::option::of(any_assignor()), any::<u32>(), any::<u32>());
+    let rest =
+        (proptest::option::of(any_assignor()), any::<u32>(), any::<u32>(), proptest::option::of(any_text()));
     (ids, topics, rest).prop_map(|((instance, rack, client, host), topics, rest)| MemberRecord {
         instance,
         rack,
@@ -52,6 +54,7 @@ fn any_member() -> impl Strategy<Value = MemberRecord> {
         assignor: rest.0,
         session: Duration::from_millis(rest.1.into()),
         rebalance: Duration::from_millis(rest.2.into()),
+        principal: rest.3,
     })
 }
 
@@ -97,6 +100,58 @@ fn any_record() -> impl Strategy<Value = Record> {
     ]
 }
 
+/// Requests of strangers: within limits and beyond.
+fn any_request() -> impl Strategy<Value = Request> {
+    let id = || proptest::sample::select(&["", "m", "n"][..]).prop_map(Arc::<str>::from);
+    let text = || prop_oneof![any_text(), Just(Arc::from("x".repeat(70_000)))];
+    let offsets = || {
+        let offset = prop_oneof![0..9u64, any::<u64>()];
+        let one = (0..4u32, offset, any::<Option<u32>>(), text()).prop_map(
+            |(index, offset, leader_epoch, metadata)| OffsetToCommit {
+                partition: partition("a", index),
+                offset: Offset(offset),
+                leader_epoch: leader_epoch.map(LeaderEpoch),
+                metadata,
+            },
+        );
+        proptest::collection::vec(one, 0..4)
+    };
+    let words = (id(), proptest::option::of(text()), proptest::option::of(text()), text());
+    let times = (proptest::option::of(any::<u32>()), proptest::option::of(any::<u32>()));
+    let topic = prop_oneof![Just(Arc::from("a")), Just(Arc::from("b")), text()];
+    let topics = proptest::option::of(proptest::collection::vec(topic, 0..3));
+    let rest =
+        (-3..4i32, topics, proptest::option::of(any_assignor()), proptest::option::of(any_partitions()));
+    let heartbeat = (words, times, rest).prop_map(|(words, times, rest)| Heartbeat {
+        group: GROUP.into(),
+        member: words.0,
+        principal: words.3.clone(),
+        instance: words.1,
+        rack: words.2,
+        client: words.3.clone(),
+        host: words.3,
+        session: times.0.map(|ms| Duration::from_millis(ms.into())),
+        rebalance: times.1.map(|ms| Duration::from_millis(ms.into())),
+        epoch: Generation(rest.0),
+        topics: rest.1,
+        assignor: rest.2,
+        owned: rest.3,
+        seen: None,
+    });
+    let asker = proptest::option::of((id(), -1..4i32));
+    prop_oneof![
+        heartbeat.prop_map(Request::Heartbeat),
+        (asker, offsets()).prop_map(|(asker, offsets)| {
+            let asker = asker.map(|(member, epoch)| Asker { member, epoch: Generation(epoch) });
+            Request::Commit(Commit { group: GROUP.into(), asker, offsets })
+        }),
+        offsets().prop_map(|offsets| {
+            let forget = vec![partition("a", 1)];
+            Request::ResetOffsets(ResetOffsets { group: GROUP.into(), offsets, forget })
+        }),
+    ]
+}
+
 #[test]
 fn the_encoding_is_what_it_was() {
     let hex = |(key, value): KeyValue| {
@@ -114,6 +169,24 @@ fn the_encoding_is_what_it_was() {
             .encode());
     assert_eq!(key, format!("0105010067{}07000000", "61".to_owned() + &"09".repeat(15)));
     assert_eq!(value, "0102010000000000000103000000010078".to_owned() + "0500000000000000");
+    let mut member = MemberRecord {
+        instance: None,
+        rack: Some("r".into()),
+        client: "c".into(),
+        host: "h".into(),
+        topics: ["t".into()].into(),
+        assignor: None,
+        session: Duration::from_millis(2),
+        rebalance: Duration::from_millis(3),
+        principal: None,
+    };
+    let before = "000101007201006301006801000000010074000200000003000000";
+    let named = |member: &MemberRecord| {
+        hex(Record::Member { group: "g".into(), member: "m".into(), value: Some(member.clone()) }.encode())
+    };
+    assert_eq!(named(&member), ("010201006701006d".to_owned(), format!("01{before}")));
+    member.principal = Some("p".into());
+    assert_eq!(named(&member), ("010201006701006d".to_owned(), format!("02{before}010070")));
     let current = Current {
         epoch: Generation(-2),
         previous: Generation(1),
@@ -163,12 +236,37 @@ proptest! {
     }
 
     #[test]
-    fn noise_is_refused(
-        key in proptest::collection::vec(any::<u8>(), 0..64),
+    fn whatever_is_decided_can_be_read(requests in proptest::collection::vec(any_request(), 1..12)) {
+        let all = topics(&[("a", 3), ("b", 2)]);
+        let mut desk = Desk::with(all.clone());
+        for request in requests {
+            let _ = desk.ask(request);
+        }
+        for (key, value) in &desk.log {
+            let read = Record::decode(key, value.as_deref());
+            let (again, written) = read.expect("what was decided can be read").encode();
+            prop_assert_eq!((&again, &written), (key, value));
+        }
+        prop_assert_eq!(&rebuild(&desk.log, all), desk.coordinator.groups());
+    }
+
+    #[test]
+    fn noise_is_refused_or_says_what_it_says(
+        record in any_record(),
+        noise in proptest::collection::vec(any::<u8>(), 0..64),
         value in proptest::collection::vec(any::<u8>(), 0..256),
+        version in 1..=2u8,
     ) {
-        let _ = Record::decode(&key, Some(&value));
-        let _ = Record::decode(&[&[1, 4][..], &key].concat(), Some(&[&[1][..], &value].concat()));
+        let (key, _) = record.encode();
+        let begun = [&[version][..], &value].concat();
+        for (key, value) in [(&noise[..], &value), (&key[..], &value), (&key[..], &begun)] {
+            if let Ok(read) = Record::decode(key, Some(value)) {
+                let (again, written) = read.encode();
+                prop_assert_eq!((&again[..], written.as_deref()), (key, Some(&value[..])));
+            }
+        }
+        prop_assert!(Record::decode(&[&[9][..], &noise].concat(), Some(&value)).is_err(), "another version");
+        prop_assert!(Record::decode(&key, Some(&[&[9][..], &value].concat())).is_err(), "another version");
     }
 
     #[test]
@@ -193,6 +291,64 @@ proptest! {
         prop_assert_eq!(&rebuild(&partly, all.clone()), &once, "compacted up to anywhere");
         prop_assert_eq!(&rebuild(&compacted(log), all), &once, "compacted");
     }
+}
+
+/// A replica that was away for longer than tombstones are kept lacks them. Its coordinator once stopped its broker over a member
+/// that had what was another's by now, again with each start.
+#[test]
+fn members_whose_end_was_missed_are_dropped() {
+    let all = topics(&[("a", 2)]);
+    let mut desk = Desk::with(all.clone());
+    desk.joins(join("m1", &["a"]));
+    let missed_from = desk.log.len();
+    desk.leaves("m1", Generation::LEAVES).expect("it leaves");
+    let (epoch, _) = desk.joins(join("m2", &["a"]));
+    let is_tombstone = |record: &KeyValue| record.1.is_none();
+    let later = desk.log.split_off(missed_from);
+    desk.log.extend(later.into_iter().filter(|record| !is_tombstone(record)));
+    desk.lead();
+    let answer = desk.beats(beat("m2", epoch)).expect("it is there, and nobody stops over it");
+    let all_of_it = [partition("a", 0), partition("a", 1)].into();
+    assert_eq!(answer.assignment, Some(all_of_it), "it has what it had, in a generation of its own");
+    assert_eq!(desk.beats(beat("m1", 1)).expect_err("it is gone").code(), ErrorCode::UnknownMember);
+    assert_eq!(desk.rebuilt(all.clone()), *desk.coordinator.groups(), "its end is in the log now");
+    assert_eq!(rebuild(&compacted(&desk.log), all), *desk.coordinator.groups());
+}
+
+#[test]
+fn a_member_of_a_group_that_was_there_before_is_dropped() {
+    let all = topics(&[("a", 2)]);
+    let mut desk = Desk::with(all.clone());
+    for _ in 0..5 {
+        desk.joins(join("m1", &["a"]));
+        desk.leaves("m1", Generation::LEAVES).expect("it leaves");
+    }
+    let (epoch, _) = desk.joins(join("m1", &["a"]));
+    let old: Vec<KeyValue> = desk.log.clone();
+    desk.leaves("m1", Generation::LEAVES).expect("it leaves");
+    desk.ask(Request::DeleteGroup { group: GROUP.into() }).expect("it has no members");
+    let begins = desk.log.len();
+    desk.joins(join("m2", &["b"]));
+    assert!(epoch > 1, "the member is ahead of the group that follows");
+    desk.log = [old, desk.log[begins..].to_vec()].concat();
+    desk.lead();
+    let gone = desk.beats(beat("m1", epoch)).expect_err("it is gone");
+    assert_eq!(gone.code(), ErrorCode::UnknownMember);
+    assert_eq!(desk.rebuilt(all), *desk.coordinator.groups());
+}
+
+#[test]
+fn a_group_whose_last_member_is_dropped_is_empty() {
+    let mut desk = Desk::with(topics(&[("a", 2)]));
+    desk.joins(join("m1", &["a"]));
+    let ahead = Current { epoch: Generation(7), ..Current::default() };
+    let member = Record::Current { group: GROUP.into(), member: "m1".into(), value: Some(ahead) };
+    desk.log.push(member.encode());
+    desk.lead();
+    let Ok(Response::Description(group)) = desk.ask(Request::Describe { group: GROUP.into() }) else {
+        panic!("the group is there");
+    };
+    assert_eq!((group.members, group.empty_since), (Vec::new(), Some(desk.now.wall)));
 }
 
 /// A desk at which four members, two of them static, did this.

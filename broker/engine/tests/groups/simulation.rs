@@ -11,6 +11,7 @@ fn members_and_offsets_survive_whatever_happens() {
     for seed in 0..SEEDS {
         let one = World::run(seed).unwrap_or_else(|what| panic!("seed {seed}: {what}"));
         sum.moves += one.moves;
+        sum.short += one.short;
         sum.taken_late += one.taken_late;
         sum.unknown += one.unknown;
         sum.not_confirmed += one.not_confirmed;
@@ -23,7 +24,8 @@ fn members_and_offsets_survive_whatever_happens() {
         sum.read += one.read;
     }
     println!("{SEEDS} seeds: {sum:?}");
-    let often = [sum.moves, sum.taken_late, sum.unknown, sum.not_confirmed, sum.taken_over, sum.removed];
+    let often =
+        [sum.moves, sum.short, sum.taken_late, sum.unknown, sum.not_confirmed, sum.taken_over, sum.removed];
     assert!(often.iter().all(|count| *count >= SEEDS), "something hardly ever happens: {sum:?}");
     let often = [sum.committed, sum.stale, sum.behind, sum.read, sum.fenced * 10];
     assert!(often.iter().all(|count| *count >= SEEDS), "something hardly ever happens: {sum:?}");

@@ -14,7 +14,7 @@ use quire_engine::{Random, SplitMix64, Time};
 use quire_protocol::{ErrorCode, LeaderEpoch, Timestamp, TopicPartition};
 
 use crate::client::Client;
-use crate::desk::{GROUP, offset, topics};
+use crate::desk::{GROUP, compacted, offset, topics};
 use crate::log::Log;
 
 const NODES: usize = 3;
@@ -27,6 +27,7 @@ const END: Duration = Duration::from_secs(100);
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Coverage {
     pub moves: u64,
+    pub short: u64,
     pub taken_late: u64,
     pub unknown: u64,
     pub not_confirmed: u64,
@@ -50,6 +51,7 @@ enum Event {
     Wakes(usize),
     Fault,
     Restarts(usize),
+    EnoughReplicas,
 }
 
 /// On its way from a node to the log.
@@ -92,6 +94,8 @@ pub struct World {
     numbers: u64,
     nodes: Vec<Node>,
     log: Log,
+    /// Whether too few replicas are in sync: the log takes nothing.
+    is_short: bool,
     clients: Vec<Client>,
     asked: BTreeMap<u64, Asked>,
     partitions: BTreeMap<&'static str, u32>,
@@ -140,6 +144,7 @@ impl World {
             numbers: 0,
             nodes: (0..NODES).map(node).collect(),
             log: Log::default(),
+            is_short: false,
             clients: (0..count).map(|number| Client::new(number, subscribes(number))).collect(),
             asked: BTreeMap::new(),
             partitions: [("a", 4), ("b", 2)].into(),
@@ -209,6 +214,11 @@ impl World {
                 Ok(())
             }
             Event::Fault => self.fault(),
+            Event::EnoughReplicas => {
+                self.is_short = false;
+                self.tell_replicas();
+                Ok(())
+            }
             Event::Restarts(node) => {
                 self.nodes[node].is_up = true;
                 self.tell_topics();
@@ -268,6 +278,13 @@ impl World {
         if self.nodes[node].is_cut {
             return Ok(());
         }
+        if self.is_short {
+            self.nodes[node].is_cut = true;
+            let delay = self.millis(1, 50);
+            let refused = Input::Refused { serial: handed.serial, code: ErrorCode::NotEnoughReplicas };
+            self.tell(node, delay, refused);
+            return Ok(());
+        }
         let is_lost = !self.is_calm() && self.chance(4);
         let is_unknown = !self.is_calm() && self.chance(3);
         let is_taken = self.log.is_led_by(node, handed.leader_epoch) && !is_lost;
@@ -314,7 +331,10 @@ impl World {
     fn load(&mut self, node: usize, load: Load) -> Result<(), String> {
         self.cut(node)?;
         self.nodes[node].is_cut = false;
-        let records = self.log.readable(load.leader_epoch.0).to_vec();
+        let readable = self.log.readable(load.leader_epoch.0).to_vec();
+        // Compaction goes on while nobody looks.
+        let cut = self.below(readable.len() as u64 + 1) as usize;
+        let records = [compacted(&readable[..cut]), readable[cut..].to_vec()].concat();
         let half = records.len() / 2;
         let delay = self.millis(5, 100);
         for part in [records[..half].to_vec(), records[half..].to_vec()] {
@@ -352,7 +372,7 @@ impl World {
         if self.is_calm() {
             return self.calm_down();
         }
-        match self.below(10) {
+        match self.below(11) {
             0..=3 => {
                 let before = self.log.leader;
                 self.cut_for_good(before)?;
@@ -364,6 +384,13 @@ impl World {
                 let name = ["a", "b", "late"][self.below(3) as usize];
                 *self.partitions.entry(name).or_insert(0) += 1;
                 self.tell_topics();
+            }
+            6 => {
+                self.coverage.short += u64::from(!self.is_short);
+                self.is_short = true;
+                self.tell_replicas();
+                let pause = self.millis(100, 8000);
+                self.after(pause, Event::EnoughReplicas);
             }
             _ => self.disturb_client(),
         }
@@ -397,6 +424,13 @@ impl World {
         let delay = self.millis(1, 300);
         let leader_epoch = LeaderEpoch(self.log.leader_epoch);
         self.tell_metadata(to, delay, Input::Leads(leader_epoch));
+        self.tell_replicas();
+    }
+
+    fn tell_replicas(&mut self) {
+        let delay = self.millis(1, 300);
+        let are_enough = !self.is_short;
+        self.tell_metadata(self.log.leader, delay, Input::Replicas { are_enough });
     }
 
     fn up(&mut self) -> usize {
@@ -469,6 +503,7 @@ impl World {
         }
         let before = self.log.leader;
         self.cut_for_good(before)?;
+        self.is_short = false;
         let to = self.up();
         self.move_leader(to);
         self.partitions.entry("late").or_insert(2);
@@ -525,7 +560,7 @@ impl World {
         }
         let asker = Some(Asker { member: self.clients[number].member_id(), epoch: member.epoch });
         if !unknown.is_empty() || self.chance(10) {
-            let request = FetchOffsets { group: GROUP.into(), asker: asker.clone(), partitions: None };
+            let request = FetchOffsets { group: GROUP.into(), partitions: None };
             self.send(number, Request::FetchOffsets(request));
         }
         if !offsets.is_empty() {
