@@ -78,8 +78,8 @@ pub(super) struct Membership {
     /// As last told; 0 before it has joined.
     epoch: i32,
     heartbeat_interval: Duration,
-    /// When the heartbeat under way was sent.
-    asked_at: Option<Instant>,
+    /// When the heartbeat under way was sent, and in which life.
+    asked: Option<(Instant, Life)>,
     /// When the last heartbeat was sent that was answered.
     heard_of_at: Option<Instant>,
     due: Instant,
@@ -112,7 +112,7 @@ impl Membership {
             member,
             epoch: 0,
             heartbeat_interval: Duration::from_secs(3),
-            asked_at: None,
+            asked: None,
             heard_of_at: None,
             due: now,
             failures: 0,
@@ -154,7 +154,7 @@ impl Membership {
         if self.has_failed || self.is_away {
             return None;
         }
-        let due = self.asked_at.is_none().then_some(self.due);
+        let due = self.asked.is_none().then_some(self.due);
         [due, self.session_end(), self.release_by].into_iter().flatten().min()
     }
 
@@ -188,7 +188,7 @@ impl Membership {
             Input::Released(..) | Input::Taken(..) | Input::NotTaken(..) | Input::TimePassed => {}
             Input::Abandoned => {
                 self.lose(&mut actions);
-                self.asked_at = None;
+                self.asked = None;
                 self.is_away = true;
             }
             Input::Returned => {
@@ -213,8 +213,14 @@ impl Membership {
         (self.epoch > 0).then(|| GroupHeartbeatRequest { member_epoch: epoch, ..self.request() })
     }
 
+    /// When the heartbeat was sent that is answered now. `None` if it says nothing any more: it was sent in an earlier life,
+    /// and of what that had it has lost everything. Joining is what comes next.
+    fn take_asked(&mut self) -> Option<Instant> {
+        self.asked.take().filter(|(_, life)| *life == self.life).map(|(at, _)| at)
+    }
+
     fn answered(&mut self, now: Instant, answer: GroupHeartbeatResponse, actions: &mut Vec<Action>) {
-        let Some(asked_at) = self.asked_at.take() else { return };
+        let Some(asked_at) = self.take_asked() else { return };
         self.heard_of_at = Some(asked_at);
         self.failures = 0;
         self.is_known = true;
@@ -273,7 +279,7 @@ impl Membership {
     }
 
     fn refused(&mut self, now: Instant, error: Error, actions: &mut Vec<Action>) {
-        if self.asked_at.take().is_none() {
+        if self.take_asked().is_none() {
             return;
         }
         // Whatever was told may not have arrived.
@@ -314,7 +320,7 @@ impl Membership {
 
     fn heartbeat(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let is_due = self.due <= now || self.has_changed && self.failures == 0;
-        if self.has_failed || self.is_away || self.asked_at.is_some() || !is_due {
+        if self.has_failed || self.is_away || self.asked.is_some() || !is_due {
             return;
         }
         let mut request = self.request();
@@ -329,7 +335,7 @@ impl Membership {
             request.owned = write(held);
         }
         self.has_changed = false;
-        self.asked_at = Some(now);
+        self.asked = Some((now, self.life));
         actions.push(Action::Heartbeat(Box::new(request)));
     }
 

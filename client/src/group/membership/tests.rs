@@ -212,6 +212,24 @@ fn one_that_is_not_answered_for_its_session_takes_itself_for_dead() {
     assert_eq!(request(&actions).member_epoch, 0);
 }
 
+/// A heartbeat was answered after its member had fenced itself. It took the epoch for its own, had nothing and was told
+/// nothing, so that the partitions that it was still assigned were read by nobody.
+#[test]
+fn what_comes_after_it_took_itself_for_dead_is_not_believed() {
+    for late in [answer(1, None), answer(5, Some(&[0, 1])), refused(ErrorCode::NotAuthorized)] {
+        let mut member = Member::reading(&[0, 1]);
+        let half = SESSION.as_millis() as u64 / 2;
+        assert!(!request(&member.pass(half)).has_owned, "nothing has changed");
+        let lost = member.pass(half);
+        assert_eq!(lost, [Action::Lose(ids(&[0, 1]))], "one heartbeat at a time");
+        let actions = member.tell(late);
+        let join = request(&actions);
+        assert_eq!((actions.len(), join.member_epoch, join.has_owned), (1, 0, true));
+        assert_eq!(member.membership.epoch(), None);
+        assert_eq!(member.tell(answer(6, Some(&[0, 1]))), [Action::Take(1, named(&[0, 1]))]);
+    }
+}
+
 #[test]
 fn what_no_retry_mends_ends_it() {
     let mut member = Member::reading(&[0]);
