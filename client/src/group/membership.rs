@@ -135,6 +135,11 @@ impl Membership {
         &self.member
     }
 
+    /// The one that it is in.
+    pub(super) fn life(&self) -> Life {
+        self.life
+    }
+
     /// The epoch to commit in; `None` while it is no member.
     pub(super) fn epoch(&self) -> Option<i32> {
         (self.epoch > 0).then_some(self.epoch)

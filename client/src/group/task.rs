@@ -263,6 +263,7 @@ impl Task {
                         "the member was fenced; its partitions belong to others"
                     );
                     self.commits.wanted.retain(|id, _| !partitions.contains(id));
+                    self.preparing.clear();
                     self.show(Event::Lose(partitions));
                 }
                 Action::Fail(error) => self.show(Event::Fail(error)),
@@ -288,6 +289,10 @@ impl Task {
 
     fn prepared(&mut self, prepared: Prepared) {
         let Prepared { life, partitions, found } = prepared;
+        // Fenced meanwhile: others may read them by now.
+        if life != self.membership.life() {
+            return;
+        }
         match found {
             Ok(additions) => {
                 let mut missing: BTreeSet<_> = partitions.keys().copied().collect();
@@ -560,3 +565,6 @@ fn id_and_offset(committed: &control::CommittedOffset) -> Option<(TopicPartition
     let partition = PartitionIndex(committed.partition);
     Some((TopicPartition { topic, partition }, Offset(committed.offset)))
 }
+
+#[cfg(test)]
+mod tests;
