@@ -178,15 +178,15 @@ impl GroupConsumer {
         self.assigned.id_of(topic, partition).is_some_and(|id| self.assigned.resume(id))
     }
 
-    /// Goes on at this offset. `false` if the partition is not this member's.
+    /// Goes on at this offset. `false` if the partition is not this member's. A record of it that is in hand does not count as
+    /// processed: call [`GroupConsumer::commit`] before if it was.
     ///
     /// What is committed never goes back: after a seek backwards, records up to what was committed before come again, and
     /// commits count once they pass that. `quire group reset` moves a group for good.
     pub fn seek(&mut self, topic: &str, partition: PartitionIndex, offset: Offset) -> bool {
         let Some(id) = self.assigned.id_of(topic, partition) else { return false };
-        if self.in_hand.is_some_and(|(in_hand, _)| in_hand == id) {
-            self.settle();
-        }
+        // It comes again, or is passed over: it was not asked to be taken for processed.
+        self.in_hand.take_if(|(in_hand, _)| *in_hand == id);
         self.assigned.seek(id, offset)
     }
 

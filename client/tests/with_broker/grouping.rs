@@ -276,6 +276,18 @@ async fn a_partition_is_paused_and_resumed_and_read_again_from_where_one_seeks()
     assert_eq!(committed_records(&rig.client, "g").await, 60);
 }
 
+/// Seeking asks for no next record: what was in hand when the record was to be tried again came never again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_one_seeks_away_from_is_not_processed() {
+    let rig = Rig::with_topic(1).await;
+    fill(&rig.client, 10).await;
+    let mut consumer = member(&rig.client, "g");
+    assert_eq!(take(&mut consumer, 3).await, [(0, 0), (0, 1), (0, 2)]);
+    assert!(consumer.seek("t", quire_client::PartitionIndex(0), Offset(2)));
+    consumer.leave().await.expect("told");
+    assert_eq!(committed_records(&rig.client, "g").await, 2);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn manual_commits_are_all_that_is_committed() {
     let rig = Rig::with_topic(1).await;
