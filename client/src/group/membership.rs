@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quire_protocol::rpc::control::{GroupHeartbeatRequest, GroupHeartbeatResponse, TopicPartitions};
-use quire_protocol::{ErrorCode, PartitionIndex, TopicId, TopicPartition};
+use quire_protocol::{ErrorCode, PartitionIndex, TopicId, TopicPartition, limits};
 
 use crate::error::Error;
 
@@ -15,6 +15,9 @@ use crate::error::Error;
 const LEAVES: i32 = -1;
 /// The same for one that has an instance id and comes back.
 const LEAVES_FOR_A_WHILE: i32 = -2;
+
+/// How much longer than a session an instance id is waited for that another member has.
+const INSTANCE_TIME_SPARE: Duration = Duration::from_secs(2);
 
 /// What a member is.
 #[derive(Debug, Clone)]
@@ -84,6 +87,10 @@ pub(super) struct Membership {
     heard_of_at: Option<Instant>,
     due: Instant,
     failures: u32,
+    /// Whether the coordinator may count it among the members.
+    may_be_member: bool,
+    /// Since when another member is said to have its instance id.
+    instance_taken_since: Option<Instant>,
     /// Whether the coordinator knows what it wants and what it has.
     is_known: bool,
     has_changed: bool,
@@ -116,6 +123,8 @@ impl Membership {
             heard_of_at: None,
             due: now,
             failures: 0,
+            may_be_member: false,
+            instance_taken_since: None,
             is_known: false,
             has_changed: false,
             assigned: Partitions::new(),
@@ -143,6 +152,11 @@ impl Membership {
     /// The epoch to commit in; `None` while it is no member.
     pub(super) fn epoch(&self) -> Option<i32> {
         (self.epoch > 0).then_some(self.epoch)
+    }
+
+    /// Whether it wants to be a member, and is none yet.
+    pub(super) fn is_joining(&self) -> bool {
+        self.epoch == 0 && !self.is_away && !self.has_failed
     }
 
     /// Whether the coordinator knows it, and it has everything that it is assigned and nothing else.
@@ -194,6 +208,7 @@ impl Membership {
             Input::Abandoned => {
                 self.lose(&mut actions);
                 self.asked = None;
+                self.may_be_member = false;
                 self.is_away = true;
             }
             Input::Returned => {
@@ -212,10 +227,11 @@ impl Membership {
         actions
     }
 
-    /// The request with which it leaves.
+    /// The request with which it leaves; `None` if the coordinator does not count it among the members. A join that was sent
+    /// and not answered may have made it one.
     pub(super) fn leaving(&self) -> Option<GroupHeartbeatRequest> {
         let epoch = if self.settings.instance_id.is_empty() { LEAVES } else { LEAVES_FOR_A_WHILE };
-        (self.epoch > 0).then(|| GroupHeartbeatRequest { member_epoch: epoch, ..self.request() })
+        self.may_be_member.then(|| GroupHeartbeatRequest { member_epoch: epoch, ..self.request() })
     }
 
     /// When the heartbeat was sent that is answered now. `None` if it says nothing any more: it was sent in an earlier life,
@@ -228,6 +244,7 @@ impl Membership {
         let Some(asked_at) = self.take_asked() else { return };
         self.heard_of_at = Some(asked_at);
         self.failures = 0;
+        self.instance_taken_since = None;
         self.is_known = true;
         self.epoch = answer.member_epoch;
         self.seen = Some(answer.revision);
@@ -291,20 +308,34 @@ impl Membership {
         self.is_known = false;
         match error.code() {
             Some(ErrorCode::FencedMemberEpoch | ErrorCode::UnknownMember) => {
+                self.may_be_member = false;
                 self.lose(actions);
                 self.due = now;
             }
-            _ if error.is_retriable() => {
+            code if error.is_retriable() || self.waits_for_instance(now, code) => {
                 self.failures = self.failures.saturating_add(1);
                 let pause = Duration::from_millis(50) * (1 << self.failures.min(5));
                 self.due = now + pause.min(self.heartbeat_interval);
             }
-            _ => {
+            code => {
+                self.may_be_member &= code.is_none();
                 self.lose(actions);
                 self.has_failed = true;
                 actions.push(Action::Fail(error));
             }
         }
+    }
+
+    /// Another member has its instance id. That may be itself before a crash, which is in the group until its session is over;
+    /// another one that lives stays longer.
+    fn waits_for_instance(&mut self, now: Instant, code: Option<ErrorCode>) -> bool {
+        if code != Some(ErrorCode::InstanceInUse) {
+            return false;
+        }
+        let since = *self.instance_taken_since.get_or_insert(now);
+        let session =
+            self.settings.session_timeout.clamp(limits::GROUP_SESSION_MIN, limits::GROUP_SESSION_MAX);
+        now < since + session + INSTANCE_TIME_SPARE
     }
 
     fn lose(&mut self, actions: &mut Vec<Action>) {
@@ -340,6 +371,7 @@ impl Membership {
             request.owned = write(held);
         }
         self.has_changed = false;
+        self.may_be_member = true;
         self.asked = Some((now, self.life));
         actions.push(Action::Heartbeat(Box::new(request)));
     }
@@ -393,4 +425,4 @@ pub(crate) fn read(told: &[TopicPartitions]) -> Result<Partitions, Error> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

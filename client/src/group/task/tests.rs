@@ -1,4 +1,7 @@
+use quire_protocol::{PartitionIndex, TopicId};
+
 use super::*;
+use crate::group::membership;
 use crate::group::membership::Settings;
 use crate::metadata::tests::led_by;
 
