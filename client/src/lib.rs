@@ -248,6 +248,21 @@ impl Client {
         self.shared.brokers.close().await;
     }
 
+    /// One that has never connected, for tests of what is done beside the connections.
+    #[cfg(test)]
+    pub(crate) fn of_nobody() -> Client {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let certificate = rcgen::CertificateParams::default().self_signed(&key).expect("self-signed").pem();
+        let profile = Profile::new("quire://localhost").authority_pem(certificate);
+        let config = ClientConfig::default();
+        let transport = Transport::new(&profile, &config).expect("a usable profile");
+        let addresses = profile.parsed_addresses().expect("an address");
+        let brokers = Arc::new(Brokers::new(addresses, transport, config));
+        let metadata = Metadata::new(Arc::clone(&brokers));
+        let shared = Shared { brokers, metadata, cluster_id: String::new(), principal: String::new() };
+        Client { shared: Arc::new(shared) }
+    }
+
     pub(crate) fn brokers(&self) -> &Brokers {
         &self.shared.brokers
     }

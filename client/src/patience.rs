@@ -1,7 +1,7 @@
 //! Says what is waited for where that takes long: who waits in silence looks as if nothing went on.
 
 use std::convert::Infallible;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::connection::lock;
@@ -36,6 +36,11 @@ pub(crate) async fn with_warnings<T>(what: &str, hindrance: &Hindrance, work: im
     }
 }
 
+/// The warnings of [`with_warnings`], for what is done in several pieces: for as long as this is polled.
+pub(crate) async fn warnings(what: String, hindrance: Arc<Hindrance>) -> Infallible {
+    warn(&what, &hindrance, SILENT_TIME_MAX).await
+}
+
 async fn warn(what: &str, hindrance: &Hindrance, every: Duration) -> Infallible {
     let mut told = String::new();
     loop {
@@ -51,7 +56,6 @@ async fn warn(what: &str, hindrance: &Hindrance, every: Duration) -> Infallible 
 #[cfg(test)]
 mod tests {
     use std::fmt::Write;
-    use std::sync::Arc;
 
     use tokio::sync::Notify;
     use tracing::field::{Field, Visit};

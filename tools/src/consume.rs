@@ -60,7 +60,8 @@ pub struct ConsumeArgs {
         conflicts_with_all = ["partition", "until", "no_follow", "follow", "merge_by_time"]
     )]
     group: Option<String>,
-    /// With --group: the member's name across restarts, under which it gets its partitions back
+    /// With --group: the member's name across restarts, under which it gets its partitions back; after a crash once the
+    /// session from before is over
     #[arg(long, value_name = "NAME", requires = "group")]
     instance_id: Option<String>,
     /// With --group: silent for so long, the member is taken for dead and others take over, e.g. 10s
@@ -203,6 +204,8 @@ async fn consume_in_group(client: &Client, args: &ConsumeArgs, group: &str) -> R
     let mut stop = StopSignals::listen()?;
     let mut writer = RecordWriter::new(Form::new(args.format.as_ref(), args.json, args.parse_json));
     let ending = pump_group(&mut consumer, &mut writer, args.count, &mut stop).await;
+    // Ending takes as long as the coordinator lets it wait.
+    stop.force_on_next();
     writer.out.flush()?;
     // What was written is processed, whatever ended it; what was not is not.
     let committed = consumer.commit_sync().await;
@@ -225,7 +228,7 @@ fn group_partitions(partitions: &[GroupPartition]) -> String {
     format!("{noun} {}", named.join(", "))
 }
 
-/// As [`pump`], of a group; an error of one partition ends it.
+/// As [`pump`], of a group; an error of one partition that may not pass ends it.
 async fn pump_group(
     consumer: &mut GroupConsumer,
     writer: &mut RecordWriter,
@@ -256,7 +259,9 @@ async fn pump_group(
         match next {
             Ok(record) => writer.write(&record)?,
             // Told, and gone on behind.
-            Err(error @ ConsumeError::OffsetOutOfRange { .. }) => output::note(&format!("warning: {error}")),
+            Err(error) if error.is_retriable() || matches!(error, ConsumeError::OffsetOutOfRange { .. }) => {
+                output::note(&format!("warning: {error}"));
+            }
             Err(error) => return Err(error.into()),
         }
         if count == Some(writer.records) {

@@ -46,6 +46,7 @@ Records of all partitions come in one stream, in the order of their timestamps, 
 the others at their distance from it, divided by the speed. It ends at the end as it was at the start, or before.
 
 On a terminal: space pauses and goes on, n or the right arrow steps to the next record, + and - change the speed, q stops.
+Not where the output is piped into another command, which may want the keys itself.
 
 --into produces the records again, into partitions by their keys, with their keys, values and headers. Their timestamps are
 those of the replay; quire.replay.timestamp (ms), .topic, .partition and .offset are headers that say where they come from.

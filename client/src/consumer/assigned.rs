@@ -1,12 +1,10 @@
 //! Reading partitions that come and go: a group's member reads what it is assigned at the time.
 
 use std::collections::BTreeMap;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_core::Stream;
 use quire_protocol::stream::Start;
 use quire_protocol::{Offset, PartitionIndex, TopicPartition, limits};
 use tokio::task::{AbortHandle, JoinSet};
@@ -109,14 +107,16 @@ impl Assigned {
             larger.iter().map(|place| (place.index, place.is_paused)).collect::<Vec<_>>()
         {
             let id = self.by_place[&index];
-            let position = self.consumer.cursors[index].position();
             let place = self.partitions.get_mut(&id).expect("just seen");
             place.fetcher.abort();
             place.share = share;
-            let start = (!is_paused).then_some(Start::Offset(position));
-            let generation = self.consumer.shelves.restart(index, start);
-            self.consumer.cursors[index].restart(position, generation);
-            self.consumer.leave_turn(index);
+            let cursor = &self.consumer.cursors[index];
+            let (position, has_failed) = (cursor.position(), cursor.is_finished());
+            let start = (!is_paused && !has_failed).then_some(Start::Offset(position));
+            self.consumer.restart(index, position, start);
+            if has_failed {
+                self.consumer.finish(index);
+            }
             let topic = Arc::clone(&place.topic);
             let fetcher = self.fetcher(&topic, id.partition, index, share);
             let fetcher = self.consumer._fetchers.spawn(fetcher.run());
@@ -201,10 +201,9 @@ impl Assigned {
     pub(crate) fn pause(&mut self, id: TopicPartition) -> bool {
         let Some(place) = self.partitions.get_mut(&id) else { return false };
         if !std::mem::replace(&mut place.is_paused, true) {
-            let cursor = &mut self.consumer.cursors[place.index];
-            let position = cursor.position();
-            cursor.restart(position, self.consumer.shelves.restart(place.index, None));
-            self.consumer.leave_turn(place.index);
+            let index = place.index;
+            let position = self.consumer.cursors[index].position();
+            self.consumer.restart(index, position, None);
         }
         true
     }
@@ -223,26 +222,26 @@ impl Assigned {
     /// Continues at another offset; also after an error. `false` if it is not read.
     pub(crate) fn seek(&mut self, id: TopicPartition, offset: Offset) -> bool {
         let Some(place) = self.partitions.get(&id) else { return false };
-        let index = place.index;
-        self.consumer.jump(index, offset);
-        if self.partitions[&id].is_paused {
-            let generation = self.consumer.shelves.restart(index, None);
-            self.consumer.cursors[index].restart(offset, generation);
-        }
+        let start = (!place.is_paused).then_some(Start::Offset(offset));
+        self.consumer.restart(place.index, offset, start);
         true
     }
 
-    /// The next record, and its partition's id. Never ends.
+    /// The next record, and its partition's id. Never ends. A partition whose error may pass is read on from where it was, once
+    /// the error was handed out; one with another error is not, unless one seeks.
     pub(crate) fn poll_next(
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Result<(TopicPartition, ConsumedRecord), ConsumeError>> {
-        match Pin::new(&mut self.consumer).poll_next(context) {
-            Poll::Ready(Some(Ok(record))) => match self.consumer.order {
-                Order::Turns(Some(place)) => Poll::Ready(Ok((self.by_place[&place], record))),
-                _ => unreachable!("a record leaves its place in turn"),
-            },
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Err(error)),
+        match self.consumer.poll_turns(context) {
+            Poll::Ready(Some((place, Ok(record)))) => Poll::Ready(Ok((self.by_place[&place], record))),
+            Poll::Ready(Some((place, Err(error)))) => {
+                if error.is_retriable() {
+                    let position = self.consumer.cursors[place].position();
+                    self.consumer.restart(place, position, Some(Start::Offset(position)));
+                }
+                Poll::Ready(Err(error))
+            }
             // Woken by the next partition's first slice.
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
         }
@@ -281,6 +280,109 @@ impl Consumer {
     fn leave_turn(&mut self, place: usize) {
         if let Order::Turns(current) = &mut self.order {
             *current = current.filter(|current| *current != place);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+    use crate::consumer::shelf::Status;
+    use crate::error::Error;
+    use crate::metadata::tests::led_by;
+
+    const MEMORY_BYTES: usize = 4 << 20;
+
+    fn id(partition: u32) -> TopicPartition {
+        TopicPartition { topic: quire_protocol::TopicId([7; 16]), partition: PartitionIndex(partition) }
+    }
+
+    /// That reads so many partitions; their fetchers are never polled.
+    fn reading(partitions: u32) -> Assigned {
+        let reading =
+            Reading { memory_bytes: MEMORY_BYTES, retry_timeout: Duration::from_secs(60), rack: None };
+        let mut assigned = Assigned::new(Client::of_nobody(), reading);
+        add(&mut assigned, 0..partitions);
+        assigned
+    }
+
+    fn add(assigned: &mut Assigned, partitions: std::ops::Range<u32>) {
+        let topic = Arc::new(led_by(7, &[None; 8]));
+        let addition = |partition| Addition {
+            topic: Arc::clone(&topic),
+            partition: PartitionIndex(partition),
+            offset: Offset(3),
+            high_watermark: Offset(9),
+        };
+        assigned.add(&partitions.map(addition).collect::<Vec<_>>());
+    }
+
+    impl Assigned {
+        /// What its fetcher does when it gives up.
+        fn fail(&mut self, partition: u32, error: Error) {
+            let place = self.partitions[&id(partition)].index;
+            let generation = self.consumer.cursors[place].generation();
+            assert!(self.consumer.shelves.set_status(place, generation, Status::Failed(error.into())));
+        }
+
+        fn poll(&mut self) -> Poll<Result<(TopicPartition, ConsumedRecord), ConsumeError>> {
+            self.poll_next(&mut Context::from_waker(Waker::noop()))
+        }
+
+        fn is_read(&self, partition: u32) -> bool {
+            let place = self.partitions[&id(partition)].index;
+            self.consumer.shelves.request(place).start == Some(Start::Offset(Offset(3)))
+        }
+    }
+
+    fn no_leader() -> Error {
+        Error::NoLeader { topic: "t".into(), partition: PartitionIndex(0), leader: None }
+    }
+
+    fn damaged() -> Error {
+        Error::Protocol { address: "a:1".into(), why: "it is damaged".into() }
+    }
+
+    /// After a minute without a leader a partition was given up for as long as the member had it.
+    #[tokio::test]
+    async fn a_partition_whose_error_may_pass_is_read_on() {
+        let mut assigned = reading(2);
+        for _ in 0..3 {
+            assigned.fail(0, no_leader());
+            assert!(matches!(assigned.poll(), Poll::Ready(Err(error)) if error.is_retriable()));
+            assert!(assigned.is_read(0) && assigned.poll().is_pending());
+        }
+        assigned.fail(0, damaged());
+        assert!(matches!(assigned.poll(), Poll::Ready(Err(_))));
+        assert!(!assigned.is_read(0) && assigned.is_read(1));
+        assert!(assigned.seek(id(0), Offset(3)) && assigned.is_read(0));
+    }
+
+    /// It was counted as read again, and then not.
+    #[tokio::test]
+    async fn a_failed_partition_can_be_paused_moved_and_removed() {
+        for change in 0..4 {
+            let mut assigned = reading(1);
+            assigned.fail(0, damaged());
+            assert!(matches!(assigned.poll(), Poll::Ready(Err(_))));
+            assert_eq!(assigned.consumer.unfinished, 0);
+            match change {
+                0 => assert!(assigned.pause(id(0))),
+                1 => assert!(assigned.pause(id(0)) && assigned.seek(id(0), Offset(5))),
+                2 => assert!(assigned.pause(id(0)) && assigned.resume(id(0))),
+                _ => add(&mut assigned, 1..8),
+            }
+            assert!(change != 3 || !assigned.is_read(0), "it has failed, whatever the others do");
+            assert!(assigned.poll().is_pending());
+            for partition in 0..8 {
+                assigned.remove(id(partition));
+            }
+            assert_eq!(
+                (assigned.consumer.unfinished, assigned.free.len()),
+                (0, assigned.consumer.cursors.len())
+            );
         }
     }
 }

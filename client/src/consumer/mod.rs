@@ -216,9 +216,14 @@ impl Consumer {
     }
 
     fn jump(&mut self, place: usize, offset: Offset) {
+        let start = (!self.cursors[place].is_end(offset)).then_some(Start::Offset(offset));
+        self.restart(place, offset, start);
+    }
+
+    /// Goes on at this offset; `start` is where to read, if it is to be read already. Also after the end or an error.
+    fn restart(&mut self, place: usize, offset: Offset, start: Option<Start>) {
         let cursor = &mut self.cursors[place];
         let was_finished = cursor.is_finished();
-        let start = (!cursor.is_end(offset)).then_some(Start::Offset(offset));
         cursor.restart(offset, self.shelves.restart(place, start));
         self.unfinished += usize::from(was_finished);
         self.unfinished -= usize::from(cursor.is_finished());
@@ -275,8 +280,11 @@ impl Consumer {
         self.unfinished -= 1;
     }
 
-    /// Records as they are available, a slice of each partition in turn.
-    fn poll_turns(&mut self, context: &Context<'_>) -> Poll<Option<Result<ConsumedRecord, ConsumeError>>> {
+    /// Records as they are available, a slice of each partition in turn, each with its partition's place.
+    fn poll_turns(
+        &mut self,
+        context: &Context<'_>,
+    ) -> Poll<Option<(usize, Result<ConsumedRecord, ConsumeError>)>> {
         loop {
             let (place, may_take_slice) = match self.order {
                 Order::Turns(Some(place)) => (place, false),
@@ -289,12 +297,12 @@ impl Consumer {
             match self.advance(place, may_take_slice) {
                 Advance::Record(record) => {
                     self.order = Order::Turns(Some(place));
-                    return Poll::Ready(Some(Ok(record)));
+                    return Poll::Ready(Some((place, Ok(record))));
                 }
                 Advance::Nothing(status) => {
                     self.order = Order::Turns(None);
                     if let Status::Failed(error) = status {
-                        return Poll::Ready(Some(Err(error)));
+                        return Poll::Ready(Some((place, Err(error))));
                     }
                 }
             }
@@ -360,7 +368,7 @@ impl Stream for Consumer {
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let consumer = self.get_mut();
         match consumer.order {
-            Order::Turns(_) => consumer.poll_turns(context),
+            Order::Turns(_) => consumer.poll_turns(context).map(|next| next.map(|(_, next)| next)),
             Order::ByTime { .. } => consumer.poll_by_time(context),
         }
     }

@@ -8,11 +8,6 @@ use quire_protocol::batch::{BatchBuilder, BatchHeader, Compression, Record};
 use quire_protocol::frame::{Digest, FrameHeader, FrameSeed, Placement};
 use quire_protocol::{LeaderEpoch, TopicId, TopicPartition};
 
-use crate::connection::Brokers;
-use crate::metadata::Metadata;
-use crate::transport::Transport;
-use crate::{ClientConfig, Profile, Shared};
-
 use super::credit::Credit;
 use super::cursor::Bound;
 use super::frames::Slice;
@@ -81,20 +76,6 @@ impl Sender {
     }
 }
 
-/// One that has never connected.
-fn client_of_nobody() -> Client {
-    let key = rcgen::KeyPair::generate().expect("a key");
-    let certificate = rcgen::CertificateParams::default().self_signed(&key).expect("self-signed").pem();
-    let profile = Profile::new("quire://localhost").authority_pem(certificate);
-    let config = ClientConfig::default();
-    let transport = Transport::new(&profile, &config).expect("a usable profile");
-    let addresses = profile.parsed_addresses().expect("an address");
-    let brokers = Arc::new(Brokers::new(addresses, transport, config));
-    let metadata = Metadata::new(Arc::clone(&brokers));
-    let shared = Shared { brokers, metadata, cluster_id: String::new(), principal: String::new() };
-    Client { shared: Arc::new(shared) }
-}
-
 /// A consumer that merges by time, and nothing that fetches for it.
 fn consumer(records: &[usize]) -> Consumer {
     let starts = records.iter().map(|count| (Some(Start::Beginning), Offset(*count as u64)));
@@ -104,7 +85,7 @@ fn consumer(records: &[usize]) -> Consumer {
     };
     let fronts = records.iter().map(|_| None).collect();
     Consumer {
-        client: client_of_nobody(),
+        client: Client::of_nobody(),
         topic: "t".into(),
         retry_timeout: Duration::ZERO,
         cursors: (0..).zip(records).map(cursor).collect(),

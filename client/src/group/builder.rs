@@ -13,10 +13,11 @@ use crate::consumer::{Assigned, ConsumeError, Reading};
 use crate::position::Position;
 use crate::retry::Jitter;
 
+use super::busy::Busy;
 use super::coordinator::Coordinator;
 use super::membership::{Membership, Settings};
-use super::task::{Busy, Options, Task};
-use super::{GroupConsumer, GroupPartition};
+use super::task::{Options, Task};
+use super::{Again, GroupConsumer, GroupPartition};
 
 /// How a group's partitions are spread over its members.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -111,7 +112,8 @@ impl GroupConsumerBuilder {
         self
     }
 
-    /// Where a partition is begun of which the group has committed nothing. Default [`Position::Beginning`].
+    /// Where a partition is begun of which the group has committed nothing. Default [`Position::Beginning`]. One whose log does
+    /// not have the offset is begun as near to it as possible, with a warning in the log.
     #[must_use]
     pub fn from(mut self, position: Position) -> GroupConsumerBuilder {
         self.options.from = position;
@@ -126,7 +128,9 @@ impl GroupConsumerBuilder {
     }
 
     /// Makes this a static member: one that leaves or is restarted under the same instance id within its session gets its
-    /// partitions back, and nobody else is disturbed. Two consumers must not use the same one at a time.
+    /// partitions back, and nobody else is disturbed. One that crashed has to wait until its session from before is over, which
+    /// is said in the log. Two consumers must not use the same one at a time: the second waits for a session, and then gives
+    /// an error.
     #[must_use]
     pub fn instance_id(mut self, instance_id: impl Into<String>) -> GroupConsumerBuilder {
         self.settings.instance_id = instance_id.into();
@@ -163,8 +167,8 @@ impl GroupConsumerBuilder {
         self
     }
 
-    /// How long the owner of the consumer may work on a record. If the next one is not asked for in this time the member
-    /// leaves, so that others can go on, and joins again once it is. Default 5 min.
+    /// How long the owner of the consumer may do without asking for a record, or waiting for one. If nothing is asked for in
+    /// this time the member leaves, so that others can go on, and joins again once it is. Default 5 min.
     #[must_use]
     pub fn poll_interval(mut self, interval: Duration) -> GroupConsumerBuilder {
         self.options.poll_interval = interval;
@@ -243,6 +247,7 @@ impl GroupConsumerBuilder {
         if times.iter().any(Duration::is_zero) || commit_interval.is_some_and(|every| every.is_zero()) {
             return invalid("a consumer's timeouts and intervals are longer than nothing");
         }
+        let poll_again = Again::new((options.poll_interval / 3).max(Duration::from_millis(1)));
         let now = Instant::now();
         let coordinator = Arc::new(Coordinator::new(client.clone(), settings.group.clone()));
         let membership = Membership::new(now, settings, member_id());
@@ -266,8 +271,8 @@ impl GroupConsumerBuilder {
             events: heard,
             commands: Some(commands),
             busy,
-            commit_interval,
-            commit_at: commit_interval.map(|every| Box::pin(tokio::time::sleep(every))),
+            poll_again,
+            commit_again: commit_interval.map(Again::new),
             processed: Default::default(),
             in_hand: None,
             on_assigned: self.on_assigned,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quire_protocol::rpc::control::{GroupHeartbeatRequest, GroupHeartbeatResponse, TopicPartitions};
-use quire_protocol::{ErrorCode, PartitionIndex, TopicId, TopicPartition};
+use quire_protocol::{ErrorCode, PartitionIndex, TopicId, TopicPartition, limits};
 
 use crate::error::Error;
 
@@ -15,6 +15,9 @@ use crate::error::Error;
 const LEAVES: i32 = -1;
 /// The same for one that has an instance id and comes back.
 const LEAVES_FOR_A_WHILE: i32 = -2;
+
+/// How much longer than a session an instance id is waited for that another member has.
+const INSTANCE_TIME_SPARE: Duration = Duration::from_secs(2);
 
 /// What a member is.
 #[derive(Debug, Clone)]
@@ -78,12 +81,16 @@ pub(super) struct Membership {
     /// As last told; 0 before it has joined.
     epoch: i32,
     heartbeat_interval: Duration,
-    /// When the heartbeat under way was sent.
-    asked_at: Option<Instant>,
+    /// When the heartbeat under way was sent, and in which life.
+    asked: Option<(Instant, Life)>,
     /// When the last heartbeat was sent that was answered.
     heard_of_at: Option<Instant>,
     due: Instant,
     failures: u32,
+    /// Whether the coordinator may count it among the members.
+    may_be_member: bool,
+    /// Since when another member is said to have its instance id.
+    instance_taken_since: Option<Instant>,
     /// Whether the coordinator knows what it wants and what it has.
     is_known: bool,
     has_changed: bool,
@@ -112,10 +119,12 @@ impl Membership {
             member,
             epoch: 0,
             heartbeat_interval: Duration::from_secs(3),
-            asked_at: None,
+            asked: None,
             heard_of_at: None,
             due: now,
             failures: 0,
+            may_be_member: false,
+            instance_taken_since: None,
             is_known: false,
             has_changed: false,
             assigned: Partitions::new(),
@@ -135,9 +144,19 @@ impl Membership {
         &self.member
     }
 
+    /// The one that it is in.
+    pub(super) fn life(&self) -> Life {
+        self.life
+    }
+
     /// The epoch to commit in; `None` while it is no member.
     pub(super) fn epoch(&self) -> Option<i32> {
         (self.epoch > 0).then_some(self.epoch)
+    }
+
+    /// Whether it wants to be a member, and is none yet.
+    pub(super) fn is_joining(&self) -> bool {
+        self.epoch == 0 && !self.is_away && !self.has_failed
     }
 
     /// Whether the coordinator knows it, and it has everything that it is assigned and nothing else.
@@ -154,7 +173,7 @@ impl Membership {
         if self.has_failed || self.is_away {
             return None;
         }
-        let due = self.asked_at.is_none().then_some(self.due);
+        let due = self.asked.is_none().then_some(self.due);
         [due, self.session_end(), self.release_by].into_iter().flatten().min()
     }
 
@@ -188,7 +207,8 @@ impl Membership {
             Input::Released(..) | Input::Taken(..) | Input::NotTaken(..) | Input::TimePassed => {}
             Input::Abandoned => {
                 self.lose(&mut actions);
-                self.asked_at = None;
+                self.asked = None;
+                self.may_be_member = false;
                 self.is_away = true;
             }
             Input::Returned => {
@@ -207,16 +227,24 @@ impl Membership {
         actions
     }
 
-    /// The request with which it leaves.
+    /// The request with which it leaves; `None` if the coordinator does not count it among the members. A join that was sent
+    /// and not answered may have made it one.
     pub(super) fn leaving(&self) -> Option<GroupHeartbeatRequest> {
         let epoch = if self.settings.instance_id.is_empty() { LEAVES } else { LEAVES_FOR_A_WHILE };
-        (self.epoch > 0).then(|| GroupHeartbeatRequest { member_epoch: epoch, ..self.request() })
+        self.may_be_member.then(|| GroupHeartbeatRequest { member_epoch: epoch, ..self.request() })
+    }
+
+    /// When the heartbeat was sent that is answered now. `None` if it says nothing any more: it was sent in an earlier life,
+    /// and of what that had it has lost everything. Joining is what comes next.
+    fn take_asked(&mut self) -> Option<Instant> {
+        self.asked.take().filter(|(_, life)| *life == self.life).map(|(at, _)| at)
     }
 
     fn answered(&mut self, now: Instant, answer: GroupHeartbeatResponse, actions: &mut Vec<Action>) {
-        let Some(asked_at) = self.asked_at.take() else { return };
+        let Some(asked_at) = self.take_asked() else { return };
         self.heard_of_at = Some(asked_at);
         self.failures = 0;
+        self.instance_taken_since = None;
         self.is_known = true;
         self.epoch = answer.member_epoch;
         self.seen = Some(answer.revision);
@@ -273,27 +301,41 @@ impl Membership {
     }
 
     fn refused(&mut self, now: Instant, error: Error, actions: &mut Vec<Action>) {
-        if self.asked_at.take().is_none() {
+        if self.take_asked().is_none() {
             return;
         }
         // Whatever was told may not have arrived.
         self.is_known = false;
         match error.code() {
             Some(ErrorCode::FencedMemberEpoch | ErrorCode::UnknownMember) => {
+                self.may_be_member = false;
                 self.lose(actions);
                 self.due = now;
             }
-            _ if error.is_retriable() => {
+            code if error.is_retriable() || self.waits_for_instance(now, code) => {
                 self.failures = self.failures.saturating_add(1);
                 let pause = Duration::from_millis(50) * (1 << self.failures.min(5));
                 self.due = now + pause.min(self.heartbeat_interval);
             }
-            _ => {
+            code => {
+                self.may_be_member &= code.is_none();
                 self.lose(actions);
                 self.has_failed = true;
                 actions.push(Action::Fail(error));
             }
         }
+    }
+
+    /// Another member has its instance id. That may be itself before a crash, which is in the group until its session is over;
+    /// another one that lives stays longer.
+    fn waits_for_instance(&mut self, now: Instant, code: Option<ErrorCode>) -> bool {
+        if code != Some(ErrorCode::InstanceInUse) {
+            return false;
+        }
+        let since = *self.instance_taken_since.get_or_insert(now);
+        let session =
+            self.settings.session_timeout.clamp(limits::GROUP_SESSION_MIN, limits::GROUP_SESSION_MAX);
+        now < since + session + INSTANCE_TIME_SPARE
     }
 
     fn lose(&mut self, actions: &mut Vec<Action>) {
@@ -314,7 +356,7 @@ impl Membership {
 
     fn heartbeat(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let is_due = self.due <= now || self.has_changed && self.failures == 0;
-        if self.has_failed || self.is_away || self.asked_at.is_some() || !is_due {
+        if self.has_failed || self.is_away || self.asked.is_some() || !is_due {
             return;
         }
         let mut request = self.request();
@@ -329,7 +371,8 @@ impl Membership {
             request.owned = write(held);
         }
         self.has_changed = false;
-        self.asked_at = Some(now);
+        self.may_be_member = true;
+        self.asked = Some((now, self.life));
         actions.push(Action::Heartbeat(Box::new(request)));
     }
 
@@ -382,4 +425,4 @@ pub(crate) fn read(told: &[TopicPartitions]) -> Result<Partitions, Error> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -8,8 +8,11 @@
 //! ```
 
 mod builder;
+mod busy;
+mod commits;
 pub(crate) mod coordinator;
 pub(crate) mod membership;
+mod preparing;
 mod task;
 
 pub use builder::{Assignor, GroupConsumerBuilder};
@@ -30,8 +33,10 @@ use crate::consumer::{Assigned, ConsumeError, ConsumedRecord};
 use crate::error::Error;
 
 use builder::{Listener, listed};
+use busy::Busy;
+use commits::Offsets;
 use coordinator::Coordinator;
-use task::{Busy, Command, Event, Offsets};
+use task::{Command, Event};
 
 /// A partition that a member was assigned, or is assigned no longer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,7 +83,8 @@ pub struct GroupLag {
 /// Whoever needs each record's effect once keeps the offset with it, and ignores what is not above.
 ///
 /// # Errors
-/// A partition that can not be read gives an error; others go on. Where retention removed records before they were read,
+/// A partition that can not be read gives an error; others go on. One whose leader was away for the whole retry timeout is
+/// tried on after it. Where retention removed records before they were read,
 /// the error says so and reading goes on behind the gap. An error that ends the membership is given once and then again.
 pub struct GroupConsumer {
     member: Arc<str>,
@@ -88,8 +94,10 @@ pub struct GroupConsumer {
     /// `None` once it has left.
     commands: Option<mpsc::UnboundedSender<Command>>,
     busy: Arc<Busy>,
-    commit_interval: Option<Duration>,
-    commit_at: Option<Pin<Box<Sleep>>>,
+    /// Wakes whoever waits for a record, so that it polls again: one that is polled no more waits no more.
+    poll_again: Again,
+    /// When to commit next; `None` is when told to.
+    commit_again: Option<Again>,
     /// Processed and not yet handed over to be committed.
     processed: Offsets,
     /// The record last handed out: the offset after it.
@@ -160,7 +168,8 @@ impl GroupConsumer {
     /// As [`GroupConsumer::commit`], and returns once it is so: durable as an acknowledged record.
     ///
     /// # Errors
-    /// If it could not be committed: the member was fenced, or the coordinator refused.
+    /// If it could not be committed: the member was fenced, or the coordinator refused. Also if that happened to an earlier
+    /// commit that nobody waited for, and nothing later of its partition is committed.
     pub async fn commit_sync(&mut self) -> Result<(), Error> {
         let offsets = self.take_processed();
         let (reply, replied) = oneshot::channel();
@@ -178,15 +187,15 @@ impl GroupConsumer {
         self.assigned.id_of(topic, partition).is_some_and(|id| self.assigned.resume(id))
     }
 
-    /// Goes on at this offset. `false` if the partition is not this member's.
+    /// Goes on at this offset. `false` if the partition is not this member's. A record of it that is in hand does not count as
+    /// processed: call [`GroupConsumer::commit`] before if it was.
     ///
     /// What is committed never goes back: after a seek backwards, records up to what was committed before come again, and
     /// commits count once they pass that. `quire group reset` moves a group for good.
     pub fn seek(&mut self, topic: &str, partition: PartitionIndex, offset: Offset) -> bool {
         let Some(id) = self.assigned.id_of(topic, partition) else { return false };
-        if self.in_hand.is_some_and(|(in_hand, _)| in_hand == id) {
-            self.settle();
-        }
+        // It comes again, or is passed over: it was not asked to be taken for processed.
+        self.in_hand.take_if(|(in_hand, _)| *in_hand == id);
         self.assigned.seek(id, offset)
     }
 
@@ -194,7 +203,8 @@ impl GroupConsumer {
     /// are manual, and leaves the group, so that others take over at once.
     ///
     /// # Errors
-    /// If the coordinator did not hear of it in a few seconds: then the group waits for the session to end.
+    /// If something that was to be committed was not, which is tried for a few seconds; or if the coordinator did not hear of
+    /// the leaving: then the group waits for the session to end.
     pub async fn leave(mut self) -> Result<(), Error> {
         self.in_hand = None;
         let offsets = self.unhanded();
@@ -207,7 +217,15 @@ impl GroupConsumer {
     /// Next poll of the stream, and of everything that comes with it.
     fn poll_record(&mut self, context: &mut Context<'_>) -> Poll<Result<ConsumedRecord, ConsumeError>> {
         self.settle();
-        self.busy.polled();
+        let polled = self.poll_assigned(context);
+        self.busy.polled(Instant::now());
+        if polled.is_pending() {
+            self.poll_again.poll(context);
+        }
+        polled
+    }
+
+    fn poll_assigned(&mut self, context: &mut Context<'_>) -> Poll<Result<ConsumedRecord, ConsumeError>> {
         while let Poll::Ready(Some(event)) = self.events.poll_recv(context) {
             self.follow(event);
         }
@@ -215,20 +233,17 @@ impl GroupConsumer {
             return Poll::Ready(Err(failure.clone().into()));
         }
         self.poll_commit(context);
-        let polled = self.assigned.poll_next(context);
-        let polled = match polled {
+        match self.assigned.poll_next(context) {
             Poll::Ready(Ok((id, record))) => {
                 self.in_hand = Some((id, Offset(record.offset.0 + 1)));
-                Ok(record)
+                Poll::Ready(Ok(record))
             }
             Poll::Ready(Err(error)) => {
                 self.go_on_behind(&error);
-                Err(error)
+                Poll::Ready(Err(error))
             }
-            Poll::Pending => return Poll::Pending,
-        };
-        self.busy.given(Instant::now());
-        Poll::Ready(polled)
+            Poll::Pending => Poll::Pending,
+        }
     }
 
     /// The record in hand is processed.
@@ -246,20 +261,17 @@ impl GroupConsumer {
 
     /// What is to be committed without being asked to.
     fn unhanded(&mut self) -> Offsets {
-        match self.commit_interval {
+        match self.commit_again {
             Some(_) => std::mem::take(&mut self.processed),
             None => Offsets::new(),
         }
     }
 
     fn poll_commit(&mut self, context: &mut Context<'_>) {
-        let (Some(every), Some(due)) = (self.commit_interval, self.commit_at.as_mut()) else { return };
-        while due.as_mut().poll(context).is_ready() {
-            due.as_mut().reset(tokio::time::Instant::now() + every);
+        let Some(again) = &mut self.commit_again else { return };
+        if again.poll(context) && !self.processed.is_empty() {
             let offsets = std::mem::take(&mut self.processed);
-            if let (false, Some(commands)) = (offsets.is_empty(), &self.commands) {
-                let _ = commands.send(Command::Commit(offsets, None));
-            }
+            self.command(Command::Commit(offsets, None));
         }
     }
 
@@ -268,7 +280,7 @@ impl GroupConsumer {
             Event::Release(life, ids) => {
                 self.revoke(&ids, false);
                 let is_of_them = |id: &TopicPartition| ids.contains(id);
-                let offsets = match self.commit_interval {
+                let offsets = match self.commit_again {
                     Some(_) => self.processed.extract_if(.., |id, _| is_of_them(id)).collect(),
                     None => Offsets::new(),
                 };
@@ -336,6 +348,28 @@ impl Stream for GroupConsumer {
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.get_mut().poll_record(context).map(Some)
+    }
+}
+
+/// Something that is due every so often.
+struct Again {
+    every: Duration,
+    due: Pin<Box<Sleep>>,
+}
+
+impl Again {
+    fn new(every: Duration) -> Again {
+        Again { every, due: Box::pin(tokio::time::sleep(every)) }
+    }
+
+    /// Whether it was due since the last time; whoever polls is woken when it is again.
+    fn poll(&mut self, context: &mut Context<'_>) -> bool {
+        let mut was_due = false;
+        while self.due.as_mut().poll(context).is_ready() {
+            was_due = true;
+            self.due.as_mut().reset(tokio::time::Instant::now() + self.every);
+        }
+        was_due
     }
 }
 

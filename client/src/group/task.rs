@@ -1,37 +1,37 @@
 //! The task beside a group's consumer: it carries out what the membership wants, prepares partitions that were assigned,
 //! and commits, one request at a time, so that no commit overtakes another.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesUnordered;
+use futures_util::stream::{BoxStream, FuturesUnordered, SelectAll};
 use quire_protocol::rpc::control::{self, GroupHeartbeatRequest, GroupHeartbeatResponse, request, response};
-use quire_protocol::{ErrorCode, Offset, PartitionIndex, TopicId, TopicPartition};
-use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{sleep_until, timeout};
+use quire_protocol::{ErrorCode, Offset, TopicPartition};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep_until, timeout_at};
 
 use crate::Client;
 use crate::connection::broker_error;
 use crate::consumer::Addition;
 use crate::error::Error;
-use crate::offsets::{self, Waiting};
+use crate::patience::{self, Hindrance};
 use crate::position::Position;
 
+use super::busy::Busy;
+use super::commits::{Commits, Offsets, Refused, Waiter};
 use super::coordinator::{Coordinator, unexpected};
-use super::membership::{self, Action, Input, Life, Membership, Partitions};
+use super::membership::{Action, Input, Life, Membership, Partitions};
+use super::preparing::{Preparation, Prepared};
 
 /// Most time that leaving may take.
 pub(super) const LEAVE_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Between two attempts to find out where to read from, where the first ended for another reason than that nobody answers.
 const PREPARE_INTERVAL: Duration = Duration::from_millis(500);
-
-/// How long the partitions that can be read wait for those that can not yet.
-const SPARED_AFTER: Duration = Duration::from_secs(1);
 
 /// The consumer tells the task.
 #[derive(Debug)]
@@ -59,64 +59,13 @@ pub(super) enum Event {
     Fail(Error),
 }
 
-/// Up to where partitions were processed: the next record of each.
-pub(super) type Offsets = BTreeMap<TopicPartition, Offset>;
-
-/// Since when the consumer's owner has had a record in hand without asking for the next one.
-#[derive(Debug)]
-pub(super) struct Busy {
-    origin: Instant,
-    /// Milliseconds since the origin, plus one; 0 while it waits for records.
-    since: AtomicU64,
-    polled: Notify,
-    /// Set while somebody waits to hear of the next poll.
-    is_awaited: std::sync::atomic::AtomicBool,
-}
-
-impl Busy {
-    pub(super) fn new(now: Instant) -> Busy {
-        // Nobody asked for a record yet: as good as busy with one.
-        let is_awaited = std::sync::atomic::AtomicBool::new(false);
-        Busy { origin: now, since: AtomicU64::new(1), polled: Notify::new(), is_awaited }
-    }
-
-    /// It asks for the next record.
-    pub(super) fn polled(&self) {
-        self.since.store(0, Ordering::SeqCst);
-        if self.is_awaited.load(Ordering::SeqCst) {
-            self.polled.notify_one();
-        }
-    }
-
-    /// It was given one.
-    pub(super) fn given(&self, now: Instant) {
-        let since = now.saturating_duration_since(self.origin).as_millis() as u64;
-        self.since.store(since + 1, Ordering::Relaxed);
-    }
-
-    fn since(&self) -> Option<Instant> {
-        match self.since.load(Ordering::SeqCst) {
-            0 => None,
-            since => Some(self.origin + Duration::from_millis(since - 1)),
-        }
-    }
-
-    async fn next_poll(&self) {
-        self.is_awaited.store(true, Ordering::SeqCst);
-        while self.since().is_some() {
-            self.polled.notified().await;
-        }
-        self.is_awaited.store(false, Ordering::SeqCst);
-    }
-}
-
 /// How the task is to go about it.
 #[derive(Debug, Clone)]
 pub(super) struct Options {
     /// Where a partition is begun of which nothing is committed.
     pub from: Position,
     pub retry_timeout: Duration,
-    /// Most time between two polls.
+    /// Most time between two polls; whoever waits for a record polls again and again.
     pub poll_interval: Duration,
 }
 
@@ -129,49 +78,17 @@ pub(super) struct Task {
     pub events: mpsc::UnboundedSender<Event>,
     pub busy: Arc<Busy>,
     heartbeats: FuturesUnordered<BoxFuture<'static, Result<GroupHeartbeatResponse, Error>>>,
-    preparing: FuturesUnordered<BoxFuture<'static, Prepared>>,
+    preparing: SelectAll<BoxStream<'static, Prepared>>,
     /// The pause before the next attempt to find out where to read from.
     prepare_after: Duration,
     commits: Commits,
-    /// It has left, for nobody asked for records.
-    is_away: bool,
-}
-
-/// Assigned partitions, and from where to read them.
-struct Prepared {
-    life: Life,
-    partitions: Partitions,
-    found: Result<Vec<Addition>, Error>,
-}
-
-/// What is to be committed and what is being committed.
-#[derive(Default)]
-struct Commits {
-    wanted: Offsets,
-    awaited: Vec<Awaited>,
-    under_way: Option<UnderWay>,
-    retry_at: Option<Instant>,
-    failures: u32,
-}
-
-struct UnderWay {
-    offsets: Offsets,
-    awaited: Vec<Awaited>,
-    answer: BoxFuture<'static, Result<Refused, Error>>,
-}
-
-/// Those that were not committed.
-type Refused = BTreeMap<TopicPartition, Error>;
-
-/// What follows on a commit.
-enum Awaited {
-    Reply(oneshot::Sender<Result<(), Error>>),
-    /// These are released then, or when the time is up.
-    Release {
-        life: Life,
-        partitions: BTreeSet<TopicPartition>,
-        until: Instant,
-    },
+    /// The commit under way.
+    committing: Option<BoxFuture<'static, Result<Refused, Error>>>,
+    /// The last poll before it left, because there was none for too long.
+    away_since: Option<Instant>,
+    /// Why it has not joined yet, and who says so.
+    hindrance: Arc<Hindrance>,
+    joining: Option<BoxFuture<'static, Infallible>>,
 }
 
 impl Task {
@@ -183,6 +100,7 @@ impl Task {
         events: mpsc::UnboundedSender<Event>,
         busy: Arc<Busy>,
     ) -> Task {
+        let commits = Commits::new(coordinator.group());
         Task {
             client,
             coordinator,
@@ -191,10 +109,13 @@ impl Task {
             events,
             busy,
             heartbeats: FuturesUnordered::new(),
-            preparing: FuturesUnordered::new(),
+            preparing: SelectAll::new(),
             prepare_after: Duration::ZERO,
-            commits: Commits::default(),
-            is_away: false,
+            commits,
+            committing: None,
+            away_since: None,
+            hindrance: Arc::default(),
+            joining: None,
         }
     }
 
@@ -203,31 +124,31 @@ impl Task {
         self.tell(Input::TimePassed);
         loop {
             self.begin_commit();
-            let idle_at = match self.is_away {
-                true => None,
-                false => self.busy.since().map(|since| since + self.options.poll_interval),
+            self.say_while_joining();
+            let idle_at = match self.away_since {
+                Some(_) => None,
+                None => Some(self.busy.polled_at() + self.options.poll_interval),
             };
-            let deadline = [self.membership.deadline(), self.commits.retry_at, idle_at];
+            let deadline = [self.membership.deadline(), self.commits.deadline(), idle_at];
             let deadline = deadline.into_iter().flatten().min();
             tokio::select! {
-                Some(answer) = self.heartbeats.next() => self.tell(Input::Answered(answer)),
+                Some(answer) = self.heartbeats.next() => self.heard(answer),
                 Some(prepared) = self.preparing.next() => self.prepared(prepared),
-                answer = answer_of(&mut self.commits.under_way) => self.committed(answer),
+                answer = done(&mut self.committing) => self.committed(answer),
                 command = commands.recv() => match command {
                     None => return self.leave(Offsets::new(), None).await,
                     Some(Command::Leave(offsets, reply)) => return self.leave(offsets, Some(reply)).await,
                     Some(command) => self.command(command),
                 },
-                () = self.busy.next_poll(), if self.is_away => {
-                    self.is_away = false;
+                () = polled_after(&self.busy, self.away_since) => {
+                    self.away_since = None;
                     self.tell(Input::Returned);
                 }
                 () = until(deadline) => {
-                    if idle_at.is_some_and(|at| at <= Instant::now()) {
-                        self.be_away().await;
-                    }
+                    self.look_for_polls().await;
                     self.tell(Input::TimePassed);
                 }
+                never = done(&mut self.joining) => match never {},
             }
         }
     }
@@ -236,16 +157,19 @@ impl Task {
         match command {
             Command::Released(life, partitions, offsets) => {
                 let until = Instant::now() + self.options.retry_timeout;
-                self.commits.wanted.extend(offsets);
-                self.commits.awaited.push(Awaited::Release { life, partitions, until });
+                self.commits.want(offsets, Some(Waiter::Release { life, partitions, until }));
             }
             Command::Taken(life, partitions) => self.tell(Input::Taken(life, partitions)),
-            Command::Commit(offsets, reply) => {
-                self.commits.wanted.extend(offsets);
-                self.commits.awaited.extend(reply.map(Awaited::Reply));
-            }
+            Command::Commit(offsets, reply) => self.commits.want(offsets, reply.map(Waiter::Reply)),
             Command::Leave(..) => unreachable!("ends the task"),
         }
+    }
+
+    fn heard(&mut self, answer: Result<GroupHeartbeatResponse, Error>) {
+        if let Err(error) = &answer {
+            self.hindrance.set(error);
+        }
+        self.tell(Input::Answered(answer));
     }
 
     fn tell(&mut self, input: Input) {
@@ -262,7 +186,8 @@ impl Task {
                         partitions = partitions.len(),
                         "the member was fenced; its partitions belong to others"
                     );
-                    self.commits.wanted.retain(|id, _| !partitions.contains(id));
+                    self.commits.lose(&partitions);
+                    self.preparing.clear();
                     self.show(Event::Lose(partitions));
                 }
                 Action::Fail(error) => self.show(Event::Fail(error)),
@@ -276,18 +201,21 @@ impl Task {
     }
 
     fn prepare(&mut self, life: Life, partitions: Partitions) {
-        let after = self.prepare_after;
-        let (client, coordinator) = (self.client.clone(), Arc::clone(&self.coordinator));
-        let options = self.options.clone();
-        self.preparing.push(Box::pin(async move {
-            tokio::time::sleep(after).await;
-            let found = find(&client, &coordinator, &options, &partitions).await;
-            Prepared { life, partitions, found }
-        }));
+        let preparation = Preparation {
+            client: self.client.clone(),
+            coordinator: Arc::clone(&self.coordinator),
+            from: self.options.from,
+            time_max: self.options.retry_timeout,
+        };
+        self.preparing.push(preparation.begin(self.prepare_after, life, partitions));
     }
 
     fn prepared(&mut self, prepared: Prepared) {
         let Prepared { life, partitions, found } = prepared;
+        // Fenced meanwhile: others may read them by now.
+        if life != self.membership.life() {
+            return;
+        }
         match found {
             Ok(additions) => {
                 let mut missing: BTreeSet<_> = partitions.keys().copied().collect();
@@ -313,129 +241,134 @@ impl Task {
 
     /// Commits what is wanted, unless a commit is under way.
     fn begin_commit(&mut self) {
-        let is_due = self.commits.retry_at.is_none_or(|at| at <= Instant::now());
-        if self.commits.under_way.is_some() || !is_due {
-            return;
+        let begun = self.commits.begin(Instant::now(), &self.membership);
+        if let Some((epoch, offsets)) = begun.request {
+            self.committing = Some(Box::pin(self.commit(epoch, offsets)));
         }
-        if self.commits.wanted.is_empty() {
-            let awaited = std::mem::take(&mut self.commits.awaited);
-            return self.follow_up(awaited, &Ok(()));
-        }
-        self.commits.retry_at = None;
-        let offsets = std::mem::take(&mut self.commits.wanted);
-        let awaited = std::mem::take(&mut self.commits.awaited);
-        let Some(epoch) = self.membership.epoch() else {
-            let error = not_a_member(self.coordinator.group());
-            return self.follow_up(awaited, &Err(error));
-        };
-        let answer = Box::pin(commit(
-            Arc::clone(&self.coordinator),
-            self.membership.member().to_owned(),
-            epoch,
-            offsets.clone(),
-        ));
-        self.commits.under_way = Some(UnderWay { offsets, awaited, answer });
+        begun.told.into_iter().for_each(|input| self.tell(input));
     }
 
     fn committed(&mut self, answer: Result<Refused, Error>) {
-        let Some(UnderWay { offsets, awaited, .. }) = self.commits.under_way.take() else { return };
-        let refused = match answer {
-            Ok(refused) => refused,
-            Err(error) => offsets.keys().map(|id| (*id, error.clone())).collect(),
-        };
-        // What others own by now is theirs.
-        let again: BTreeSet<_> = (refused.iter())
-            .filter(|(id, error)| error.is_retriable() && self.membership.owns(**id))
-            .map(|(id, _)| *id)
-            .collect();
-        let last = refused.iter().find(|(id, _)| !again.contains(id)).map(|(_, error)| error.clone());
-        if let Some(error) = &last {
-            tracing::warn!(group = self.coordinator.group(), %error, "offsets were not committed");
-        }
-        if again.is_empty() {
-            self.commits.failures = 0;
-            return self.follow_up(awaited, &last.map_or(Ok(()), Err));
-        }
-        self.commits.failures += 1;
-        let pause = Duration::from_millis(50) * (1 << self.commits.failures.min(5));
-        let now = Instant::now();
-        self.commits.retry_at = Some(now + pause);
-        for (id, offset) in offsets.into_iter().filter(|(id, _)| again.contains(id)) {
-            self.commits.wanted.entry(id).or_insert(offset);
-        }
-        let is_late = |awaited: &Awaited| matches!(awaited, Awaited::Release { until, .. } if *until <= now);
-        let (late, patient): (Vec<_>, Vec<_>) = awaited.into_iter().partition(is_late);
-        self.commits.awaited.splice(0..0, patient);
-        self.follow_up(late, &Ok(()));
+        self.committing = None;
+        let told = self.commits.answered(Instant::now(), answer, &self.membership);
+        told.into_iter().for_each(|input| self.tell(input));
     }
 
-    fn follow_up(&mut self, awaited: Vec<Awaited>, answer: &Result<(), Error>) {
-        for awaited in awaited {
-            match awaited {
-                Awaited::Reply(reply) => drop(reply.send(answer.clone())),
-                Awaited::Release { life, partitions, .. } => {
-                    self.tell(Input::Released(life, partitions));
-                }
-            }
+    fn commit(
+        &self,
+        epoch: i32,
+        offsets: Offsets,
+    ) -> impl Future<Output = Result<Refused, Error>> + Send + 'static {
+        commit(Arc::clone(&self.coordinator), self.membership.member().to_owned(), epoch, offsets)
+    }
+
+    /// Who joins in silence looks as if nothing went on.
+    fn say_while_joining(&mut self) {
+        if !self.membership.is_joining() {
+            self.joining = None;
+        } else if self.joining.is_none() {
+            self.hindrance = Arc::default();
+            let what = format!("joining group \"{}\"", self.coordinator.group());
+            self.joining = Some(Box::pin(patience::warnings(what, Arc::clone(&self.hindrance))));
         }
     }
 
-    /// Nobody polls: others shall have the partitions until somebody does.
-    async fn be_away(&mut self) {
-        let group = self.coordinator.group();
+    /// Where nobody polls, others shall have the partitions until somebody does.
+    async fn look_for_polls(&mut self) {
+        let polled_at = self.busy.polled_at();
+        if self.away_since.is_some() || polled_at.elapsed() < self.options.poll_interval {
+            return;
+        }
         tracing::warn!(
-            group, poll_interval = ?self.options.poll_interval,
+            group = self.coordinator.group(), poll_interval = ?self.options.poll_interval,
             "no record was asked for in so long: leaving the group until one is"
         );
-        if let Some(request) = self.membership.leaving() {
-            let _ = timeout(LEAVE_TIME_MAX, heartbeat(Arc::clone(&self.coordinator), request)).await;
-        }
+        // Whoever does not hear of it waits for the session to end.
+        let _ = self.tell_leaving(Instant::now() + LEAVE_TIME_MAX).await;
         self.heartbeats.clear();
-        self.preparing.clear();
         self.tell(Input::Abandoned);
-        self.is_away = true;
+        self.away_since = Some(polled_at);
     }
 
     async fn leave(mut self, offsets: Offsets, reply: Option<oneshot::Sender<Result<(), Error>>>) {
-        let left = timeout(LEAVE_TIME_MAX, async {
-            if let Some(under_way) = self.commits.under_way.take() {
-                let answer = all_of(under_way.answer.await);
-                for awaited in under_way.awaited {
-                    if let Awaited::Reply(reply) = awaited {
-                        let _ = reply.send(answer.clone());
-                    }
+        let begun = Instant::now();
+        let committed = self.commit_last(begun + LEAVE_TIME_MAX / 2, offsets).await;
+        let left = self.tell_leaving(begun + LEAVE_TIME_MAX).await;
+        if let Some(reply) = reply {
+            let _ = reply.send(left.and(committed));
+        }
+    }
+
+    /// Commits these, and what was to be committed before, if that can be done in time.
+    async fn commit_last(&mut self, end: Instant, offsets: Offsets) -> Result<(), Error> {
+        self.commits.want(offsets, None);
+        let commit = async {
+            self.settle().await;
+            if let Some(committing) = self.committing.take() {
+                let answer = committing.await;
+                let _ = self.commits.answered(Instant::now(), answer, &self.membership);
+            }
+            loop {
+                let begun = self.commits.begin(Instant::now(), &self.membership);
+                if let Some((epoch, offsets)) = begun.request {
+                    let answer = self.commit(epoch, offsets).await;
+                    let _ = self.commits.answered(Instant::now(), answer, &self.membership);
+                } else if let Some(at) = self.commits.deadline() {
+                    sleep_until(at.into()).await;
+                } else {
+                    return;
                 }
             }
-            let mut last = std::mem::take(&mut self.commits.wanted);
-            last.extend(offsets);
-            let Some(epoch) = self.membership.epoch() else { return Ok(()) };
-            let mut committed = Ok(());
-            if !last.is_empty() {
-                let member = self.membership.member().to_owned();
-                committed = all_of(commit(Arc::clone(&self.coordinator), member, epoch, last).await);
+        };
+        let committed = timeout_at(end.into(), commit).await;
+        match committed {
+            Err(_) if self.commits.has_more() => Err(late("the last commit before leaving the group")),
+            _ => self.commits.refusal(),
+        }
+    }
+
+    /// Waits for the heartbeat under way: it may be the one that makes it a member.
+    async fn settle(&mut self) {
+        while let Some(answer) = self.heartbeats.next().await {
+            for action in self.membership.handle(Instant::now(), Input::Answered(answer)) {
+                match action {
+                    Action::Lose(partitions) => self.commits.lose(&partitions),
+                    Action::Fail(error) => self.show(Event::Fail(error)),
+                    // It is about to have nothing any more.
+                    Action::Heartbeat(_) | Action::Release(..) | Action::Take(..) => {}
+                }
             }
-            if let Some(request) = self.membership.leaving() {
-                heartbeat(Arc::clone(&self.coordinator), request).await?;
-            }
-            committed
-        });
-        let left = left.await.unwrap_or_else(|_| {
-            Err(Error::TimedOut {
-                address: "the coordinator".into(),
-                what: "leaving the group",
-                after: LEAVE_TIME_MAX,
-            })
-        });
-        if let Some(reply) = reply {
-            let _ = reply.send(left);
+        }
+    }
+
+    /// Tells the coordinator, if that may count it among the members.
+    async fn tell_leaving(&mut self, end: Instant) -> Result<(), Error> {
+        // One that is not answered is not waited for longer than the half of the time.
+        let half = Instant::now() + end.saturating_duration_since(Instant::now()) / 2;
+        let _ = timeout_at(half.into(), self.settle()).await;
+        let Some(request) = self.membership.leaving() else { return Ok(()) };
+        let time = end.saturating_duration_since(Instant::now());
+        let body = request::Body::GroupHeartbeat(request);
+        let told = self.coordinator.ask_within(time, "leaving the group", body);
+        match timeout_at(end.into(), told).await.unwrap_or(Err(late("leaving the group"))) {
+            // It is no member already.
+            Err(error) if error.code() == Some(ErrorCode::UnknownMember) => Ok(()),
+            told => told.map(drop),
         }
     }
 }
 
-/// The answer of a commit under way; never if there is none.
-async fn answer_of(under_way: &mut Option<UnderWay>) -> Result<Refused, Error> {
+/// What this comes to, once it does; never if there is nothing under way.
+async fn done<T>(under_way: &mut Option<BoxFuture<'static, T>>) -> T {
     match under_way {
-        Some(under_way) => (&mut under_way.answer).await,
+        Some(under_way) => under_way.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn polled_after(busy: &Busy, last: Option<Instant>) {
+    match last {
+        Some(last) => busy.polled_after(last).await,
         None => std::future::pending().await,
     }
 }
@@ -447,12 +380,8 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
-fn not_a_member(group: &str) -> Error {
-    Error::Broker {
-        code: ErrorCode::UnknownMember,
-        message: format!("this consumer is no member of group \"{group}\" at the moment"),
-        suggestion: None,
-    }
+fn late(what: &'static str) -> Error {
+    Error::TimedOut { address: "the coordinator".into(), what, after: LEAVE_TIME_MAX }
 }
 
 async fn heartbeat(
@@ -483,11 +412,6 @@ async fn commit(
     Ok(errors.map(|(id, error)| (id, broker_error(error, ""))).collect())
 }
 
-/// One error for all.
-fn all_of(answer: Result<Refused, Error>) -> Result<(), Error> {
-    answer?.into_values().next().map_or(Ok(()), Err)
-}
-
 pub(crate) fn committed_offset(id: TopicPartition, offset: Offset) -> control::CommittedOffset {
     control::CommittedOffset {
         topic_id: id.topic.as_bytes().to_vec(),
@@ -497,66 +421,5 @@ pub(crate) fn committed_offset(id: TopicPartition, offset: Offset) -> control::C
     }
 }
 
-/// Where the group has committed, or else where it is to begin.
-async fn find(
-    client: &Client,
-    coordinator: &Coordinator,
-    options: &Options,
-    partitions: &Partitions,
-) -> Result<Vec<Addition>, Error> {
-    let body = control::FetchOffsetsRequest {
-        group: coordinator.group().to_owned(),
-        partitions: membership::write(partitions.keys().copied()),
-    };
-    let time = options.retry_timeout;
-    let answer = coordinator.ask_within(time, "fetch offsets", request::Body::FetchOffsets(body)).await?;
-    let response::Body::FetchOffsets(answer) = answer else { return Err(unexpected("fetch offsets")) };
-    let committed: BTreeMap<_, _> = answer.offsets.iter().filter_map(id_and_offset).collect();
-
-    let mut by_topic: BTreeMap<(TopicId, Arc<str>), Vec<PartitionIndex>> = BTreeMap::new();
-    for (id, name) in partitions {
-        by_topic.entry((id.topic, Arc::clone(name))).or_default().push(id.partition);
-    }
-    let mut additions = Vec::with_capacity(partitions.len());
-    for ((topic, name), indexes) in by_topic {
-        let position = |index: &PartitionIndex| {
-            let id = TopicPartition { topic, partition: *index };
-            (*index, if committed.contains_key(&id) { Position::Beginning } else { options.from })
-        };
-        let asked: Vec<_> = indexes.iter().map(position).collect();
-        // One partition without a leader holds up no other.
-        let waiting = Waiting { time_max: time, spared_after: Some(SPARED_AFTER) };
-        let (known, answers) = offsets::list_within(waiting, client, &name, &asked).await?;
-        if known.id != topic {
-            return Err(Error::Broker {
-                code: ErrorCode::UnknownTopic,
-                message: format!("\"{name}\" was deleted and created again; the group will hear of it"),
-                suggestion: None,
-            });
-        }
-        for answer in answers {
-            let answer = match answer {
-                Ok(answer) => answer,
-                Err(refused) => {
-                    let error = refused.into_error(&known);
-                    tracing::info!(group = coordinator.group(), %error, "a partition is taken up later");
-                    continue;
-                }
-            };
-            let id = TopicPartition { topic, partition: answer.partition };
-            additions.push(Addition {
-                topic: Arc::clone(&known),
-                partition: answer.partition,
-                offset: committed.get(&id).copied().unwrap_or(answer.offset),
-                high_watermark: answer.high_watermark,
-            });
-        }
-    }
-    Ok(additions)
-}
-
-fn id_and_offset(committed: &control::CommittedOffset) -> Option<(TopicPartition, Offset)> {
-    let topic = TopicId::from_slice(&committed.topic_id)?;
-    let partition = PartitionIndex(committed.partition);
-    Some((TopicPartition { topic, partition }, Offset(committed.offset)))
-}
+#[cfg(test)]
+mod tests;

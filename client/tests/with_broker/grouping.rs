@@ -99,20 +99,9 @@ async fn a_record_counts_as_processed_when_the_next_one_is_asked_for() {
     let rig = Rig::with_topic(1).await;
     fill(&rig.client, 3).await;
     let mut consumer = member(&rig.client, "g");
-    next(&mut consumer).await;
-    // Time enough for many commits; the record is in hand all the while.
-    let is_committed = async {
-        loop {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            if committed_records(&rig.client, "g").await > 0 {
-                break;
-            }
-        }
-    };
-    assert!(timeout(Duration::from_millis(400), is_committed).await.is_err(), "it was not processed yet");
-    next(&mut consumer).await;
+    take(&mut consumer, 2).await;
     consumer.leave().await.expect("told");
-    assert_eq!(committed_records(&rig.client, "g").await, 1);
+    assert_eq!(committed_records(&rig.client, "g").await, 1, "the second one is in hand");
 }
 
 /// A joining member stops nobody else: the partitions that stay are read on while the others change hands.
@@ -213,8 +202,12 @@ async fn a_static_member_that_comes_back_gets_its_partitions_and_disturbs_nobody
     let mut again = instance("a");
     until_assigned(&mut again, 1).await;
     assert_eq!((again.assignment(), b.assignment().len()), (had, 1));
-    // Two of one name: the second is refused while the first is there.
-    let mut twice = instance("b");
+    // Two of one name: the second waits for as long as a crashed one would be missed, and is refused.
+    let mut twice = builder(&rig.client, "g")
+        .instance_id("b")
+        .session_timeout(Duration::from_secs(1))
+        .build()
+        .expect("settings that hold");
     let refused = timeout(PATIENCE, twice.next()).await.expect("in time").expect_err("it is taken");
     assert_eq!(refused.code(), Some(ErrorCode::InstanceInUse), "{refused}");
 }
@@ -274,6 +267,53 @@ async fn a_partition_is_paused_and_resumed_and_read_again_from_where_one_seeks()
     // What is committed does not go back.
     consumer.commit_sync().await.expect("no error");
     assert_eq!(committed_records(&rig.client, "g").await, 60);
+}
+
+/// Whoever gave up waiting has no record in hand, and was taken for waiting for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_who_waits_for_a_record_stays_a_member_without_one() {
+    let rig = Rig::with_topic(2).await;
+    let lost = Arc::new(Mutex::new(0));
+    let counted = Arc::clone(&lost);
+    let poll_interval = Duration::from_millis(300);
+    let mut consumer = builder(&rig.client, "g")
+        .poll_interval(poll_interval)
+        .on_revoked(move |partitions| *counted.lock().expect("no panics") += partitions.len())
+        .build()
+        .expect("settings that hold");
+    until_assigned(&mut consumer, 2).await;
+    assert!(timeout(5 * poll_interval, consumer.next()).await.is_err(), "there is none");
+    assert_eq!((*lost.lock().expect("no panics"), consumer.assignment().len()), (0, 2));
+    let mut other = member(&rig.client, "g");
+    until_assigned(&mut other, 2).await;
+}
+
+/// The join was still under way, and the coordinator waited for a member that was gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_leaves_while_joining_is_no_member_afterwards() {
+    let rig = Rig::with_topic(1).await;
+    let mut first = member(&rig.client, "g");
+    until_assigned(&mut first, 1).await;
+    for wait in 0..8 {
+        let mut consumer = member(&rig.client, "g");
+        let _ = timeout(Duration::from_millis(wait), consumer.next()).await;
+        consumer.leave().await.expect("told");
+        let described = rig.client.admin().describe_group("g").await.expect("it is there");
+        let members: Vec<_> = described.members.iter().map(|member| member.id.as_str()).collect();
+        assert_eq!(members, [first.member()]);
+    }
+}
+
+/// Seeking asks for no next record: what was in hand when the record was to be tried again came never again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_one_seeks_away_from_is_not_processed() {
+    let rig = Rig::with_topic(1).await;
+    fill(&rig.client, 10).await;
+    let mut consumer = member(&rig.client, "g");
+    assert_eq!(take(&mut consumer, 3).await, [(0, 0), (0, 1), (0, 2)]);
+    assert!(consumer.seek("t", quire_client::PartitionIndex(0), Offset(2)));
+    consumer.leave().await.expect("told");
+    assert_eq!(committed_records(&rig.client, "g").await, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use quire_client::{GroupDescription, GroupMember, GroupProgress, GroupState, MemberPartition, Timestamp};
+use quire_client::{
+    GroupDescription, GroupMember, GroupProgress, GroupState, MemberPartition, ProgressLog, Timestamp,
+};
 
 use crate::output::{counted, thousands};
 use crate::time;
@@ -144,13 +146,15 @@ fn nobody(now: &Look, findings: &mut Vec<Finding>) {
     }
     let since = now.group.since.map(|since| format!(" for {}", time::show_took(since))).unwrap_or_default();
     let topic = now.progress.first().map_or("TOPIC", |progress| progress.topic.as_str());
+    let is_known = now.progress.iter().all(|progress| progress.log.is_ok());
+    let (weight, waiting) = match lag(now) {
+        0 if is_known => (Weight::Note, "no record waits".to_owned()),
+        lag => (Weight::Stuck, format!("nobody processes its {}", counted(lag, "waiting record"))),
+    };
     add(
         findings,
-        Weight::Stuck,
-        format!(
-            "the group has had no members{since}: nobody processes its {}",
-            counted(lag(now), "waiting record")
-        ),
+        weight,
+        format!("the group has had no members{since}: {waiting}"),
         format!("start its consumers, e.g. quire consume {topic} --group {}", name(now)),
     );
 }
@@ -267,7 +271,9 @@ fn partitions(now: &Look, findings: &mut Vec<Finding>) {
     // One member's partitions are one story.
     for (index, member) in now.group.members.iter().enumerate() {
         let stale = |progress: &&GroupProgress| {
-            let has_lag = progress.log.as_ref().is_ok_and(|log| log.lag > 0);
+            // A record that has just come waits for no commit of before.
+            let waits = |log: &ProgressLog| log.behind.is_none_or(|behind| behind >= UNCOMMITTED_FROM);
+            let has_lag = progress.log.as_ref().is_ok_and(|log| log.lag > 0 && waits(log));
             progress.member == Some(index) && has_lag && uncommitted_for(progress, now) >= UNCOMMITTED_FROM
         };
         let stale: Vec<_> = now.progress.iter().filter(stale).collect();

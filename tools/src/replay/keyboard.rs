@@ -1,15 +1,21 @@
 //! Keys, one by one, from a terminal that waits for no Enter; and the terminal as it was, however the command ends.
 
-use std::io::{self, IsTerminal, Read, Stdin};
+use std::collections::VecDeque;
+use std::io::{self, IsTerminal, Stdin};
+use std::time::Duration;
 
+use rustix::fs::{FileType, fstat};
 use rustix::process::{Signal, getpgrp, getpid, kill_process};
 use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios};
 use rustix::termios::{tcgetattr, tcgetpgrp, tcsetattr};
 use tokio::signal::unix::{self, SignalKind};
-use tokio::sync::mpsc;
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
-/// Keys typed ahead; what is typed beyond them waits in the terminal.
-const KEYS_AHEAD: usize = 64;
+/// Bytes read at a time; what is typed ahead of them waits in the terminal.
+const BYTES_AT_A_TIME: usize = 64;
+/// How often it looks for keys, or in the background whether it has the terminal again. Reading would have to wait on a thread,
+/// and whoever waits so when the shell takes the terminal away is stopped for it.
+const LOOK_INTERVAL: Duration = Duration::from_millis(30);
 
 /// What a key asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,58 +36,91 @@ pub enum Key {
 pub struct Keyboard {
     terminal: Stdin,
     before: Termios,
-    keys: mpsc::Receiver<Key>,
+    /// Whether keys come at once; not in the background, where the terminal is somebody else's.
+    is_listening: bool,
+    decoder: Decoder,
+    keys: VecDeque<Key>,
+    looks: Interval,
     /// Ctrl-Z.
     suspend: unix::Signal,
 }
 
 impl Keyboard {
-    /// Takes the terminal; `None` where there is none, or this process does not have it at the moment.
+    /// Takes the terminal; `None` where there is none, where this process does not have it at the moment, or where standard
+    /// output goes to another process, which may want the keys itself: a pager does.
+    ///
+    /// # Panics
+    /// If it is not called on a tokio runtime.
     pub fn take() -> Option<Keyboard> {
         let terminal = io::stdin();
-        if !terminal.is_terminal() || !is_foreground(&terminal) {
+        if !terminal.is_terminal() || !is_foreground(&terminal) || is_piped() {
             return None;
         }
         let before = tcgetattr(&terminal).ok()?;
         let suspend = unix::signal(SignalKind::from_raw(Signal::TSTP.as_raw())).ok()?;
-        let (sender, keys) = mpsc::channel(KEYS_AHEAD);
-        let keyboard = Keyboard { terminal, before, keys, suspend };
+        let mut looks = interval(LOOK_INTERVAL);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let (decoder, keys) = (Decoder::Plain, VecDeque::new());
+        let mut keyboard = Keyboard { terminal, before, is_listening: false, decoder, keys, looks, suspend };
         keyboard.listen();
-        std::thread::spawn(move || read_keys(&sender));
-        Some(keyboard)
+        Some(keyboard).filter(|keyboard| keyboard.is_listening)
     }
 
     /// The next key; for ever where none can come any more. Ctrl-Z is dealt with meanwhile: the process stops with the
-    /// terminal as it was, and takes it again when it goes on. Dropping the future loses nothing.
+    /// terminal as it was, and takes it again when it goes on, or comes back from the background. Dropping the future loses
+    /// nothing.
     pub async fn key(&mut self) -> Key {
         loop {
+            if let Some(key) = self.keys.pop_front() {
+                return key;
+            }
             tokio::select! {
-                Some(key) = self.keys.recv() => return key,
+                _ = self.looks.tick() => match self.is_listening {
+                    true => self.read(),
+                    false => self.listen(),
+                },
                 Some(()) = self.suspend.recv() => {
                     self.restore();
                     let _ = kill_process(getpid(), Signal::STOP);
-                    if is_foreground(&self.terminal) {
-                        self.listen();
-                    }
+                    self.listen();
                 }
-                else => return std::future::pending().await,
             }
         }
     }
 
-    /// Keys come at once and are not shown; Ctrl-C and Ctrl-Z stay signals.
-    fn listen(&self) {
-        let mut mode = self.before.clone();
-        mode.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO);
-        mode.special_codes[SpecialCodeIndex::VMIN] = 1;
-        mode.special_codes[SpecialCodeIndex::VTIME] = 0;
-        // A terminal that takes no such mode still serves, with an Enter behind each key.
-        let _ = tcsetattr(&self.terminal, OptionalActions::Now, &mode);
+    /// Takes what was typed. Whoever reads in the background is stopped by the system, and whoever reads a terminal in its usual
+    /// mode waits for Enter.
+    fn read(&mut self) {
+        self.is_listening =
+            is_foreground(&self.terminal) && tcgetattr(&self.terminal).is_ok_and(is_immediate);
+        if !self.is_listening {
+            return;
+        }
+        let mut bytes = [0; BYTES_AT_A_TIME];
+        // One that is gone has no more keys.
+        let count = rustix::io::read(&self.terminal, &mut bytes).unwrap_or(0);
+        self.keys.extend(bytes[..count].iter().filter_map(|byte| self.decoder.take(*byte)));
     }
 
-    fn restore(&self) {
-        // One that is gone has nothing to be restored.
-        let _ = tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
+    /// Keys come at once and are not shown, while this process is in the foreground; Ctrl-C and Ctrl-Z stay signals.
+    fn listen(&mut self) {
+        if !is_foreground(&self.terminal) {
+            return;
+        }
+        let mut mode = self.before.clone();
+        mode.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO);
+        // Reading waits for nothing.
+        mode.special_codes[SpecialCodeIndex::VMIN] = 0;
+        mode.special_codes[SpecialCodeIndex::VTIME] = 0;
+        self.is_listening = tcsetattr(&self.terminal, OptionalActions::Now, &mode).is_ok();
+    }
+
+    fn restore(&mut self) {
+        // Whoever changes it from the background is stopped by the system, and has changed nothing.
+        if std::mem::take(&mut self.is_listening) && is_foreground(&self.terminal) {
+            // One that is gone has nothing to be restored.
+            let _ = tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
+        }
     }
 }
 
@@ -91,21 +130,20 @@ impl Drop for Keyboard {
     }
 }
 
+/// Whether reading takes what is there, and waits for nothing.
+fn is_immediate(mode: Termios) -> bool {
+    !mode.local_modes.contains(LocalModes::ICANON) && mode.special_codes[SpecialCodeIndex::VMIN] == 0
+}
+
 /// Whoever is not in the foreground is stopped by the system for reading keys.
 fn is_foreground(terminal: &Stdin) -> bool {
     tcgetpgrp(terminal).is_ok_and(|group| group == getpgrp())
 }
 
-/// On a thread of its own, since a terminal can only be waited for, not called back.
-fn read_keys(sender: &mpsc::Sender<Key>) {
-    let mut decoder = Decoder::Plain;
-    for byte in io::stdin().lock().bytes().map_while(Result::ok) {
-        if let Some(key) = decoder.take(byte)
-            && sender.blocking_send(key).is_err()
-        {
-            return;
-        }
-    }
+/// Whether standard output is read by another process.
+fn is_piped() -> bool {
+    let kind = fstat(io::stdout()).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    kind.is_ok_and(|kind| matches!(kind, FileType::Fifo | FileType::Socket))
 }
 
 /// Understands keys byte by byte; an arrow is three of them.

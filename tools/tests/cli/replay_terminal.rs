@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, ChildStdout, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::support::{Dev, Home};
 
-/// A terminal with a process on it, whose standard output goes elsewhere.
+/// A terminal with a process on it, whose standard output goes into a file.
 struct Terminal {
     keys: File,
     /// The process's side, kept open so that its state can be looked at.
@@ -21,11 +21,17 @@ struct Terminal {
     written: mpsc::Receiver<Vec<u8>>,
     screen: String,
     child: Child,
-    out: BufReader<ChildStdout>,
+    out: BufReader<File>,
 }
 
 impl Terminal {
     fn start(home: &Home, args: &[&str]) -> Terminal {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        let out = BufReader::new(file.reopen().expect("it is there"));
+        Terminal::start_into(home, args, out, file.into_file().into())
+    }
+
+    fn start_into(home: &Home, args: &[&str], out: BufReader<File>, stdout: Stdio) -> Terminal {
         let control = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudoterminal");
         grantpt(&control).and_then(|()| unlockpt(&control)).expect("it is ours");
         let name = ptsname(&control, Vec::new()).expect("it has a name");
@@ -35,17 +41,16 @@ impl Terminal {
         let (keys, line) = (File::from(control), File::from(line));
         let stdio = || Stdio::from(line.try_clone().expect("another handle"));
         // It becomes the terminal of a session of its own, as a shell's.
-        let mut child = home
+        let child = home
             .command("setsid")
             .args(["--ctty", env!("CARGO_BIN_EXE_quire")])
             .args(args)
             .env("TERM", "xterm")
             .stdin(stdio())
             .stderr(stdio())
-            .stdout(Stdio::piped())
+            .stdout(stdout)
             .spawn()
             .expect("setsid is installed");
-        let out = BufReader::new(child.stdout.take().expect("it is piped"));
         let (sender, written) = mpsc::channel();
         let mut reader = keys.try_clone().expect("another handle");
         std::thread::spawn(move || {
@@ -64,8 +69,12 @@ impl Terminal {
 
     /// The next line of the process's standard output.
     fn data(&mut self) -> String {
+        let given_up = Instant::now() + Duration::from_secs(30);
         let mut line = String::new();
-        self.out.read_line(&mut line).expect("a line of text");
+        while self.out.read_line(&mut line).is_ok() && !line.ends_with('\n') {
+            assert!(Instant::now() < given_up, "no line comes after {line:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
         line.trim_end().to_owned()
     }
 
@@ -159,20 +168,23 @@ fn the_terminal_is_as_it_was_however_a_replay_ends() {
         terminal.shows(told);
         assert!(terminal.is_as_usual(), "after {key:?}");
     }
-    let mut terminal = Terminal::start(&dev.home, &["replay", "t"]);
-    assert_eq!(terminal.data(), "0");
-    terminal.shows("space pause");
-    // Whoever reads the data has gone.
-    terminal.out = BufReader::new(dead_output(&dev.home));
-    terminal.press(b"n");
-    assert_eq!(terminal.ends(), Some(0));
-    assert!(terminal.is_as_usual(), "after a closed output");
 }
 
-/// The output of something that has ended.
-fn dead_output(home: &Home) -> ChildStdout {
-    let mut child = home.command("true").stdout(Stdio::piped()).spawn().expect("it is installed");
-    let out = child.stdout.take().expect("it is piped");
-    child.wait().expect("it ends");
-    out
+/// A pager reads its keys from the same terminal: two that change how it behaves leave it to the shell without an echo.
+#[test]
+fn whoever_reads_the_output_may_have_the_keys() {
+    let dev = with_four();
+    let nothing = tempfile::tempfile().expect("a temporary file");
+    let mut terminal =
+        Terminal::start_into(&dev.home, &["replay", "t"], BufReader::new(nothing), Stdio::piped());
+    let mut out = BufReader::new(terminal.child.stdout.take().expect("it is piped"));
+    let mut line = String::new();
+    out.read_line(&mut line).expect("a line of text");
+    assert_eq!(line, "0\n");
+    terminal.shows("▶ 1970-01-01T00:00:00Z");
+    assert!(terminal.is_as_usual(), "{:?}", terminal.screen);
+    terminal.press(b"\x03");
+    assert_eq!(terminal.ends(), Some(130));
+    terminal.shows("1 record, interrupted");
+    assert!(terminal.is_as_usual());
 }

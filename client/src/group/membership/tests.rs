@@ -2,28 +2,28 @@ use super::*;
 
 const SESSION: Duration = Duration::from_secs(10);
 
-struct Member {
-    membership: Membership,
-    now: Instant,
+pub(in crate::group) struct Member {
+    pub membership: Membership,
+    pub now: Instant,
 }
 
-fn id(partition: u32) -> TopicPartition {
+pub(in crate::group) fn id(partition: u32) -> TopicPartition {
     TopicPartition { topic: TopicId([7; 16]), partition: PartitionIndex(partition) }
 }
 
-fn ids(partitions: &[u32]) -> BTreeSet<TopicPartition> {
+pub(in crate::group) fn ids(partitions: &[u32]) -> BTreeSet<TopicPartition> {
     partitions.iter().copied().map(id).collect()
 }
 
-fn named(partitions: &[u32]) -> Partitions {
+pub(in crate::group) fn named(partitions: &[u32]) -> Partitions {
     ids(partitions).into_iter().map(|id| (id, "flights".into())).collect()
 }
 
-fn refused(code: ErrorCode) -> Input {
+pub(in crate::group) fn refused(code: ErrorCode) -> Input {
     Input::Answered(Err(Error::Broker { code, message: "no".into(), suggestion: None }))
 }
 
-fn answer(member_epoch: i32, assignment: Option<&[u32]>) -> Input {
+pub(in crate::group) fn answer(member_epoch: i32, assignment: Option<&[u32]>) -> Input {
     let assigned = |partitions: &[u32]| TopicPartitions {
         topic_id: vec![7; 16],
         partitions: partitions.to_vec(),
@@ -57,7 +57,7 @@ impl Member {
     }
 
     /// One that has joined and reads these.
-    fn reading(partitions: &[u32]) -> Member {
+    pub(in crate::group) fn reading(partitions: &[u32]) -> Member {
         let mut member = Member::new("");
         member.pass(0);
         let actions = member.tell(answer(1, Some(partitions)));
@@ -67,11 +67,11 @@ impl Member {
         member
     }
 
-    fn tell(&mut self, input: Input) -> Vec<Action> {
+    pub(in crate::group) fn tell(&mut self, input: Input) -> Vec<Action> {
         self.membership.handle(self.now, input)
     }
 
-    fn pass(&mut self, ms: u64) -> Vec<Action> {
+    pub(in crate::group) fn pass(&mut self, ms: u64) -> Vec<Action> {
         self.now += Duration::from_millis(ms);
         self.tell(Input::TimePassed)
     }
@@ -212,6 +212,24 @@ fn one_that_is_not_answered_for_its_session_takes_itself_for_dead() {
     assert_eq!(request(&actions).member_epoch, 0);
 }
 
+/// A heartbeat was answered after its member had fenced itself. It took the epoch for its own, had nothing and was told
+/// nothing, so that the partitions that it was still assigned were read by nobody.
+#[test]
+fn what_comes_after_it_took_itself_for_dead_is_not_believed() {
+    for late in [answer(1, None), answer(5, Some(&[0, 1])), refused(ErrorCode::NotAuthorized)] {
+        let mut member = Member::reading(&[0, 1]);
+        let half = SESSION.as_millis() as u64 / 2;
+        assert!(!request(&member.pass(half)).has_owned, "nothing has changed");
+        let lost = member.pass(half);
+        assert_eq!(lost, [Action::Lose(ids(&[0, 1]))], "one heartbeat at a time");
+        let actions = member.tell(late);
+        let join = request(&actions);
+        assert_eq!((actions.len(), join.member_epoch, join.has_owned), (1, 0, true));
+        assert_eq!(member.membership.epoch(), None);
+        assert_eq!(member.tell(answer(6, Some(&[0, 1]))), [Action::Take(1, named(&[0, 1]))]);
+    }
+}
+
 #[test]
 fn what_no_retry_mends_ends_it() {
     let mut member = Member::reading(&[0]);
@@ -239,12 +257,54 @@ fn retries_are_spaced() {
 fn a_static_member_leaves_for_a_while_and_any_other_for_good() {
     for (instance, epoch) in [("", -1), ("till-1", -2)] {
         let mut member = Member::new(instance);
-        assert_eq!(member.membership.leaving(), None, "it never joined");
+        assert_eq!(member.membership.leaving(), None, "it never asked to join");
         member.pass(0);
+        // It may be a member before it knows.
+        assert_eq!(member.membership.leaving().map(|leaving| leaving.member_epoch), Some(epoch));
         member.tell(answer(1, Some(&[0])));
         let leaving = member.membership.leaving().expect("it has joined");
         assert_eq!((leaving.member_epoch, leaving.instance_id.as_str()), (epoch, instance));
     }
+}
+
+#[test]
+fn one_that_the_coordinator_does_not_have_need_not_leave() {
+    for code in [ErrorCode::NotAuthorized, ErrorCode::CoordinatorLoading, ErrorCode::FencedMemberEpoch] {
+        let mut member = Member::new("");
+        member.pass(0);
+        let actions = member.tell(refused(code));
+        let asks_again = actions.iter().any(|action| matches!(action, Action::Heartbeat(_)));
+        let is_final = code == ErrorCode::NotAuthorized;
+        assert_eq!(member.membership.leaving().is_none(), is_final, "{code:?}: {actions:?}");
+        assert_eq!(asks_again, code == ErrorCode::FencedMemberEpoch);
+    }
+    let mut member = Member::reading(&[0]);
+    member.tell(Input::Abandoned);
+    assert_eq!(member.membership.leaving(), None, "it has left");
+}
+
+/// A static member that crashed was refused for as long as its own session from before went on, and ended with an error.
+#[test]
+fn an_instance_id_is_waited_for_until_a_session_is_over() {
+    let join = |seconds: u64| {
+        let mut member = Member::new("till-1");
+        let begun = member.now;
+        member.pass(0);
+        let mut actions = Vec::new();
+        while member.now - begun < Duration::from_secs(seconds) {
+            actions = member.tell(refused(ErrorCode::InstanceInUse));
+            if actions.is_empty() {
+                actions = member.pass(2000);
+            }
+        }
+        (member, actions)
+    };
+    let (mut member, actions) = join(SESSION.as_secs());
+    assert_eq!(request(&actions).member_epoch, 0, "it asks again");
+    assert!(member.membership.is_joining());
+    assert_eq!(member.tell(answer(4, Some(&[1]))), [Action::Take(0, named(&[1]))]);
+    let (member, actions) = join(2 * SESSION.as_secs());
+    assert!(actions.is_empty() && !member.membership.is_joining(), "another one that lives has it");
 }
 
 #[test]

@@ -1,6 +1,4 @@
-use quire_client::{
-    BrokerId, Error, GroupSummary, Offset, PartitionIndex, ProgressLog, TopicId, TopicPartition,
-};
+use quire_client::{BrokerId, Error, GroupSummary, Offset, PartitionIndex, TopicId, TopicPartition};
 
 use super::*;
 
@@ -98,6 +96,14 @@ fn a_group_without_members_is_said_to_be_one_with_what_waits() {
 }
 
 #[test]
+fn a_group_without_members_that_has_processed_everything_is_not_stuck() {
+    let look = look(vec![], vec![progress(0, 100, 100, 9, None)]);
+    let findings = explain(&look, &look);
+    assert_eq!(findings[0].what, "the group has had no members for 3 m 10 s: no record waits");
+    assert_eq!((findings.len(), findings[0].weight), (1, Weight::Note));
+}
+
+#[test]
 fn a_silent_member_is_named_with_the_time_that_it_has_left() {
     let mut silent = member("worker-b", &[1]);
     silent.silent_for = Some(Duration::from_secs(40));
@@ -125,6 +131,18 @@ fn a_member_that_commits_nothing_is_told_with_what_it_holds_up() {
             "partition 3: member a (billing/1.0 at 10.0.0.11) has not committed anything yet, and 20 records wait"
         ]
     );
+}
+
+/// A topic with a record every ten minutes was said to be behind whenever one had just come.
+#[test]
+fn a_record_that_has_just_come_is_nothing_to_be_explained() {
+    let of_age = |seconds| {
+        let mut progress = progress(3, 11, 10, 600, Some(0));
+        progress.log.as_mut().expect("known").behind = Some(Duration::from_secs(seconds));
+        told(&look(vec![member("a", &[3])], vec![progress]))
+    };
+    assert_eq!(of_age(1), [""; 0]);
+    assert_eq!(of_age(30).len(), 1);
 }
 
 #[test]
