@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use quire_client::{Client, PROFILE_VARIABLE, Profile};
+use quire_client::{Client, Profile};
 use quire_protocol::limits;
 use serde::Serialize;
 use tokio::time::timeout;
@@ -137,8 +137,7 @@ async fn write_profile(name: Option<&str>, data: &Path, args: &ProfileArgs) -> R
 
 /// Brings the profile in use up to date.
 async fn renew_profile(name: Option<&str>) -> Result<(), Failure> {
-    let from_environment = std::env::var(PROFILE_VARIABLE).ok().filter(|name| !name.is_empty());
-    let name = name.map(str::to_owned).or(from_environment).map_or_else(Profile::default_name, Ok)?;
+    let name = name.map_or_else(Profile::default_name, |name| Ok(name.to_owned()))?;
     let profile = Profile::load(Some(&name))?;
     let brokers = brokers_of(&profile).await.map_err(|error| connect::about_profile(&profile, error))?;
     let address = renewed(profile.address(), &brokers);

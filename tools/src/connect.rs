@@ -175,7 +175,10 @@ mod tests {
     fn nobody_who_has_a_cluster_is_told_to_start_a_broker_of_his_own() {
         let unreachable = || Error::Unreachable { address: "a:1".into(), why: "gone".into() };
         let one = about_profile(&Profile::new("quire://a:1"), unreachable()).to_string();
-        assert!(one.contains("'quire dev' starts one") && one.contains("quire cluster profile --data"), "{one}");
+        assert!(
+            one.contains("'quire dev' starts one") && one.contains("quire cluster profile --data"),
+            "{one}"
+        );
         let all = about_profile(&Profile::new("quire://a:1,b:1"), unreachable()).to_string();
         assert!(all.contains("names quire://a:1,b:1: check") && !all.contains("quire dev"), "{all}");
     }
