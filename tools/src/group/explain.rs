@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use quire_client::{GroupDescription, GroupMember, GroupProgress, GroupState, MemberPartition, Timestamp};
 
-use crate::output::{counted, thousands};
+use crate::output::{counted, quoted, thousands};
 use crate::time;
 
 /// A member that heartbeats is never silent for so long.
@@ -144,14 +144,18 @@ fn nobody(now: &Look, findings: &mut Vec<Finding>) {
     }
     let since = now.group.since.map(|since| format!(" for {}", time::show_took(since))).unwrap_or_default();
     let topic = now.progress.first().map_or("TOPIC", |progress| progress.topic.as_str());
-    add(
-        findings,
-        Weight::Stuck,
-        format!(
+    let what = match now.progress.is_empty() {
+        true => format!("the group has had no members{since}, and has committed nothing"),
+        false => format!(
             "the group has had no members{since}: nobody processes its {}",
             counted(lag(now), "waiting record")
         ),
-        format!("start its consumers, e.g. quire consume {topic} --group {}", name(now)),
+    };
+    add(
+        findings,
+        Weight::Stuck,
+        what,
+        format!("start its consumers, e.g. quire consume {topic} --group {}", quoted(name(now))),
     );
 }
 

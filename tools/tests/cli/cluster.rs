@@ -134,7 +134,8 @@ fn a_profile_names_every_broker_so_that_none_of_them_is_needed() {
     let text_of = |file: &Path| std::fs::read_to_string(file).expect("it is whole");
     let whole = text_of(&old);
     let line = whole.lines().find(|line| line.starts_with("address")).expect("it has one");
-    std::fs::write(&old, whole.replace(line, &format!("address = \"quire://{founder}\""))).expect("it is ours");
+    std::fs::write(&old, whole.replace(line, &format!("address = \"quire://{founder}\"")))
+        .expect("it is ours");
     let renewed = home.quire(&["--profile", "cluster", "cluster", "profile"]).assert().success();
     let told = text(&renewed.get_output().stderr);
     assert_eq!(told.matches("127.0.0.1:").count(), 3, "{told}");
@@ -145,6 +146,11 @@ fn a_profile_names_every_broker_so_that_none_of_them_is_needed() {
     home.stdout(&["--profile", "cluster", "topic", "list"]);
     home.stdout(&["--profile", "again", "cluster", "profile", "--data", path(&data(home, 1))]);
     home.stdout(&["--profile", "again", "topic", "list"]);
+
+    // Nor is a list of groups whole that most brokers did not answer for.
+    three.kill(2);
+    let partial = three.home.failure(&["--profile", "broker-3", "group", "list", "--json"], 1);
+    assert!(partial.contains("groups may be missing") && !partial.contains("no groups yet"), "{partial}");
 }
 
 #[test]
