@@ -73,10 +73,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use quire_engine::controller::Image;
 use quire_protocol::BrokerId;
 use quire_storage::disk::{Disk, OsDisk};
+use tokio::sync::watch;
 
-use config::FirstStart;
+use config::{FirstStart, HostPort};
 use running::Running;
 
 pub use cluster::ClusterError;
@@ -111,6 +113,34 @@ pub struct ClientCredentials {
     pub certificate_pem: String,
     /// The key of the client's certificate.
     pub key_pem: String,
+}
+
+/// Where clients reach the brokers of a cluster.
+#[derive(Debug, Clone)]
+pub struct ClientAddresses {
+    changes: watch::Receiver<Arc<Image>>,
+}
+
+impl ClientAddresses {
+    /// Of each registered broker, by number.
+    pub fn now(&self) -> Vec<HostPort> {
+        let image = Arc::clone(&self.changes.borrow());
+        image.brokers().map(|broker| HostPort { host: broker.host.clone(), port: broker.port }).collect()
+    }
+
+    /// Waits until they are others than these. For ever, once the broker has stopped. Dropping the future loses nothing.
+    pub async fn others_than(&mut self, known: &[HostPort]) -> Vec<HostPort> {
+        loop {
+            self.changes.mark_unchanged();
+            let now = self.now();
+            if now != known {
+                return now;
+            }
+            if self.changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
 }
 
 /// Options of a [`Broker`] inside a process of its own.
@@ -177,6 +207,11 @@ impl Broker {
     /// The UDP address that other brokers of the cluster connect to, if it is in one.
     pub fn peer_address(&self) -> Option<SocketAddr> {
         self.running.peer_address()
+    }
+
+    /// Where clients reach the brokers of the cluster, as it is now and as it changes.
+    pub fn client_addresses(&self) -> ClientAddresses {
+        ClientAddresses { changes: self.running.changes() }
     }
 
     /// Makes a token with which one broker can join the cluster in the time given.

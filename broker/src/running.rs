@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use quinn::Endpoint;
-use quire_engine::controller::RegisterBroker;
+use quire_engine::controller::{Image, RegisterBroker};
 use quire_protocol::{BrokerId, ErrorCode, limits};
 use quire_storage::disk::Disk;
 use tokio::sync::{mpsc, watch};
@@ -279,6 +279,11 @@ impl Running {
 
     pub(crate) fn peer_address(&self) -> Option<SocketAddr> {
         self.parts().logs.metadata.cluster().map(|cluster| cluster.peers.address())
+    }
+
+    /// Follows the cluster's metadata.
+    pub(crate) fn changes(&self) -> watch::Receiver<Arc<Image>> {
+        self.parts().logs.metadata.shared().changes()
     }
 
     pub(crate) async fn join_token(&self, age: Duration) -> Result<JoinToken, TokenError> {

@@ -155,7 +155,7 @@ impl Error {
         match self {
             Error::Profile(error) => error.advice(),
             Error::Address { .. } => "Write it as quire://HOST:PORT, e.g. quire://127.0.0.1:9440.".into(),
-            Error::Unreachable { .. } => "Check that the broker runs and that the address is right; 'quire dev' starts one on this machine.".into(),
+            Error::Unreachable { .. } => "Check that the broker runs and that the address is right.".into(),
             Error::ConnectionLost { .. } => "Check that the broker still runs, then try again.".into(),
             Error::CertificateRefused { .. } => "Use the profile that belongs to this cluster; 'quire dev' writes a new one on every start.".into(),
             Error::CertificateName { .. } => "List the name in the broker's 'tls.names' and start it again; or write 'server_name' with a name that it has into the profile.".into(),

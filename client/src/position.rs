@@ -22,14 +22,14 @@ pub enum Position {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "\"{0}\" is not a position: write beginning, end, an offset (18422), -N for the last N records, \
-     a time (2013-06-13, 2013-06-13T10:00Z) or an age (90s, 2h, 7d)"
+     a time (2013-06-13, 2013-06-13T10:00Z) or an age (90s, 2h, \"7d ago\")"
 )]
 pub struct InvalidPosition(String);
 
 impl Position {
     /// Reads a position: `beginning`, `end`, an offset `18422`, `-100` (the last hundred records), a time in
-    /// RFC 3339 (UTC unless it says otherwise; a date alone is its midnight) or an age `2h`, also `2h ago` (two hours
-    /// before `now`).
+    /// RFC 3339 (UTC unless it says otherwise; a date alone is its midnight) or an age `2h`, also `2h ago` and
+    /// `2 hours ago` (two hours before `now`).
     ///
     /// # Errors
     /// If the text is none of these.
@@ -70,22 +70,23 @@ impl Position {
     }
 }
 
-/// `90s`, `1h30m`, `7d`: milliseconds.
+/// `90s`, `1h30m`, `7d`, `2 hours`: milliseconds.
 fn parse_age(text: &str) -> Option<i64> {
     let mut total = 0i64;
     let mut rest = text;
     while !rest.is_empty() {
         let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
         let (number, after) = rest.split_at(digits);
+        let after = after.trim_start();
         let unit_len = after.bytes().take_while(u8::is_ascii_alphabetic).count();
         let (unit, after) = after.split_at(unit_len);
         let unit_ms = match unit {
             "ms" => 1,
-            "s" => 1_000,
-            "m" | "min" => 60_000,
-            "h" => 3_600_000,
-            "d" => 86_400_000,
-            "w" => 604_800_000,
+            "s" | "second" | "seconds" => 1_000,
+            "m" | "min" | "minute" | "minutes" => 60_000,
+            "h" | "hour" | "hours" => 3_600_000,
+            "d" | "day" | "days" => 86_400_000,
+            "w" | "week" | "weeks" => 604_800_000,
             _ => return None,
         };
         total = total.checked_add(number.parse::<i64>().ok()?.checked_mul(unit_ms)?)?;
@@ -119,6 +120,9 @@ mod tests {
             ("-100", Position::BeforeEnd(100)),
             ("2h", Position::Timestamp(Timestamp(NOW.0 - 7_200_000))),
             ("2h ago", Position::Timestamp(Timestamp(NOW.0 - 7_200_000))),
+            ("2 h ago", Position::Timestamp(Timestamp(NOW.0 - 7_200_000))),
+            ("2 hours ago", Position::Timestamp(Timestamp(NOW.0 - 7_200_000))),
+            ("1 hour 30 minutes", Position::Timestamp(Timestamp(NOW.0 - 5_400_000))),
             ("1h30m", Position::Timestamp(Timestamp(NOW.0 - 5_400_000))),
             ("2013-06-13", Position::Timestamp(Timestamp(1_371_081_600_000))),
             ("2013-06-13T00:01", Position::Timestamp(Timestamp(1_371_081_660_000))),

@@ -142,6 +142,16 @@ pub enum TopicConfigError {
         /// What it takes.
         expected: String,
     },
+    /// What may be compacted only later than it has to be.
+    #[error(
+        "min.compaction.lag.ms = {min_ms} is more than max.compaction.lag.ms = {max_ms}: expected at most as much"
+    )]
+    CompactionLag {
+        /// How long a record is safe from compaction (milliseconds).
+        min_ms: u128,
+        /// In how long it is to be compacted (milliseconds).
+        max_ms: u128,
+    },
 }
 
 /// One key a topic can be configured with.
@@ -301,6 +311,21 @@ impl TopicConfig {
         Ok(config)
     }
 
+    /// Whether the settings go with one another. Apart from [`TopicConfig::with_overrides`], so that what is already kept
+    /// can always be read.
+    ///
+    /// # Errors
+    /// If two of them contradict each other.
+    pub fn check(&self) -> Result<(), TopicConfigError> {
+        match self.compaction_lag_max {
+            Some(max) if max < self.compaction_lag_min => Err(TopicConfigError::CompactionLag {
+                min_ms: self.compaction_lag_min.as_millis(),
+                max_ms: max.as_millis(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Every key with its effective value, in alphabetical order.
     pub fn entries(&self) -> impl Iterator<Item = (&'static str, String)> + '_ {
         KEYS.iter().map(|key| (key.name, (key.show)(self)))
@@ -383,6 +408,21 @@ mod tests {
         let expected = "cleanup.policy = \"compact,compact\": expected delete, compact or compact,delete";
         assert_eq!(error.to_string(), expected);
         assert!(policy("").is_err() && policy("purge").is_err());
+    }
+
+    #[test]
+    fn nothing_is_safe_from_compaction_for_longer_than_until_it_has_to_be_compacted() {
+        let lags = |min: &str, max: &str| {
+            let overrides = [("min.compaction.lag.ms", min), ("max.compaction.lag.ms", max)];
+            let overrides = overrides.map(|(key, value)| (key.to_owned(), value.to_owned()));
+            TopicConfig::with_overrides(&BTreeMap::from(overrides)).expect("each is in range").check()
+        };
+        assert_eq!(lags("1000", "1000"), Ok(()));
+        assert_eq!(lags("1000", "-1"), Ok(()));
+        let told = lags("1000", "10").expect_err("not both can be").to_string();
+        let expected =
+            "min.compaction.lag.ms = 1000 is more than max.compaction.lag.ms = 10: expected at most as much";
+        assert_eq!(told, expected);
     }
 
     #[test]

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use quire_broker::config::{FirstStart, HostPort};
-use quire_broker::{Broker, Config, JoinToken};
+use quire_broker::{Broker, ClientAddresses, Config, JoinToken};
+use quire_client::{Profile, ProfileError};
 use quire_protocol::limits;
 use sd_notify::NotifyState;
 
+use crate::cluster;
 use crate::dev;
 use crate::embedded;
 use crate::failure::{Exit, Failure};
@@ -117,15 +119,18 @@ pub async fn run(args: &BrokerArgs) -> Result<Exit, Failure> {
     let (data, listens_as_told) = (config.data_dir.clone(), config.network.advertise.clone());
     let starting = Broker::from_config(config);
     let Some(broker) = embedded::start(starting, &mut stop).await? else { return Ok(Exit::Done) };
+    let mut profile = None;
     if broker.peer_address().is_some() {
         let address = listens_as_told
             .map_or_else(|| embedded::from_here(broker.address()).to_string(), |at| at.to_string());
+        profile = Some(KeptProfile::save(&broker, &data, &address)?);
         announce(args, &broker, &data, &address).await?;
     }
     tell_service_manager(NotifyState::Ready);
     tokio::select! {
         () = stop.stop() => {}
         () = end_of_input(), if args.stop_on_eof => {}
+        () = KeptProfile::keep(profile) => {}
     }
     tell_service_manager(NotifyState::Stopping);
     stop.force_on_next();
@@ -139,10 +144,50 @@ async fn end_of_input() {
     let _ = tokio::io::copy(&mut tokio::io::stdin(), &mut tokio::io::sink()).await;
 }
 
-/// Says what the broker of a cluster is and how to go on, and keeps what tools on this machine need.
+/// The profile in a data directory, with which tools on this machine reach this broker and the others.
+struct KeptProfile {
+    file: PathBuf,
+    profile: Profile,
+    /// This broker's.
+    address: String,
+    addresses: ClientAddresses,
+    written: Vec<HostPort>,
+}
+
+impl KeptProfile {
+    fn save(broker: &Broker, data: &Path, address: &str) -> Result<KeptProfile, Failure> {
+        let addresses = broker.client_addresses();
+        let kept = KeptProfile {
+            file: data.join(CLIENT_PROFILE),
+            profile: embedded::profile(broker),
+            address: address.to_owned(),
+            written: addresses.now(),
+            addresses,
+        };
+        kept.write()?;
+        Ok(kept)
+    }
+
+    fn write(&self) -> Result<(), ProfileError> {
+        let others = self.written.iter().map(ToString::to_string);
+        let profile = self.profile.clone().at(cluster::address_of(&self.address, others));
+        profile.save(&self.file)
+    }
+
+    /// Writes it again whenever brokers come or go, for ever.
+    async fn keep(kept: Option<KeptProfile>) {
+        let Some(mut kept) = kept else { return std::future::pending().await };
+        loop {
+            kept.written = kept.addresses.others_than(&kept.written).await;
+            if let Err(error) = kept.write() {
+                tracing::warn!(%error, "the profile in the data directory lacks brokers");
+            }
+        }
+    }
+}
+
+/// Says what the broker of a cluster is and how to go on, and keeps the token for the second.
 async fn announce(args: &BrokerArgs, broker: &Broker, data: &Path, address: &str) -> Result<(), Failure> {
-    let profile = data.join(CLIENT_PROFILE);
-    embedded::profile(broker).at(format!("quire://{address}")).save(&profile)?;
     let (id, cluster) = (broker.id(), broker.cluster_id());
     output::note(&format!("broker {id} of cluster {cluster} serves clients on {address}"));
     if !args.init {

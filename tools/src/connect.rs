@@ -15,10 +15,26 @@ pub async fn with_client<T>(
     work: impl AsyncFnOnce(&Client) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     let profile = Profile::load(profile)?;
-    let client = Client::connect_with(profile).await?;
+    let connected = Client::connect_with(profile.clone()).await;
+    let client = connected.map_err(|error| about_profile(&profile, error))?;
     let outcome = work(&client).await;
     client.close().await;
     outcome
+}
+
+/// An error at connecting with this profile: where nobody answers, how there could be one who does.
+pub fn about_profile(profile: &Profile, error: Error) -> Failure {
+    if !matches!(error, Error::Unreachable { .. }) {
+        return error.into();
+    }
+    let address = profile.address();
+    let hint = match address.contains(',') {
+        true => format!("the profile names {address}: check that one of them runs"),
+        false => "'quire dev' starts one on this machine; if it is one of a cluster, 'quire cluster profile --data DIR' \
+                  names the others too"
+            .to_owned(),
+    };
+    Failure::from(error).hint(hint)
 }
 
 impl From<ProfileError> for Failure {
@@ -153,6 +169,18 @@ mod tests {
         assert_eq!(Failure::from(refused(ErrorCode::NotAuthorized, None)).exit(), Exit::Refused);
         assert_eq!(Failure::from(refused(ErrorCode::DiskFull, None)).exit(), Exit::Failed);
         assert_eq!(Failure::from(ProfileError::NoConfigFolder).exit(), Exit::Usage);
+    }
+
+    #[test]
+    fn nobody_who_has_a_cluster_is_told_to_start_a_broker_of_his_own() {
+        let unreachable = || Error::Unreachable { address: "a:1".into(), why: "gone".into() };
+        let one = about_profile(&Profile::new("quire://a:1"), unreachable()).to_string();
+        assert!(
+            one.contains("'quire dev' starts one") && one.contains("quire cluster profile --data"),
+            "{one}"
+        );
+        let all = about_profile(&Profile::new("quire://a:1,b:1"), unreachable()).to_string();
+        assert!(all.contains("names quire://a:1,b:1: check") && !all.contains("quire dev"), "{all}");
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub struct ConsumeArgs {
     /// Read as a member of this group: it shares the partitions out and remembers how far it is. --from is for partitions of
     /// which it has committed nothing
     #[arg(
-        short, long, value_name = "GROUP",
+        short, long, value_name = "GROUP", value_parser = crate::group::name,
         conflicts_with_all = ["partition", "until", "no_follow", "follow", "merge_by_time"]
     )]
     group: Option<String>,

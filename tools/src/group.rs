@@ -1,14 +1,16 @@
 //! `quire group`: list, describe, explain, reset, delete.
 
+mod away;
 pub mod explain;
 mod reset;
 mod table;
 
+use std::collections::BTreeSet;
 use std::io::{self, BufRead, IsTerminal};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use quire_client::{Client, Error, ErrorCode, GroupState, GroupSummary};
+use quire_client::{Client, Error, ErrorCode, GroupState, GroupSummary, Groups};
 use serde::Serialize;
 
 use crate::args::JsonArg;
@@ -33,7 +35,7 @@ pub enum GroupCommand {
     Explain(ExplainArgs),
     /// Move a group that has no members to another position
     Reset(reset::ResetArgs),
-    /// Delete a group that has no members, and what it has committed
+    /// Delete groups that have no members, and what they have committed
     Delete(DeleteArgs),
 }
 
@@ -56,11 +58,12 @@ pub struct ExplainArgs {
     output: JsonArg,
 }
 
-/// A group to delete.
+/// Groups to delete.
 #[derive(Debug, Args)]
 pub struct DeleteArgs {
-    /// Its name
-    group: String,
+    /// Their names
+    #[arg(required = true)]
+    groups: Vec<String>,
     /// Do not ask (nobody is asked where standard input is no terminal)
     #[arg(short, long)]
     yes: bool,
@@ -68,10 +71,24 @@ pub struct DeleteArgs {
     output: JsonArg,
 }
 
+/// Reads the name of a group that may come to be: one that breaks no line.
+///
+/// # Errors
+/// If it is empty or has control characters.
+pub(crate) fn name(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("a group needs a name".to_owned());
+    }
+    match text.chars().any(char::is_control) {
+        true => Err("a group's name has no line breaks or other control characters".to_owned()),
+        false => Ok(text.to_owned()),
+    }
+}
+
 /// Does it.
 ///
 /// # Errors
-/// If no broker can be reached, there is no such group, or the answer can not be written.
+/// If no broker can be reached, not every one of them answers for its groups, there is no such group, or the answer can not be written.
 pub async fn run(profile: Option<&str>, command: &GroupCommand) -> Result<Exit, Failure> {
     let work = async |client: &Client| match command {
         GroupCommand::List(args) => list(client, args.json).await,
@@ -85,14 +102,23 @@ pub async fn run(profile: Option<&str>, command: &GroupCommand) -> Result<Exit, 
 
 async fn list(client: &Client, json: bool) -> Result<(), Failure> {
     let groups = client.admin().list_groups().await?;
-    for why in &groups.unknown {
-        output::note(&format!("groups may be missing: {why}"));
+    match json {
+        true => groups.groups.iter().try_for_each(|group| output::print_json(&SummaryJson::from(group)))?,
+        false => print_list(&groups)?,
     }
-    if json {
-        return groups.groups.iter().try_for_each(|group| output::print_json(&SummaryJson::from(group)));
+    if groups.unknown.is_empty() {
+        return Ok(());
     }
+    let missing = Failure::failed("groups may be missing: not every broker says which it has");
+    let missing = groups.unknown.iter().fold(missing, |missing, why| missing.hint(why));
+    Err(missing.hint("see which brokers are there: quire cluster status"))
+}
+
+fn print_list(groups: &Groups) -> Result<(), Failure> {
     if groups.groups.is_empty() {
-        output::note("no groups yet   next: quire consume TOPIC --group NAME");
+        if groups.unknown.is_empty() {
+            output::note("no groups yet   next: quire consume TOPIC --group NAME");
+        }
         return Ok(());
     }
     let mut table = Table::new(&[
@@ -104,7 +130,7 @@ async fn list(client: &Client, json: bool) -> Result<(), Failure> {
     ]);
     for group in &groups.groups {
         table.row(vec![
-            group.name.clone(),
+            output::one_line(&group.name),
             state_name(group.state).to_owned(),
             thousands(group.members.into()),
             group.generation.to_string(),
@@ -121,10 +147,25 @@ async fn describe(client: &Client, args: &DescribeArgs) -> Result<(), Failure> {
             output::print_json(&table::json(&look))?;
             continue;
         }
+        let compacted = compacted(client, &look).await;
         let gap = if index == 0 { "" } else { "\n" };
-        output::print(&format!("{gap}{}", table::page(&look, Palette::stdout())))?;
+        output::print(&format!("{gap}{}", table::page(&look, &compacted, Palette::stdout())))?;
     }
     Ok(())
+}
+
+/// The topics of a group that are compacted: of which not every offset holds a record.
+async fn compacted(client: &Client, look: &Look) -> BTreeSet<String> {
+    let topics: BTreeSet<&str> = look.progress.iter().map(|progress| progress.topic.as_str()).collect();
+    let mut compacted = BTreeSet::new();
+    for topic in topics {
+        // Where nobody says, the lag is shown as it is.
+        let Ok(described) = client.admin().describe_topic_metadata(topic).await else { continue };
+        if described.config.get("cleanup.policy").is_some_and(|policy| policy.contains("compact")) {
+            compacted.insert(topic.to_owned());
+        }
+    }
+    compacted
 }
 
 async fn explain_group(client: &Client, args: &ExplainArgs) -> Result<(), Failure> {
@@ -154,15 +195,34 @@ async fn look(client: &Client, name: &str) -> Result<Look, Failure> {
 }
 
 async fn delete(client: &Client, args: &DeleteArgs) -> Result<(), Failure> {
-    let question = format!("delete group {} and what it has committed?", args.group);
+    let question = match args.groups.as_slice() {
+        [group] => format!("delete group {} and what it has committed?", output::one_line(group)),
+        groups => format!("delete groups {} and what they have committed?", output::list(groups)),
+    };
     if !args.yes && !confirmed(&question) {
         return Err(Failure::failed("nothing deleted: not confirmed"));
     }
-    client.admin().delete_group(&args.group).await.map_err(|error| about_group(&args.group, error))?;
-    if args.output.json {
-        return output::print_json(&DeletedJson { name: &args.group, deleted: true });
+    for name in &args.groups {
+        if let Err(error) = client.admin().delete_group(name).await {
+            return Err(not_deleted(client, name, error).await);
+        }
+        match args.output.json {
+            true => output::print_json(&DeletedJson { name, deleted: true })?,
+            false => output::print(&format!("deleted group {}\n", output::one_line(name)))?,
+        }
     }
-    output::print(&format!("deleted group {}\n", args.group))
+    Ok(())
+}
+
+/// Why a group is still there, with the members that keep it.
+async fn not_deleted(client: &Client, name: &str, error: Error) -> Failure {
+    if error.code() == Some(ErrorCode::GroupNotEmpty)
+        && let Ok(group) = client.admin().describe_group(name).await
+        && !group.members.is_empty()
+    {
+        return away::has_members(&group, "delete it");
+    }
+    about_group(name, error)
 }
 
 /// Whether the user says yes; nobody is asked where nobody can answer.
@@ -212,11 +272,16 @@ fn explanation(look: &Look, findings: &[Finding], palette: Palette) -> String {
     text
 }
 
-/// The total of what waits.
-fn total_lag(look: &Look) -> String {
+/// The total of what waits; of compacted topics there may be less.
+fn total_lag(look: &Look, compacted: &BTreeSet<String>) -> String {
+    if look.progress.is_empty() {
+        return "lag unknown: it has committed nothing".to_owned();
+    }
     let logs = || look.progress.iter().filter_map(|progress| progress.log.as_ref().ok());
     let lag: u64 = logs().map(|log| log.lag).sum();
-    let mut text = format!("lag {}", counted(lag, "record"));
+    let is_exact = look.progress.iter().all(|progress| !compacted.contains(&progress.topic));
+    let at_most = if is_exact || lag == 0 { "" } else { "at most " };
+    let mut text = format!("lag {at_most}{}", counted(lag, "record"));
     if let Some(behind) = logs().filter_map(|log| log.behind).max() {
         text.push_str(&format!(", {}", time::show_took(behind)));
     }

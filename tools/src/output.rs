@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -83,6 +84,15 @@ pub fn print_json(object: &impl Serialize) -> Result<(), Failure> {
     print(&line)
 }
 
+/// Whether whoever read standard output has gone, as far as that shows without writing to it.
+pub fn is_closed() -> bool {
+    let stdout = io::stdout();
+    let mut watched = [PollFd::new(&stdout, PollFlags::empty())];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let gone = PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL;
+    poll(&mut watched, Some(&at_once)).is_ok() && watched[0].revents().intersects(gone)
+}
+
 /// Writes one line to standard error. A standard error that is closed is nothing to fail for.
 pub fn note(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
@@ -131,6 +141,24 @@ pub fn list<T: ToString>(items: &[T]) -> String {
 /// `1 record`, `2 records`: the count with its noun, made plural by an s.
 pub fn counted(count: u64, noun: &str) -> String {
     format!("{} {noun}{}", thousands(count), if count == 1 { "" } else { "s" })
+}
+
+/// A name as a shell takes it, in quotes where it needs them: for commands that are to be copied.
+pub fn quoted(name: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,@%+=".contains(c);
+    match !name.is_empty() && name.chars().all(is_plain) && !name.starts_with('-') {
+        true => name.to_owned(),
+        false => format!("'{}'", name.replace('\'', "'\\''")),
+    }
+}
+
+/// A name as it can stand in a line or a table: what would break it is escaped.
+pub fn one_line(name: &str) -> String {
+    let escaped = |c: char| match c.is_control() {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    };
+    name.chars().map(escaped).collect()
 }
 
 /// How a column stands.
@@ -220,6 +248,15 @@ mod tests {
         assert_eq!(bytes(512), "512 B");
         assert_eq!(counted(1, "record"), "1 record");
         assert_eq!(counted(2000, "record"), "2,000 records");
+    }
+
+    #[test]
+    fn names_are_quoted_for_the_shell_and_break_no_line() {
+        assert_eq!(quoted("billing-2"), "billing-2");
+        assert_eq!(quoted("sp ace"), "'sp ace'");
+        assert_eq!(quoted("it's"), "'it'\\''s'");
+        assert_eq!(quoted(""), "''");
+        assert_eq!(one_line("two\nlines\tä"), "two\\nlines\\tä");
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub enum PositionError {
     /// Nothing that is known.
     #[error(
         "use beginning, end, an offset (18422), -100 (the last hundred records of each partition), \
-         a time (2013-06-13T08:00Z; UTC unless it says otherwise), a date (2013-06-13) or an age (2h)"
+         a time (2013-06-13T08:00Z; UTC unless it says otherwise), a date (2013-06-13) or an age (2h, 2h ago)"
     )]
     Unknown,
 }

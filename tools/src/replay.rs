@@ -268,7 +268,7 @@ enum Event {
     Key(Key),
     Interrupted,
     Acknowledged(Result<(), SendError>),
-    /// It is time to tell how far it is.
+    /// It is time to look after what nobody tells of.
     Tick,
 }
 
@@ -368,6 +368,10 @@ impl<'a> Run<'a> {
                 self.status.tell(&self.control.position());
             }
             Event::Acknowledged(acknowledged) => acknowledged?,
+            // The next record may be days away.
+            Event::Tick if matches!(self.sink, Sink::Output(_)) && output::is_closed() => {
+                return Err(Failure::OutputClosed);
+            }
             Event::Tick => {}
         }
         Ok(None)

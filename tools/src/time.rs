@@ -37,7 +37,7 @@ pub fn show(timestamp: Timestamp) -> String {
     }
 }
 
-/// A duration in the unit that reads best: `61 ms`, `0.21 s` or `3 m 12 s`.
+/// A duration in the unit that reads best: `61 ms`, `0.21 s` or `3 m 12 s`; from an hour on as [`show_length`].
 pub fn show_took(took: Duration) -> String {
     let seconds = took.as_secs_f64();
     if seconds < 0.1 {
@@ -49,7 +49,10 @@ pub fn show_took(took: Duration) -> String {
     if seconds < 60.0 {
         return format!("{seconds:.1} s");
     }
-    format!("{} m {} s", took.as_secs() / 60, took.as_secs() % 60)
+    if seconds < 3600.0 {
+        return format!("{} m {} s", took.as_secs() / 60, took.as_secs() % 60);
+    }
+    show_length(took)
 }
 
 /// A time of whatever length in its two largest units: `23 h 55 min`, `3 d 4 h`, `24 s`, `350 ms`.
@@ -127,6 +130,8 @@ mod tests {
         assert_eq!(show_took(Duration::from_millis(210)), "0.21 s");
         assert_eq!(show_took(Duration::from_millis(12_340)), "12.3 s");
         assert_eq!(show_took(Duration::from_secs(192)), "3 m 12 s");
+        assert_eq!(show_took(Duration::from_secs(3599)), "59 m 59 s");
+        assert_eq!(show_took(Duration::from_secs(18_102 * 60)), "12 d 13 h");
         assert_eq!(show_span(Duration::from_secs(7 * 86_400)), "7d");
         assert_eq!(show_span(Duration::from_secs(36 * 3600)), "36h");
         assert_eq!(show_span(Duration::from_millis(1500)), "1500ms");

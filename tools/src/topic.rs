@@ -15,6 +15,9 @@ use crate::failure::{Exit, Failure};
 use crate::output::{self, Align, Palette, Table, counted, thousands};
 use crate::time;
 
+/// The setting that says how old records go.
+const CLEANUP: &str = "cleanup.policy";
+
 /// What to do with topics.
 #[derive(Debug, Subcommand)]
 pub enum TopicCommand {
@@ -229,7 +232,7 @@ async fn delete(client: &Client, args: &DeleteArgs) -> Result<(), Failure> {
     if !args.yes && io::stdin().is_terminal() && io::stderr().is_terminal() {
         let described = client.admin().describe_topic(&args.topic).await;
         let topic = described.map_err(|error| connect::about_unwanted_topic(&args.topic, error))?;
-        if !confirmed(&format!("delete {} and its {}?", topic.name, counted(records(&topic), "record"))) {
+        if !confirmed(&format!("delete {} and its {}?", topic.name, told_records(&topic))) {
             return Err(Failure::failed("nothing deleted: not confirmed"));
         }
     }
@@ -300,11 +303,22 @@ fn headline(topic: &TopicDescription, palette: Palette) -> String {
         parts.push(format!("min.insync.replicas {}", setting_of(topic, "min.insync.replicas")));
     }
     parts.push(format!("sync {}", setting_of(topic, "sync")));
-    parts.push(format!("retention {}", retention(topic)));
-    let shown = ["min.insync.replicas", "sync", "retention.ms"];
+    let policy = setting_of(topic, CLEANUP);
+    if is_compacted(topic) {
+        parts.push("compacted".to_owned());
+    }
+    if policy != "compact" {
+        parts.push(format!("retention {}", retention(topic)));
+    }
+    let shown = ["min.insync.replicas", "sync", "retention.ms", CLEANUP];
     let others = topic.overrides.iter().filter(|(key, _)| !shown.contains(&key.as_str()));
     parts.extend(others.map(|(key, value)| format!("{key} {value}")));
     parts.join("   ")
+}
+
+/// Whether not every offset holds a record.
+fn is_compacted(topic: &TopicDescription) -> bool {
+    setting_of(topic, CLEANUP).contains("compact")
 }
 
 fn setting_of<'a>(topic: &'a TopicDescription, key: &str) -> &'a str {
@@ -342,7 +356,7 @@ fn page(topic: &TopicDescription, palette: Palette) -> String {
         "{}\n{} {}   {} under-replicated   {} offline\n",
         headline(topic, palette),
         table.render(palette),
-        counted(records(topic), "record"),
+        told_records(topic),
         thousands(under_replicated),
         thousands(offline),
     )
@@ -402,6 +416,13 @@ fn behind(partition: &PartitionDescription, broker: BrokerId) -> String {
 
 fn records(topic: &TopicDescription) -> u64 {
     topic.partitions.iter().map(|partition| partition.high_watermark.since(partition.log_start)).sum()
+}
+
+/// `78,504 records`, or that there are at most so many.
+fn told_records(topic: &TopicDescription) -> String {
+    let records = records(topic);
+    let at_most = if is_compacted(topic) && records > 0 { "at most " } else { "" };
+    format!("{at_most}{}", counted(records, "record"))
 }
 
 #[derive(Serialize)]
@@ -576,6 +597,22 @@ mod tests {
              1       -  -      -        4           5         10          39,262  8.1 MiB  ! no leader\n \
              78,504 records   1 under-replicated   1 offline\n"
         );
+    }
+
+    #[test]
+    fn what_is_compacted_has_at_most_so_many_records() {
+        let with = |policy: &str| {
+            let mut topic = topic();
+            topic.overrides = BTreeMap::from([(CLEANUP.to_owned(), policy.to_owned())]);
+            topic.config.insert(CLEANUP.to_owned(), policy.to_owned());
+            (headline(&topic, Palette::PLAIN), told_records(&topic))
+        };
+        let (compacted, records) = with("compact");
+        assert!(compacted.ends_with("   sync always   compacted"), "{compacted}");
+        assert_eq!(records, "at most 78,504 records");
+        let (both, _) = with("compact,delete");
+        assert!(both.ends_with("   sync always   compacted   retention 7d"), "{both}");
+        assert_eq!(with("delete").1, "78,504 records");
     }
 
     #[test]

@@ -361,10 +361,9 @@ impl Admin {
         let position = |(id, committed): &(TopicPartition, Option<Offset>)| control::PartitionPosition {
             partition: id.partition.0,
             position: Some(control::Position {
-                at: Some(match committed {
-                    Some(offset) => position::At::Offset(offset.0),
-                    None => position::At::Beginning(true),
-                }),
+                // By offset, since only such answers have ages; what is before the log start is answered with the first
+                // record's.
+                at: Some(position::At::Offset(committed.map_or(0, |offset| offset.0))),
             }),
         };
         let body = request::Body::ListOffsets(control::ListOffsetsRequest {

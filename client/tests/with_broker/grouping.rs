@@ -364,6 +364,15 @@ async fn a_group_is_listed_described_moved_and_deleted() {
         assert_eq!(log.lag, log.end.0 - 3);
         assert!(log.behind.is_some_and(|behind| behind < PATIENCE) && log.retention_in.is_some(), "{log:?}");
     }
+    // A partition without a commit waits as well, from its beginning.
+    let forget = progress[1].id;
+    admin.reset_group("g", &BTreeMap::new(), &BTreeSet::from([forget])).await.expect("it is empty");
+    let described = admin.describe_group("g").await.expect("it is there");
+    let after = admin.group_progress(&described).await.expect("asked");
+    let log = after[1].log.as_ref().expect("its leader answers");
+    assert_eq!((after[1].committed, log.lag, log.lost), (None, log.end.0, 0));
+    assert!(log.behind.is_some_and(|behind| behind < PATIENCE) && log.retention_in.is_some(), "{log:?}");
+    admin.reset_group("g", &offsets, &BTreeSet::new()).await.expect("it is empty");
     let listed = admin.list_groups().await.expect("asked");
     let names: Vec<_> = listed.groups.iter().map(|group| (group.name.as_str(), group.state)).collect();
     assert_eq!((names.as_slice(), listed.unknown.len()), ([("g", GroupState::Empty)].as_slice(), 0));

@@ -6,7 +6,7 @@ use quire_client::{
     GroupDescription, GroupMember, GroupProgress, GroupState, MemberPartition, ProgressLog, Timestamp,
 };
 
-use crate::output::{counted, thousands};
+use crate::output::{counted, quoted, thousands};
 use crate::time;
 
 /// A member that heartbeats is never silent for so long.
@@ -148,6 +148,7 @@ fn nobody(now: &Look, findings: &mut Vec<Finding>) {
     let topic = now.progress.first().map_or("TOPIC", |progress| progress.topic.as_str());
     let is_known = now.progress.iter().all(|progress| progress.log.is_ok());
     let (weight, waiting) = match lag(now) {
+        _ if now.progress.is_empty() => (Weight::Stuck, "it has committed nothing".to_owned()),
         0 if is_known => (Weight::Note, "no record waits".to_owned()),
         lag => (Weight::Stuck, format!("nobody processes its {}", counted(lag, "waiting record"))),
     };
@@ -155,7 +156,7 @@ fn nobody(now: &Look, findings: &mut Vec<Finding>) {
         findings,
         weight,
         format!("the group has had no members{since}: {waiting}"),
-        format!("start its consumers, e.g. quire consume {topic} --group {}", name(now)),
+        format!("start its consumers, e.g. quire consume {topic} --group {}", quoted(name(now))),
     );
 }
 

@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::output::{self, Align, Palette, Table, counted, thousands};
 use crate::position::PositionArg;
 
-use super::{about_group, confirmed};
+use super::{about_group, away, confirmed, name};
 
 /// Where a group is to go on.
 #[derive(Debug, Args)]
@@ -29,6 +29,7 @@ Examples:
   quire group reset billing --shift -1000")]
 pub struct ResetArgs {
     /// Its name; a group that does not exist yet is made
+    #[arg(value_parser = name)]
     group: String,
     /// Only this topic; may be repeated [default: every topic that it has committed]
     #[arg(short, long, value_name = "TOPIC")]
@@ -36,7 +37,7 @@ pub struct ResetArgs {
     /// Only these partitions; may be repeated, or listed with commas
     #[arg(short, long, value_name = "N", value_delimiter = ',')]
     partition: Vec<u32>,
-    /// The position to go on at
+    /// The position to go on at; partitions that have no such offset go to their beginning or end
     #[arg(long, value_name = "POSITION", allow_hyphen_values = true)]
     to: Option<PositionArg>,
     /// So many records forward (+100) or back (-100) of what is committed, as far as there are any
@@ -63,6 +64,8 @@ struct Move {
     id: TopicPartition,
     from: Option<Offset>,
     to: Offset,
+    /// The offset that was asked for, where the partition does not have it.
+    asked: Option<Offset>,
 }
 
 pub(super) async fn run(client: &Client, args: &ResetArgs) -> Result<(), Failure> {
@@ -71,13 +74,8 @@ pub(super) async fn run(client: &Client, args: &ResetArgs) -> Result<(), Failure
         Err(error) if error.code() == Some(ErrorCode::UnknownGroup) => None,
         Err(error) => return Err(error.into()),
     };
-    if let Some(members) = group.as_ref().map(|group| group.members.len() as u64).filter(|count| *count > 0) {
-        return Err(Failure::failed(format!(
-            "group \"{}\" has {}; its offsets are theirs",
-            args.group,
-            counted(members, "member")
-        ))
-        .hint("stop its consumers first, then reset it"));
+    if let Some(group) = group.as_ref().filter(|group| !group.members.is_empty()) {
+        return Err(away::has_members(group, "reset it"));
     }
     let moves = plan(client, args, group.as_ref()).await?;
     show(args, &moves)?;
@@ -131,27 +129,40 @@ async fn plan_topic(
         true => all.collect(),
         false => args.partition.iter().copied().map(PartitionIndex).collect(),
     };
-    let at = |position: Position| chosen.iter().map(move |partition| (*partition, position));
-    let id = |partition: PartitionIndex| TopicPartition { topic: described.id, partition };
-    let found = match args.to {
-        Some(PositionArg(position)) => {
-            client.admin().list_offsets(topic, at(position)).await.map_err(about)?
-        }
-        None => client.admin().list_offsets(topic, at(Position::Beginning)).await.map_err(about)?,
+    // An offset that a partition does not have is no reason to move none of them: it goes as far as it can.
+    let position = match (&args.to, args.shift) {
+        (Some(PositionArg(Position::Offset(_))), _) | (None, _) => Position::End,
+        (Some(PositionArg(position)), _) => *position,
     };
-    let target = |found: &PartitionOffset| match args.shift {
-        None => Some(found.offset),
-        Some(shift) => {
-            let from = committed.get(&id(found.partition))?;
-            let to = from.0.saturating_add_signed(shift);
-            Some(Offset(to.clamp(found.log_start.0, found.high_watermark.0)))
-        }
-    };
+    let at = chosen.iter().map(|partition| (*partition, position));
+    let found = client.admin().list_offsets(topic, at).await.map_err(about)?;
     let planned = found.iter().filter_map(|found| {
-        let id = id(found.partition);
-        Some(Move { topic: topic.to_owned(), id, from: committed.get(&id).copied(), to: target(found)? })
+        let id = TopicPartition { topic: described.id, partition: found.partition };
+        let from = committed.get(&id).copied();
+        let asked = match (&args.to, args.shift) {
+            (Some(PositionArg(Position::Offset(offset))), _) => Some(*offset),
+            (Some(_), _) | (None, None) => None,
+            (None, Some(shift)) => Some(Offset(from?.0.saturating_add_signed(shift))),
+        };
+        let to = asked.map_or(found.offset, |asked| within(asked, found));
+        Some(Move { topic: topic.to_owned(), id, from, to, asked: asked.filter(|asked| *asked != to) })
     });
-    Ok(planned.collect())
+    let planned: Vec<_> = planned.collect();
+    if planned.is_empty() {
+        let (group, topic_name) = (output::quoted(&args.group), output::quoted(topic));
+        return Err(Failure::failed(format!("group \"{}\" has committed nothing in {topic}", args.group))
+            .hint(format!("use --to: quire group reset {group} --topic {topic_name} --to beginning")));
+    }
+    if planned.len() < found.len() {
+        let left = counted((found.len() - planned.len()) as u64, "partition");
+        output::note(&format!("{left} of {topic} left as they are: nothing is committed there; use --to"));
+    }
+    Ok(planned)
+}
+
+/// The offset, or the nearest that the partition has.
+fn within(offset: Offset, partition: &PartitionOffset) -> Offset {
+    Offset(offset.0.clamp(partition.log_start.0, partition.high_watermark.0.max(partition.log_start.0)))
 }
 
 fn show(args: &ResetArgs, moves: &[Move]) -> Result<(), Failure> {
@@ -163,6 +174,7 @@ fn show(args: &ResetArgs, moves: &[Move]) -> Result<(), Failure> {
                 partition: to.id.partition.0,
                 from: to.from.map(|offset| offset.0),
                 to: to.to.0,
+                asked: to.asked.map(|offset| offset.0),
                 dry_run: args.dry_run,
             })
         });
@@ -180,7 +192,12 @@ fn show(args: &ResetArgs, moves: &[Move]) -> Result<(), Failure> {
             let sign = if to.to >= from { "+" } else { "-" };
             format!("{sign}{}", thousands(to.to.0.abs_diff(from.0)))
         });
-        table.row(vec![to.topic.clone(), to.id.partition.to_string(), from, thousands(to.to.0), by]);
+        let mut cells = vec![to.topic.clone(), to.id.partition.to_string(), from, thousands(to.to.0), by];
+        if let Some(asked) = to.asked {
+            let side = if asked > to.to { "beyond the end" } else { "before the beginning" };
+            cells.push(format!("! {} is {side}", thousands(asked.0)));
+        }
+        table.row(cells);
     }
     output::print(&table.render(Palette::stdout()))
 }
@@ -192,5 +209,23 @@ struct MoveJson<'a> {
     partition: u32,
     from: Option<u64>,
     to: u64,
+    asked: Option<u64>,
     dry_run: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_offset_that_a_partition_lacks_becomes_the_nearest_that_it_has() {
+        let partition = PartitionOffset {
+            partition: PartitionIndex(0),
+            offset: Offset(3),
+            timestamp: None,
+            log_start: Offset(2),
+            high_watermark: Offset(9),
+        };
+        assert_eq!([0, 5, 9, 50].map(|at| within(Offset(at), &partition).0), [2, 5, 9, 9]);
+    }
 }

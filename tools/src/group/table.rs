@@ -1,11 +1,12 @@
 //! A group as a page, and as JSON.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use quire_client::{GroupProgress, MemberPartition};
 use serde::Serialize;
 
-use crate::output::{Align, Palette, Table, counted, thousands};
+use crate::output::{self, Align, Palette, Table, counted, thousands};
 use crate::time;
 
 use super::explain::{Look, explain, member_name};
@@ -15,7 +16,7 @@ use super::{state_name, total_lag};
 pub(super) fn headline(look: &Look, palette: Palette) -> String {
     let group = &look.group;
     [
-        palette.bold(&group.summary.name).into_owned(),
+        palette.bold(&output::one_line(&group.summary.name)).into_owned(),
         state_name(group.summary.state).to_owned(),
         format!("generation {}", group.summary.generation),
         format!("coordinator broker {}", group.coordinator),
@@ -25,13 +26,15 @@ pub(super) fn headline(look: &Look, palette: Palette) -> String {
     .join("   ")
 }
 
-pub(super) fn page(look: &Look, palette: Palette) -> String {
-    let topics: std::collections::BTreeSet<_> =
-        look.progress.iter().map(|progress| progress.topic.as_str()).collect();
+/// The page; `compacted` are those topics of which not every offset holds a record.
+pub(super) fn page(look: &Look, compacted: &BTreeSet<String>, palette: Palette) -> String {
+    let topics: BTreeSet<_> = look.progress.iter().map(|progress| progress.topic.as_str()).collect();
     let mut text = format!("{}\n", headline(look, palette));
     let several = topics.len() > 1;
     if let (false, Some(topic)) = (several, topics.first()) {
-        text.push_str(&format!("topic {topic}\n"));
+        let compacted =
+            if compacted.contains(*topic) { ", compacted: not every offset has a record" } else { "" };
+        text.push_str(&format!("topic {topic}{compacted}\n"));
     }
     let mut columns = vec![
         ("PART", Align::Right),
@@ -58,13 +61,14 @@ pub(super) fn page(look: &Look, palette: Palette) -> String {
         text.push_str(&table.render(palette));
     }
     let members = look.group.members.len() as u64;
-    text.push_str(&format!(" {}   {}\n", counted(members, "member"), total_lag(look)));
-    let idle = look.group.members.iter().filter(|member| member.assigned.is_empty());
+    text.push_str(&format!(" {}   {}\n", counted(members, "member"), total_lag(look, compacted)));
+    // One that left and is waited for keeps what it had.
+    let idle = look.group.members.iter().filter(|member| member.assigned.is_empty() && !member.is_away);
     for member in idle {
         text.push_str(&format!(" {} at {} has no partition\n", member_name(member), member.host));
     }
     if let Some(first) = explain(look, look).first() {
-        let name = &look.group.summary.name;
+        let name = output::quoted(&output::one_line(&look.group.summary.name));
         text.push_str(&format!(" {} → quire group explain {name}\n", first.what));
     }
     text
@@ -118,7 +122,8 @@ pub(super) struct GroupJson {
     since_ms: Option<u64>,
     members: Vec<MemberJson>,
     partitions: Vec<PartitionJson>,
-    lag: u64,
+    /// Null where the group has committed nothing and nobody reads for it: then it is not known what it is to read.
+    lag: Option<u64>,
     behind_ms: Option<u64>,
 }
 
@@ -173,7 +178,7 @@ pub(super) fn json(look: &Look) -> GroupJson {
         since_ms: group.since.map(millis),
         members: group.members.iter().map(member_json).collect(),
         partitions: look.progress.iter().map(|progress| partition_json(look, progress)).collect(),
-        lag: logs().map(|log| log.lag).sum(),
+        lag: (!look.progress.is_empty()).then(|| logs().map(|log| log.lag).sum()),
         behind_ms: logs().filter_map(|log| log.behind).max().map(millis),
     }
 }
@@ -222,4 +227,104 @@ fn partition_json(look: &Look, progress: &GroupProgress) -> PartitionJson {
 
 fn millis(time: Duration) -> u64 {
     time.as_millis() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use quire_client::{
+        BrokerId, GroupDescription, GroupMember, GroupState, GroupSummary, Offset, PartitionIndex,
+        ProgressLog, Timestamp, TopicId, TopicPartition,
+    };
+
+    use super::*;
+
+    fn look(members: Vec<GroupMember>, progress: Vec<GroupProgress>) -> Look {
+        let summary = GroupSummary {
+            name: "sp ace".into(),
+            state: if members.is_empty() { GroupState::Empty } else { GroupState::Stable },
+            generation: 3,
+            members: members.len() as u32,
+            topics: Vec::new(),
+        };
+        let group = GroupDescription {
+            summary,
+            coordinator: BrokerId(1),
+            assignor: "sticky".into(),
+            protocol: "native".into(),
+            members,
+            offsets: Vec::new(),
+            since: None,
+        };
+        Look { group, progress, at: Timestamp(0) }
+    }
+
+    fn progress() -> GroupProgress {
+        GroupProgress {
+            topic: "flights".into(),
+            id: TopicPartition { topic: TopicId([7; 16]), partition: PartitionIndex(0) },
+            member: None,
+            committed: Some(Offset(10)),
+            committed_at: Some(Timestamp(0)),
+            log: Ok(ProgressLog {
+                log_start: Offset(0),
+                end: Offset(30),
+                lag: 20,
+                behind: None,
+                retention_in: None,
+                lost: 0,
+            }),
+        }
+    }
+
+    fn away() -> GroupMember {
+        GroupMember {
+            id: "0123456789".into(),
+            instance_id: Some("k".into()),
+            rack: None,
+            client_name: "quire".into(),
+            host: "10.0.0.11".into(),
+            epoch: 3,
+            topics: vec!["flights".into()],
+            assigned: Vec::new(),
+            target: Vec::new(),
+            awaited: Vec::new(),
+            revoking: Vec::new(),
+            revoking_for: None,
+            silent_for: None,
+            is_away: true,
+            session_timeout: Duration::from_secs(45),
+            rebalance_timeout: Duration::from_secs(60),
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_told_as_nothing() {
+        let nothing = look(Vec::new(), Vec::new());
+        let page = page(&nothing, &BTreeSet::new(), Palette::PLAIN);
+        assert!(page.contains("0 members   lag unknown: it has committed nothing"), "{page}");
+        assert!(!page.contains("waiting record"), "{page}");
+        assert!(page.ends_with(" → quire group explain 'sp ace'\n"), "{page}");
+        let json = serde_json::to_value(json(&nothing)).expect("it serialises");
+        assert_eq!((&json["lag"], &json["behind_ms"]), (&serde_json::Value::Null, &serde_json::Value::Null));
+    }
+
+    #[test]
+    fn the_lag_in_a_compacted_topic_is_a_bound() {
+        let behind = look(Vec::new(), vec![progress()]);
+        let plain = page(&behind, &BTreeSet::new(), Palette::PLAIN);
+        assert!(plain.contains("topic flights\n") && plain.contains("   lag 20 records\n"), "{plain}");
+        let compacted = page(&behind, &BTreeSet::from(["flights".to_owned()]), Palette::PLAIN);
+        assert!(
+            compacted.contains("topic flights, compacted: not every offset has a record\n"),
+            "{compacted}"
+        );
+        assert!(compacted.contains("   lag at most 20 records\n"), "{compacted}");
+    }
+
+    #[test]
+    fn a_member_that_is_away_is_not_said_to_have_nothing() {
+        let page = page(&look(vec![away()], vec![progress()]), &BTreeSet::new(), Palette::PLAIN);
+        assert!(!page.contains("has no partition"), "{page}");
+        assert!(page.contains("static member k"), "{page}");
+    }
 }

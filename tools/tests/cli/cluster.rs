@@ -108,7 +108,49 @@ fn address(home: &Home, broker: u32) -> String {
     wait_for(&profile);
     let text = std::fs::read_to_string(profile).expect("it is whole");
     let line = text.lines().find_map(|line| line.strip_prefix("address = \"quire://")).expect("an address");
-    line.trim_end_matches('"').to_owned()
+    let all = line.trim_end_matches('"');
+    all.split(',').next().expect("its own comes first").to_owned()
+}
+
+/// How many brokers the profile in the data directory of this one names.
+fn named(home: &Home, broker: u32) -> usize {
+    let profile = std::fs::read_to_string(data(home, broker).join("client-profile.toml"));
+    profile.expect("it is there").matches("127.0.0.1:").count()
+}
+
+#[test]
+fn a_profile_names_every_broker_so_that_none_of_them_is_needed() {
+    let mut three = Three::start();
+    // Each broker tells the tools on its machine of those that came after it.
+    let began = Instant::now();
+    while (1..=3).any(|broker| named(&three.home, broker) < 3) {
+        assert!(began.elapsed() < PATIENCE, "the profiles in the data directories lack brokers");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // It was written when there was one, and is brought up to date.
+    let home = &three.home;
+    let founder = address(home, 1);
+    let old = home.path().join("config/quire/profiles/cluster.toml");
+    let text_of = |file: &Path| std::fs::read_to_string(file).expect("it is whole");
+    let whole = text_of(&old);
+    let line = whole.lines().find(|line| line.starts_with("address")).expect("it has one");
+    std::fs::write(&old, whole.replace(line, &format!("address = \"quire://{founder}\"")))
+        .expect("it is ours");
+    let renewed = home.quire(&["--profile", "cluster", "cluster", "profile"]).assert().success();
+    let told = text(&renewed.get_output().stderr);
+    assert_eq!(told.matches("127.0.0.1:").count(), 3, "{told}");
+    assert_eq!(text_of(&old).matches("127.0.0.1:").count(), 3);
+
+    three.kill(1);
+    let home = &three.home;
+    home.stdout(&["--profile", "cluster", "topic", "list"]);
+    home.stdout(&["--profile", "again", "cluster", "profile", "--data", path(&data(home, 1))]);
+    home.stdout(&["--profile", "again", "topic", "list"]);
+
+    // Nor is a list of groups whole that most brokers did not answer for.
+    three.kill(2);
+    let partial = three.home.failure(&["--profile", "broker-3", "group", "list", "--json"], 1);
+    assert!(partial.contains("groups may be missing") && !partial.contains("no groups yet"), "{partial}");
 }
 
 #[test]

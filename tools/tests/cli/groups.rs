@@ -1,6 +1,8 @@
 //! `quire group` and `quire consume --group`
 
-use crate::support::Dev;
+use rustix::process::Signal;
+
+use crate::support::{Dev, Running, text};
 
 fn filled(dev: &Dev) {
     dev.home.stdout(&["topic", "create", "flights", "--partitions", "2"]);
@@ -66,6 +68,10 @@ fn what_can_not_be_says_why() {
     assert!(gone.contains("--topic TOPIC"), "{gone}");
     let gone = home.failure(&["consume", "nothing", "--group", "g"], 1);
     assert!(gone.contains("quire topic create nothing"), "{gone}");
+    for name in ["", "two\nlines", "bell\u{7}"] {
+        home.failure(&["consume", "t", "--group", name], 2);
+        home.failure(&["group", "reset", name, "--to", "end", "--topic", "t"], 2);
+    }
     for line in [
         "consume t --group g --partition 1",
         "consume t --group g --until end",
@@ -76,4 +82,60 @@ fn what_can_not_be_says_why() {
     ] {
         home.failure(&line.split(' ').collect::<Vec<_>>(), 2);
     }
+}
+
+/// Stops it as Ctrl-C does once it has partitions.
+fn stop_when_it_reads(mut consumer: Running) {
+    loop {
+        let line = consumer.error_line();
+        assert!(!line.is_empty(), "it ended: {}", text(&consumer.end().stderr));
+        if line.starts_with("reading ") {
+            break;
+        }
+    }
+    consumer.signal(Signal::INT);
+    consumer.end();
+}
+
+#[test]
+fn a_group_that_committed_nothing_has_no_lag_and_no_place_to_be_shifted_from() {
+    let dev = Dev::start();
+    let home = &dev.home;
+    home.stdout(&["topic", "create", "t", "--partitions", "2"]);
+    stop_when_it_reads(home.spawn(&["consume", "t", "--group", "sp ace"]));
+    let described = &home.json(&["group", "describe", "sp ace", "--json"])[0];
+    assert_eq!((&described["lag"], &described["behind_ms"]), (&().into(), &().into()), "{described}");
+    let page = home.stdout(&["group", "describe", "sp ace"]);
+    assert!(page.contains("lag unknown") && page.contains("quire group explain 'sp ace'"), "{page}");
+
+    let refused = home.failure(&["group", "reset", "nobody", "--shift", "10", "--topic", "t"], 1);
+    assert!(
+        refused.contains("\"nobody\" has committed nothing in t") && refused.contains("use --to"),
+        "{refused}"
+    );
+    assert_eq!(home.json(&["group", "list", "--json"]).len(), 1, "nothing was made");
+
+    // One partition has an offset 5, the other is shorter.
+    home.pipe(&["produce", "t", "--partition", "0"], "0\n1\n2\n3\n4\n5\n6\n");
+    let moved = home.stdout(&["group", "reset", "made", "--to", "5", "--topic", "t"]);
+    assert!(moved.contains("! 5 is beyond the end"), "{moved}");
+    let partitions = home.json(&["group", "describe", "made", "--json"])[0]["partitions"].clone();
+    assert_eq!((&partitions[0]["committed"], &partitions[1]["committed"]), (&5.into(), &0.into()));
+    let deleted = home.stdout(&["group", "delete", "made", "sp ace"]);
+    assert_eq!(deleted, "deleted group made\ndeleted group sp ace\n");
+}
+
+#[test]
+fn a_static_member_that_left_is_named_to_who_would_move_its_group() {
+    let dev = Dev::start();
+    let home = &dev.home;
+    filled(&dev);
+    stop_when_it_reads(home.spawn(&["consume", "flights", "--group", "g", "--instance-id", "k"]));
+    for args in [&["group", "reset", "g", "--to", "end"][..], &["group", "delete", "g"]] {
+        let refused = home.failure(args, 1);
+        assert!(refused.contains("static member k left") && refused.contains("\n  wait "), "{refused}");
+        assert!(!refused.contains("stop its consumers"), "they are: {refused}");
+    }
+    let page = home.stdout(&["group", "describe", "g"]);
+    assert!(!page.contains("has no partition"), "{page}");
 }

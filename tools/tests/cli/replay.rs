@@ -212,3 +212,13 @@ fn ctrl_c_ends_a_replay_with_its_count() {
     let told = text(&ended.stderr);
     assert!(told.starts_with("1 record, interrupted; 0 ms in "), "{told}");
 }
+
+#[test]
+fn a_reader_that_leaves_ends_a_replay_though_nothing_is_due() {
+    let dev = with_ten();
+    let mut replay = dev.home.spawn(&["replay", "t", "--speed", "0.00001"]);
+    assert_eq!(replay.line(), "0");
+    replay.close_stdout();
+    let ended = replay.end();
+    assert_eq!((ended.status.code(), text(&ended.stderr)), (Some(0), String::new()));
+}

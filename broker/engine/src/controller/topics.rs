@@ -177,6 +177,7 @@ fn check_config(config: &BTreeMap<String, String>, replicas: u32) -> Result<(), 
         return Err(Refusal::TooManySettings { given: config.len(), max: CONFIG_ENTRIES_MAX });
     }
     let effective = TopicConfig::with_overrides(config)?;
+    effective.check()?;
     if effective.min_insync_replicas > replicas {
         return Err(Refusal::MinInsyncReplicas { given: effective.min_insync_replicas, replicas });
     }

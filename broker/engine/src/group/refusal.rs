@@ -74,7 +74,7 @@ pub enum GroupRefusal {
         given: Generation,
     },
     /// Something that is only done without members.
-    #[error("group \"{group}\" has {members} members")]
+    #[error("group \"{group}\" has {members} member{}", if *members == 1 { "" } else { "s" })]
     GroupNotEmpty {
         /// The group.
         group: Arc<str>,
