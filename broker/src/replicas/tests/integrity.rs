@@ -7,7 +7,9 @@ use std::path::Path;
 use quire_protocol::LeaderEpoch;
 use quire_protocol::batch::TimestampType;
 use quire_storage::disk::Fault;
-use quire_storage::{AppendContext, AppendError, Log, LogOptions, NewBatch, ReadError, Want};
+use quire_storage::{
+    AppendContext, AppendError, CompactionSettings, Log, LogOptions, NewBatch, ReadError, Want,
+};
 
 use super::*;
 use crate::shard::PartitionState;
@@ -248,10 +250,51 @@ async fn a_replica_with_another_history_is_found_and_fetched_anew() {
 fn write_another_history(disk: &SimDisk, id: TopicPartition, leader_epoch: LeaderEpoch) {
     let dir = dir_of(id);
     quire_storage::remove_log(disk, &dir).expect("it goes");
-    let opened = Log::open(Arc::new(disk.clone()), &dir, id, LogOptions::default());
-    let (mut log, _) = opened.expect("nothing is there");
-    for number in 0..RECORDS {
-        let bytes = batch(&format!("another {number} {}", "y".repeat(3_000)));
+    let mut log = open_log(disk, id);
+    let text = |number| batch(&format!("another {number} {}", "y".repeat(3_000)));
+    write(&mut log, leader_epoch, (0..RECORDS).map(text));
+    log.close().expect("nothing is under way");
+}
+
+/// It has more than its leader, as after one that lacked records was elected, and compacted all of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_compacted_what_its_leader_lacks_is_fetched_anew() {
+    let mut cluster = Cluster::start().await;
+    let id = cluster.filled(&[]).await;
+    let broker = cluster.follower(id);
+    let leader_epoch = cluster.metadata.image().partition(id).expect("it exists").leader_epoch;
+    cluster.crash(broker).await;
+    let mut log = open_log(&cluster.disks[&broker], id);
+    write(&mut log, leader_epoch, (0..10).map(|_| keyed_batch("y".repeat(3_000))));
+    // The active segment is old by then, and sealed.
+    let now = Timestamp(i64::MAX);
+    log.retain(now, None, None);
+    let _ = log.run_jobs(Want { sync: true });
+    let size = log.size_bytes();
+    log.compact(now, &CompactionSettings { dirty_millionths_min: 0, ..CompactionSettings::default() });
+    let _ = log.run_jobs(Want { sync: true });
+    assert!(log.size_bytes() < size - 20_000, "some went for the last");
+    log.close().expect("nothing is under way");
+    let before = files_of(&cluster, broker, id);
+    cluster.start_broker(broker).await;
+    cluster.until_fetched_again(broker, id).await;
+    assert!(files_of(&cluster, broker, id).is_disjoint(&before), "it was cut");
+}
+
+fn keyed_batch(value: String) -> Vec<u8> {
+    let mut builder = BatchBuilder::new(Compression::None);
+    let record = Record { key: Some("key".into()), value: Some(value.into()), ..Record::default() };
+    builder.push(&record, Timestamp(1)).expect("a small record fits");
+    Vec::from(builder.finish().expect("nothing to compress"))
+}
+
+fn open_log(disk: &SimDisk, id: TopicPartition) -> Log {
+    let opened = Log::open(Arc::new(disk.clone()), &dir_of(id), id, LogOptions::default());
+    opened.expect("nothing is damaged").0
+}
+
+fn write(log: &mut Log, leader_epoch: LeaderEpoch, batches: impl Iterator<Item = Vec<u8>>) {
+    for bytes in batches {
         let mut batches = vec![NewBatch { header: BatchHeader::check(&bytes).expect("just built"), bytes }];
         let at = AppendContext {
             leader_epoch,
@@ -266,5 +309,4 @@ fn write_another_history(disk: &SimDisk, id: TopicPartition, leader_epoch: Leade
         let _ = log.run_jobs(Want { sync: true });
         log.set_high_watermark(log.end_offset());
     }
-    log.close().expect("nothing is under way");
 }

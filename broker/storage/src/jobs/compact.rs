@@ -1,7 +1,7 @@
 //! Compacting a log: its sealed segments are written anew without the records that a later one of the same key replaces.
 //!
 //! ```text
-//!   sealed, below high watermark and checkpoint                  not looked at
+//!   sealed, below the checkpoint and its high watermark          not looked at
 //!   ├─ compacted before ─┬─ keys are noted here ─┬──────────────┬───────────►
 //!   │                    │ dirty                 │ too many keys│ active
 //!   └─────── written anew, in as few segments ───┘
@@ -12,7 +12,7 @@
 //!
 //! What is left of a frame keeps its place, its epoch and its chain. Some frames stay though no record in them does: the last
 //! one, so that the segments end where they ended; the first of each leadership, so that it is known where it began; and
-//! those that tell what a producer sent last. A frame that comes behind a gap, or lost records, says so in its flags.
+//! those that tell what a producer sent last, of which behind the last key noted nothing is known. A frame that comes behind a gap, or lost records, says so in its flags.
 //!
 //! A tombstone stays until its batch's delete horizon, which is written into the batch when compaction first comes past it.
 //!
