@@ -28,13 +28,14 @@ pub fn about_profile(profile: &Profile, error: Error) -> Failure {
         return error.into();
     }
     let address = profile.address();
-    let hint = match address.contains(',') {
-        true => format!("the profile names {address}: check that one of them runs"),
-        false => "'quire dev' starts one on this machine; if it is one of a cluster, 'quire cluster profile --data DIR' \
-                  names the others too"
-            .to_owned(),
-    };
-    Failure::from(error).hint(hint)
+    if address.contains(',') {
+        let hints = vec![format!("the profile names {address}: check that one of them runs")];
+        return Failure::Told { exit: exit(&error), what: error.to_string(), hints };
+    }
+    Failure::from(error).hint(
+        "'quire dev' starts one on this machine; if it is one of a cluster, 'quire cluster profile --data DIR' names the \
+         others too",
+    )
 }
 
 impl From<ProfileError> for Failure {

@@ -155,7 +155,7 @@ async fn plan_topic(
     }
     if planned.len() < found.len() {
         let left = counted((found.len() - planned.len()) as u64, "partition");
-        output::note(&format!("{left} of {topic} left as they are: nothing is committed there; use --to"));
+        output::note(&format!("nothing is committed in {left} of {topic}: not moved; --to does"));
     }
     Ok(planned)
 }

@@ -286,7 +286,7 @@ mod tests {
             epoch: 3,
             topics: vec!["flights".into()],
             assigned: Vec::new(),
-            target: Vec::new(),
+            target: vec![MemberPartition { topic: "flights".into(), id: progress().id }],
             awaited: Vec::new(),
             revoking: Vec::new(),
             revoking_for: None,
