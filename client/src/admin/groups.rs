@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use quire_protocol::rpc::control::{self, position, request, response};
-use quire_protocol::{BrokerId, Offset, PartitionIndex, Timestamp, TopicId, TopicPartition};
+use quire_protocol::{BrokerId, OFFSETS_TOPIC, Offset, PartitionIndex, Timestamp, TopicId, TopicPartition};
 use tokio::time::timeout;
 
 use super::cluster::EACH_BROKER_TIME;
@@ -173,15 +173,14 @@ impl Admin {
     /// # Errors
     /// If no broker can be asked.
     pub async fn list_groups(&self) -> Result<Groups, Error> {
-        let cluster = self.client.metadata().describe_cluster().await?;
-        let mut asked: FuturesUnordered<_> = (cluster.brokers.iter())
-            .map(|broker| async {
-                let id = BrokerId(broker.id);
+        let mut groups = Groups::default();
+        let coordinators = self.coordinators(&mut groups.unknown).await?;
+        let mut asked: FuturesUnordered<_> = (coordinators.into_iter())
+            .map(|id| async move {
                 let answer = timeout(EACH_BROKER_TIME, self.groups_of(id)).await;
                 (id, answer.unwrap_or_else(|_| Err(no_answer(id))))
             })
             .collect();
-        let mut groups = Groups::default();
         while let Some((broker, answer)) = asked.next().await {
             match answer {
                 Ok(answer) => {
@@ -197,6 +196,24 @@ impl Admin {
         groups.groups.sort_by(|a, b| a.name.cmp(&b.name));
         groups.unknown.sort();
         Ok(groups)
+    }
+
+    /// Who leads a part of the topic that groups are kept in; adds what of it nobody leads to what is not known.
+    async fn coordinators(&self, unknown: &mut Vec<String>) -> Result<BTreeSet<BrokerId>, Error> {
+        let Ok(topic) = self.describe_topic_metadata(OFFSETS_TOPIC).await else {
+            // It is not there yet, or not this client's to see: any broker may coordinate groups.
+            let cluster = self.client.metadata().describe_cluster().await?;
+            return Ok(cluster.brokers.iter().map(|broker| BrokerId(broker.id)).collect());
+        };
+        let led = topic.partitions.iter().filter(|partition| partition.leader.is_some()).count();
+        if led < topic.partitions.len() {
+            let left = topic.partitions.len() - led;
+            unknown.push(format!(
+                "{left} of {} partitions of {OFFSETS_TOPIC} have no leader",
+                topic.partitions.len()
+            ));
+        }
+        Ok(topic.partitions.iter().filter_map(|partition| partition.leader).collect())
     }
 
     async fn groups_of(&self, broker: BrokerId) -> Result<control::ListGroupsResponse, Error> {

@@ -83,9 +83,9 @@ pub struct GroupLag {
 /// Whoever needs each record's effect once keeps the offset with it, and ignores what is not above.
 ///
 /// # Errors
-/// A partition that can not be read gives an error; others go on. One whose leader was away for the whole retry timeout is
-/// tried on after it. Where retention removed records before they were read,
-/// the error says so and reading goes on behind the gap. An error that ends the membership is given once and then again.
+/// A partition that can not be read gives an error; others go on. One whose leader was away for the whole retry timeout gives
+/// one each time, and is tried on. Where retention removed records before they were read, the error says so and reading goes on
+/// behind the gap. An error that ends the membership is given once and then again.
 pub struct GroupConsumer {
     member: Arc<str>,
     coordinator: Arc<Coordinator>,
