@@ -14,6 +14,7 @@ use quire_protocol::limits;
 
 use crate::connect;
 use crate::failure::{Exit, Failure};
+use crate::outlet::Outlet;
 use crate::output::{self, counted};
 use crate::position::PositionArg;
 use crate::record_format::{self, Shown, Template};
@@ -25,6 +26,8 @@ const OUTPUT_BUFFER_BYTES: usize = 64 * 1024;
 pub(crate) const RECORDS_BETWEEN_LOOKS: u64 = 256;
 /// Between two commits of a group, while records keep coming.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
+/// The same, while whoever reads the output holds it up.
+const BLOCKED_COMMIT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Read records from any offset or time.
 #[derive(Debug, Args)]
@@ -57,7 +60,7 @@ pub struct ConsumeArgs {
     /// which it has committed nothing
     #[arg(
         short, long, value_name = "GROUP", value_parser = crate::group::name,
-        conflicts_with_all = ["partition", "until", "no_follow", "follow", "merge_by_time"]
+        conflicts_with_all = ["partition", "until", "no_follow", "merge_by_time"]
     )]
     group: Option<String>,
     /// With --group: the member's name across restarts, under which it gets its partitions back; after a crash once the
@@ -70,7 +73,7 @@ pub struct ConsumeArgs {
     /// Stop after so many records
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// Wait for records to come [default: on a terminal without --until and -n]
+    /// Wait for records to come [default: on a terminal without --until and -n; always with --group]
     #[arg(short = 'F', long, conflicts_with_all = ["no_follow", "until"])]
     follow: bool,
     /// Stop at the end as it was at the start
@@ -202,16 +205,24 @@ async fn consume_in_group(client: &Client, args: &ConsumeArgs, group: &str) -> R
     }
     let mut consumer = builder.build()?;
     let mut stop = StopSignals::listen()?;
-    let mut writer = RecordWriter::new(Form::new(args.format.as_ref(), args.json, args.parse_json));
+    let form = Form::new(args.format.as_ref(), args.json, args.parse_json);
+    let mut writer = RecordWriter::to(form, Outlet::new());
     let ending = pump_group(&mut consumer, &mut writer, args.count, &mut stop).await;
+    let let_out = match ending {
+        Ok(Ending::Interrupted) => Ok(writer.out.waiting() == 0),
+        _ => writer.out.let_out(&mut stop).await,
+    };
     // Ending takes as long as the coordinator lets it wait.
     stop.force_on_next();
-    writer.out.flush()?;
-    // What was written is processed, whatever ended it; what was not is not.
-    let committed = consumer.commit_sync().await;
+    // What is out is processed, whatever ended it; what is not is not, and how far that is was committed before it.
+    let committed = match let_out {
+        Ok(true) => consumer.commit_sync().await,
+        Ok(false) | Err(_) => Ok(()),
+    };
     let left = consumer.leave().await;
-    let written = counted(writer.records, "record");
+    let written = counted(writer.records - writer.out.waiting(), "record");
     let ending = ending?;
+    let_out?;
     output::note(&format!("{written}, {}", describe(ending, args)));
     if writer.records > 0 {
         committed.map_err(Failure::from)?;
@@ -228,27 +239,54 @@ fn group_partitions(partitions: &[GroupPartition]) -> String {
     format!("{noun} {}", named.join(", "))
 }
 
+/// When what is out was committed last.
+struct CommitPace {
+    /// Or when it began, before the first.
+    at: Instant,
+    /// So many records were out then.
+    records: u64,
+}
+
+impl CommitPace {
+    fn is_due(&self, interval: Duration, records: u64) -> bool {
+        let has_waited = self.at.elapsed() >= interval || (self.records == 0 && interval < COMMIT_INTERVAL);
+        records != self.records && has_waited
+    }
+
+    fn commit(&mut self, consumer: &mut GroupConsumer, records: u64) {
+        consumer.commit();
+        *self = CommitPace { at: Instant::now(), records };
+    }
+}
+
 /// As [`pump`], of a group; an error of one partition that may not pass ends it.
 async fn pump_group(
     consumer: &mut GroupConsumer,
-    writer: &mut RecordWriter,
+    writer: &mut RecordWriter<Outlet>,
     count: Option<u64>,
     stop: &mut StopSignals,
 ) -> Result<Ending, Failure> {
-    let mut committed = (Instant::now(), 0);
+    let mut pace = CommitPace { at: Instant::now(), records: 0 };
     loop {
-        if committed.1 != writer.records && committed.0.elapsed() >= COMMIT_INTERVAL {
-            writer.out.flush()?;
-            consumer.commit();
-            committed = (Instant::now(), writer.records);
+        let mut is_due = pace.is_due(COMMIT_INTERVAL, writer.records);
+        if is_due || writer.out.is_full() {
+            if !writer.out.let_out(stop).await? {
+                return Ok(Ending::Interrupted);
+            }
+            // The next piece may wait for its reader for long.
+            is_due |= writer.out.would_block() && pace.is_due(BLOCKED_COMMIT_INTERVAL, writer.records);
+        }
+        if is_due {
+            pace.commit(consumer, writer.records);
         }
         let next = match consumer.next().now_or_never() {
             Some(next) => next,
             None => {
-                writer.out.flush()?;
-                if committed.1 != writer.records {
-                    consumer.commit();
-                    committed = (Instant::now(), writer.records);
+                if !writer.out.let_out(stop).await? {
+                    return Ok(Ending::Interrupted);
+                }
+                if pace.records != writer.records {
+                    pace.commit(consumer, writer.records);
                 }
                 tokio::select! {
                     next = consumer.next() => next,
@@ -257,7 +295,10 @@ async fn pump_group(
             }
         };
         match next {
-            Ok(record) => writer.write(&record)?,
+            Ok(record) => {
+                writer.write(&record)?;
+                writer.out.end_record();
+            }
             // Told, and gone on behind.
             Err(error) if error.is_retriable() || matches!(error, ConsumeError::OffsetOutOfRange { .. }) => {
                 output::note(&format!("warning: {error}"));
@@ -351,8 +392,8 @@ async fn pump(
 }
 
 /// Writes records to standard output, and counts them.
-pub(crate) struct RecordWriter {
-    pub(crate) out: BufWriter<StdoutLock<'static>>,
+pub(crate) struct RecordWriter<W = BufWriter<StdoutLock<'static>>> {
+    pub(crate) out: W,
     form: Form,
     pub(crate) records: u64,
 }
@@ -384,11 +425,14 @@ impl Form {
 
 impl RecordWriter {
     pub(crate) fn new(form: Form) -> RecordWriter {
-        RecordWriter {
-            out: BufWriter::with_capacity(OUTPUT_BUFFER_BYTES, io::stdout().lock()),
-            form,
-            records: 0,
-        }
+        RecordWriter::to(form, BufWriter::with_capacity(OUTPUT_BUFFER_BYTES, io::stdout().lock()))
+    }
+}
+
+impl<W: Write> RecordWriter<W> {
+    /// To something else.
+    pub(crate) fn to(form: Form, out: W) -> RecordWriter<W> {
+        RecordWriter { out, form, records: 0 }
     }
 
     pub(crate) fn write(&mut self, record: &ConsumedRecord) -> Result<(), Failure> {

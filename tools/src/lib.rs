@@ -36,6 +36,7 @@ mod connect;
 mod embedded;
 mod logging;
 mod obstacles;
+mod outlet;
 
 use args::{Cli, Command};
 use failure::{Exit, Failure};

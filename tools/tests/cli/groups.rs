@@ -139,3 +139,30 @@ fn a_static_member_that_left_is_named_to_who_would_move_its_group() {
     let page = home.stdout(&["group", "describe", "g"]);
     assert!(!page.contains("has no partition"), "{page}");
 }
+
+/// Its reader takes a few lines and then nothing more.
+#[test]
+fn a_member_whose_output_is_not_read_commits_what_is_out_and_can_be_stopped() {
+    let dev = Dev::start();
+    let home = &dev.home;
+    let lines: String = (0..40_000).map(|number| format!("line-{number:06}\n")).collect();
+    home.pipe(&["produce", "slow"], lines.as_str());
+    let mut consumer = home.spawn(&["consume", "slow", "--group", "g"]);
+    for number in 0..10 {
+        assert_eq!(consumer.line(), format!("line-{number:06}"));
+    }
+    let committed =
+        || home.json(&["group", "describe", "g", "--json"])[0]["partitions"][0]["committed"].as_u64();
+    while committed().is_none_or(|committed| committed == 0) {}
+    consumer.signal(Signal::TERM);
+    let ended = consumer.end_unread();
+    let out = text(&ended.stdout);
+    assert!(out.ends_with('\n'), "records are written whole");
+    // What a pipe and its reader hold.
+    let read = 10 + out.lines().count() as u64;
+    assert!(read < 20_000, "{read}");
+    let shown = committed().expect("it was committed");
+    assert!(shown > 0 && shown <= read, "{shown} of {read}");
+    let rest = home.stdout(&["consume", "slow", "--group", "g", "-n", &(40_000 - shown).to_string()]);
+    assert!(rest.starts_with(&format!("line-{shown:06}\n")) && rest.ends_with("line-039999\n"));
+}

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -141,6 +141,16 @@ impl Running {
     pub fn signal(&self, signal: Signal) {
         let id = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process id");
         kill_process(id, signal).expect("it still runs");
+    }
+
+    /// Waits for its end without reading on; then what was left to be read.
+    pub fn end_unread(mut self) -> Output {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.child.try_wait().expect("it is a child").is_none() {
+            assert!(Instant::now() < deadline, "it does not end while nobody reads its output");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.end()
     }
 
     /// Waits for its end.

@@ -1,0 +1,194 @@
+//! Standard output for a reader that takes its time: no write keeps the process from being stopped, and which records are out is
+//! known.
+
+use std::collections::VecDeque;
+use std::io::{self, Stdout, Write};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::timeout;
+
+use crate::signals::StopSignals;
+
+/// What a pipe that has any room takes without blocking (bytes): `PIPE_BUF`.
+const PIECE_BYTES: usize = 4096;
+/// How long the rest of a record that is out in part has once the process is to stop.
+const REST_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// Records on their way to standard output.
+#[derive(Debug)]
+pub struct Outlet {
+    pending: Pending,
+    /// None where writing never blocks, as to a file.
+    watched: Option<AsyncFd<Stdout>>,
+}
+
+impl Outlet {
+    /// Nothing is on its way. To be called on a runtime.
+    pub fn new() -> Outlet {
+        // The system refuses to watch what is always ready.
+        let watched = AsyncFd::with_interest(io::stdout(), Interest::WRITABLE).ok();
+        Outlet { pending: Pending::default(), watched }
+    }
+
+    /// What was written up to here is a record.
+    pub fn end_record(&mut self) {
+        self.pending.ends.push_back(self.pending.bytes.len());
+    }
+
+    /// Records that are not out yet, or not wholly.
+    pub fn waiting(&self) -> u64 {
+        self.pending.ends.len() as u64
+    }
+
+    /// Whether there is enough to be let out.
+    pub fn is_full(&self) -> bool {
+        self.pending.bytes.len() >= PIECE_BYTES
+    }
+
+    /// Whether whoever reads has to read on before more can be let out.
+    pub fn would_block(&self) -> bool {
+        self.watched.as_ref().is_some_and(|watched| !is_writable(watched.get_ref()))
+    }
+
+    /// Writes everything, unless the process is to stop before: then `false`, and records stay behind whole, but for one that
+    /// its reader does not take the rest of.
+    ///
+    /// # Errors
+    /// If nobody reads any more, or the system refuses.
+    pub async fn let_out(&mut self, stop: &mut StopSignals) -> io::Result<bool> {
+        while !self.pending.is_empty() {
+            let is_stopped = tokio::select! {
+                () = self.room() => false,
+                () = stop.stop() => true,
+            };
+            if is_stopped {
+                while !self.pending.is_between_records() && timeout(REST_TIME_MAX, self.room()).await.is_ok()
+                {
+                    self.write_piece()?;
+                }
+                return Ok(false);
+            }
+            self.write_piece()?;
+        }
+        Ok(true)
+    }
+
+    fn write_piece(&mut self) -> io::Result<()> {
+        match rustix::io::write(io::stdout(), self.pending.piece()) {
+            Ok(written) => self.pending.advance(written),
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Returns once a piece can be written, or writing it shows why not.
+    async fn room(&self) {
+        let Some(watched) = &self.watched else { return };
+        while !is_writable(watched.get_ref()) {
+            let Ok(mut guard) = watched.writable().await else { return };
+            if is_writable(watched.get_ref()) {
+                return;
+            }
+            guard.clear_ready();
+        }
+    }
+}
+
+impl Write for Outlet {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.pending.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    /// Nothing: [`Outlet::let_out`] does.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn is_writable(stdout: &Stdout) -> bool {
+    let mut watched = [PollFd::new(stdout, PollFlags::OUT)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut watched, Some(&at_once)).map_or(true, |ready| ready > 0)
+}
+
+/// Bytes of records, and where each of these ends.
+#[derive(Debug, Default)]
+struct Pending {
+    bytes: Vec<u8>,
+    /// So many of them are out.
+    done: usize,
+    /// Of the records that are not out wholly.
+    ends: VecDeque<usize>,
+    /// The last record that is out ends here.
+    out_to: usize,
+}
+
+impl Pending {
+    fn is_empty(&self) -> bool {
+        self.done == self.bytes.len()
+    }
+
+    fn is_between_records(&self) -> bool {
+        self.done == self.out_to
+    }
+
+    /// What is written next: as many whole records as fit, or a part of one that does not.
+    fn piece(&self) -> &[u8] {
+        let most = self.done + PIECE_BYTES;
+        let whole = self.ends.iter().copied().take_while(|end| *end <= most).last();
+        &self.bytes[self.done..whole.unwrap_or(most).min(self.bytes.len())]
+    }
+
+    fn advance(&mut self, written: usize) {
+        self.done += written;
+        while let Some(end) = self.ends.pop_front_if(|end| *end <= self.done) {
+            self.out_to = end;
+        }
+        if self.is_empty() {
+            *self = Pending { bytes: std::mem::take(&mut self.bytes), ..Pending::default() };
+            self.bytes.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pending(lengths: &[usize]) -> Pending {
+        let mut pending = Pending::default();
+        for length in lengths {
+            pending.bytes.resize(pending.bytes.len() + length, b'x');
+            pending.ends.push_back(pending.bytes.len());
+        }
+        pending
+    }
+
+    #[test]
+    fn a_piece_is_whole_records_as_long_as_they_fit() {
+        let mut pending = pending(&[1000, 3000, 90, 5, 2, 10_000, 7]);
+        let mut pieces = Vec::new();
+        while !pending.is_empty() {
+            pieces.push((pending.piece().len(), pending.is_between_records()));
+            pending.advance(pending.piece().len());
+        }
+        assert_eq!(pieces, [(4095, true), (2, true), (4096, true), (4096, false), (1815, false)]);
+        assert!(pending.is_between_records() && pending.ends.is_empty() && pending.bytes.is_empty());
+    }
+
+    #[test]
+    fn a_part_of_a_piece_may_be_taken() {
+        let mut pending = pending(&[10, 10]);
+        pending.advance(4);
+        assert!(!pending.is_between_records());
+        assert_eq!((pending.piece().len(), pending.ends.len()), (16, 2));
+        pending.advance(6);
+        assert!(pending.is_between_records());
+        assert_eq!((pending.piece().len(), pending.ends.len()), (10, 1));
+    }
+}
