@@ -87,7 +87,7 @@ error_codes! {
     41 FencedMemberEpoch    "FENCED_MEMBER_EPOCH"    false "The member's generation is over, and its partitions belong to others: it has to join again."
     42 StaleMemberEpoch     "STALE_MEMBER_EPOCH"     true  "The member's generation has moved on; heartbeat, then retry with the new one."
     43 GroupNotEmpty        "GROUP_NOT_EMPTY"        false "Stop the group's consumers first: this is only done while it has no members."
-    44 InstanceInUse        "INSTANCE_IN_USE"        false "Another member uses this instance id; give each consumer one of its own."
+    44 InstanceInUse        "INSTANCE_IN_USE"        false "Another member uses this instance id; give each consumer one of its own, or wait until the session of one that crashed is over."
     45 OffsetGoesBack       "OFFSET_GOES_BACK"       false "A later offset is committed already; commits only move forwards. To go back, stop the group and reset its offsets."
 }
 

@@ -113,7 +113,8 @@ impl GroupConsumerBuilder {
     }
 
     /// Where a partition is begun of which the group has committed nothing. Default [`Position::Beginning`]. One whose log does
-    /// not have the offset is begun as near to it as possible, with a warning in the log.
+    /// not have the offset is begun as near to it as possible, with a warning in the log. Where that is, is looked up again
+    /// until the first commit: with [`Position::End`], what comes between a crash before that and the next start is not read.
     #[must_use]
     pub fn from(mut self, position: Position) -> GroupConsumerBuilder {
         self.options.from = position;
