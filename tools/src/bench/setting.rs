@@ -75,7 +75,7 @@ pub fn machine(machine: &Machine) -> Vec<Row> {
 pub fn command(settings: &Settings) -> String {
     let mut words = vec!["quire bench".to_owned(), scenario(settings.scenario).to_owned()];
     let mut flag = |name: &str, value: &dyn std::fmt::Display| {
-        words.push(format!("--{name} {}", quoted(&value.to_string())));
+        words.push(format!("--{name} {}", output::quoted(&value.to_string())));
     };
     flag("producers", &settings.producers);
     if settings.scenario != Scenario::Produce {
@@ -130,15 +130,6 @@ fn written_before(settings: &Settings) -> String {
     match settings.prefill {
         0 => "nothing".to_owned(),
         records => output::counted(records, "record"),
-    }
-}
-
-/// A word as a shell takes it: a report may come from anyone, and its command must be safe to paste.
-fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._:,-".contains(c);
-    match !word.is_empty() && word.chars().all(is_plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', r"'\''")),
     }
 }
 

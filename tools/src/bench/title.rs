@@ -23,10 +23,10 @@ pub fn of(settings: &Settings) -> String {
     parts.push(format!("{} records", size(&settings.record_size)));
     parts.extend((settings.keys > 0).then(|| counted(settings.keys, "key")));
     parts.push(format!("sync {}", settings.sync));
-    parts.extend(settings.topic_config.iter().map(|(key, value)| format!("{key} {value}")));
     parts.push(settings.cipher.replace('_', "-"));
     parts.push(format!("batches to {}", quantity::memory(settings.batch_bytes as f64)));
     parts.extend((settings.linger_ms > 0.0).then(|| format!("linger {} ms", settings.linger_ms)));
+    parts.extend(settings.topic_config.iter().map(|(key, value)| format!("{key} {value}")));
     parts.extend((settings.compression != "none").then(|| settings.compression.clone()));
     if is_produced {
         parts.push(format!("acks {}", settings.acks));
