@@ -206,7 +206,7 @@ async fn consume_in_group(client: &Client, args: &ConsumeArgs, group: &str) -> R
     let mut consumer = builder.build()?;
     let mut stop = StopSignals::listen()?;
     let form = Form::new(args.format.as_ref(), args.json, args.parse_json);
-    let mut writer = RecordWriter::to(form, Outlet::new());
+    let mut writer = RecordWriter::to(form, Outlet::default());
     let ending = pump_group(&mut consumer, &mut writer, args.count, &mut stop).await;
     let let_out = match ending {
         Ok(Ending::Interrupted) => Ok(writer.out.waiting() == 0),

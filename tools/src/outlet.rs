@@ -2,12 +2,12 @@
 //! known.
 
 use std::collections::VecDeque;
-use std::io::{self, Stdout, Write};
+use std::io::{self, Write};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use rustix::io::Errno;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::signals::StopSignals;
@@ -16,23 +16,16 @@ use crate::signals::StopSignals;
 const PIECE_BYTES: usize = 4096;
 /// How long the rest of a record that is out in part has once the process is to stop.
 const REST_TIME_MAX: Duration = Duration::from_secs(1);
+/// How long a thread waits for a reader that takes its time, before it looks whether anybody still wants to know.
+const WAIT_TIME: Duration = Duration::from_millis(100);
 
 /// Records on their way to standard output.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Outlet {
     pending: Pending,
-    /// None where writing never blocks, as to a file.
-    watched: Option<AsyncFd<Stdout>>,
 }
 
 impl Outlet {
-    /// Nothing is on its way. To be called on a runtime.
-    pub fn new() -> Outlet {
-        // The system refuses to watch what is always ready.
-        let watched = AsyncFd::with_interest(io::stdout(), Interest::WRITABLE).ok();
-        Outlet { pending: Pending::default(), watched }
-    }
-
     /// What was written up to here is a record.
     pub fn end_record(&mut self) {
         self.pending.ends.push_back(self.pending.bytes.len());
@@ -50,7 +43,7 @@ impl Outlet {
 
     /// Whether whoever reads has to read on before more can be let out.
     pub fn would_block(&self) -> bool {
-        self.watched.as_ref().is_some_and(|watched| !is_writable(watched.get_ref()))
+        !has_room(Duration::ZERO)
     }
 
     /// Writes everything, unless the process is to stop before: then `false`, and records stay behind whole, but for one that
@@ -61,12 +54,11 @@ impl Outlet {
     pub async fn let_out(&mut self, stop: &mut StopSignals) -> io::Result<bool> {
         while !self.pending.is_empty() {
             let is_stopped = tokio::select! {
-                () = self.room() => false,
+                () = room() => false,
                 () = stop.stop() => true,
             };
             if is_stopped {
-                while !self.pending.is_between_records() && timeout(REST_TIME_MAX, self.room()).await.is_ok()
-                {
+                while !self.pending.is_between_records() && timeout(REST_TIME_MAX, room()).await.is_ok() {
                     self.write_piece()?;
                 }
                 return Ok(false);
@@ -79,22 +71,10 @@ impl Outlet {
     fn write_piece(&mut self) -> io::Result<()> {
         match rustix::io::write(io::stdout(), self.pending.piece()) {
             Ok(written) => self.pending.advance(written),
-            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+            Err(Errno::INTR | Errno::AGAIN) => {}
             Err(error) => return Err(error.into()),
         }
         Ok(())
-    }
-
-    /// Returns once a piece can be written, or writing it shows why not.
-    async fn room(&self) {
-        let Some(watched) = &self.watched else { return };
-        while !is_writable(watched.get_ref()) {
-            let Ok(mut guard) = watched.writable().await else { return };
-            if is_writable(watched.get_ref()) {
-                return;
-            }
-            guard.clear_ready();
-        }
     }
 }
 
@@ -110,10 +90,22 @@ impl Write for Outlet {
     }
 }
 
-fn is_writable(stdout: &Stdout) -> bool {
-    let mut watched = [PollFd::new(stdout, PollFlags::OUT)];
-    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut watched, Some(&at_once)).map_or(true, |ready| ready > 0)
+/// Returns once a piece can be written, or writing it shows why not. The descriptor is others' too, and stays blocking: a thread
+/// waits for it.
+async fn room() {
+    while !has_room(Duration::ZERO) {
+        if !matches!(spawn_blocking(|| has_room(WAIT_TIME)).await, Ok(false)) {
+            return;
+        }
+    }
+}
+
+/// Whether a piece can be written, or can be after this time. A file always has room.
+fn has_room(wait: Duration) -> bool {
+    let stdout = io::stdout();
+    let mut watched = [PollFd::new(&stdout, PollFlags::OUT)];
+    let wait = Timespec { tv_sec: 0, tv_nsec: wait.subsec_nanos().into() };
+    poll(&mut watched, Some(&wait)).map_or_else(|error| error != Errno::INTR, |ready| ready > 0)
 }
 
 /// Bytes of records, and where each of these ends.
