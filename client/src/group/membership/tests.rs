@@ -1,3 +1,5 @@
+//! What a member says and does, told by answers and times alone.
+
 use super::*;
 
 const SESSION: Duration = Duration::from_secs(10);
