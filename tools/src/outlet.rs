@@ -14,6 +14,8 @@ use crate::signals::StopSignals;
 
 /// What a pipe that has any room takes without blocking (bytes): `PIPE_BUF`.
 const PIECE_BYTES: usize = 4096;
+/// With so much it is let out (bytes): one piece, unless records are large, after which everything is out or nothing.
+const ENOUGH_BYTES: usize = PIECE_BYTES / 2;
 /// How long the rest of a record that is out in part has once the process is to stop.
 const REST_TIME_MAX: Duration = Duration::from_secs(1);
 /// How long a thread waits for a reader that takes its time, before it looks whether anybody still wants to know.
@@ -38,7 +40,7 @@ impl Outlet {
 
     /// Whether there is enough to be let out.
     pub fn is_full(&self) -> bool {
-        self.pending.bytes.len() >= PIECE_BYTES
+        self.pending.bytes.len() >= ENOUGH_BYTES
     }
 
     /// Whether whoever reads has to read on before more can be let out.

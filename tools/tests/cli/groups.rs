@@ -1,5 +1,7 @@
 //! `quire group` and `quire consume --group`
 
+use std::time::{Duration, Instant};
+
 use rustix::process::Signal;
 
 use crate::support::{Dev, Running, text};
@@ -146,6 +148,7 @@ fn a_member_whose_output_is_not_read_commits_what_is_out_and_can_be_stopped() {
     let dev = Dev::start();
     let home = &dev.home;
     let lines: String = (0..40_000).map(|number| format!("line-{number:06}\n")).collect();
+    home.stdout(&["topic", "create", "slow"]);
     home.pipe(&["produce", "slow"], lines.as_str());
     let mut consumer = home.spawn(&["consume", "slow", "--group", "g"]);
     for number in 0..10 {
@@ -153,7 +156,10 @@ fn a_member_whose_output_is_not_read_commits_what_is_out_and_can_be_stopped() {
     }
     let committed =
         || home.json(&["group", "describe", "g", "--json"])[0]["partitions"][0]["committed"].as_u64();
-    while committed().is_none_or(|committed| committed == 0) {}
+    let end = Instant::now() + Duration::from_secs(30);
+    while committed().is_none_or(|committed| committed == 0) {
+        assert!(Instant::now() < end, "nothing is committed while the output is full");
+    }
     consumer.signal(Signal::TERM);
     let ended = consumer.end_unread();
     let out = text(&ended.stdout);
