@@ -316,19 +316,28 @@ fn an_active_segment_is_sealed_when_it_is_old_or_large_beside_the_rest() {
     log.check();
 }
 
-#[test]
-fn a_tombstone_goes_a_time_after_compaction_came_past_it() {
+/// Of the first of three keys, sealed.
+fn with_a_tombstone() -> Keyed {
     let mut log = Keyed::new(1);
     log.append(&plain(vec![value(1, 10), value(2, 10)]));
     log.append(&plain(vec![tombstone(1), value(3, 10)]));
     log.commit();
     log.roll();
+    log
+}
+
+fn keys(log: &Keyed) -> Vec<Option<u8>> {
+    log.read().expect("intact").iter().map(|record| record.key).collect()
+}
+
+#[test]
+fn a_tombstone_goes_a_time_after_compaction_came_past_it() {
+    let mut log = with_a_tombstone();
     let settings = CompactionSettings { delete_retention_ms: 1000, ..compaction() };
     // However long ago it was appended.
     log.now.0 += 10_000;
     log.log.compact(log.now, &settings);
     log.settle(NO_SYNC);
-    let keys = |log: &Keyed| log.read().expect("intact").iter().map(|r| r.key).collect::<Vec<_>>();
     assert_eq!(keys(&log), [Some(2), Some(1), Some(3)], "whoever has the value learns that it is gone");
     log.check();
     log.now.0 += 999;
@@ -430,13 +439,8 @@ fn retention_by_time_deletes_what_is_old_of_a_compacted_log() {
 
 #[test]
 fn a_tombstone_stays_until_every_replica_has_it() {
-    let mut log = Keyed::new(1);
-    log.append(&plain(vec![value(1, 10), value(2, 10)]));
-    log.append(&plain(vec![tombstone(1), value(3, 10)]));
-    log.commit();
-    log.roll();
+    let mut log = with_a_tombstone();
     let settings = CompactionSettings { delete_retention_ms: 0, ..compaction() };
-    let keys = |log: &Keyed| log.read().expect("intact").iter().map(|r| r.key).collect::<Vec<_>>();
     // One has a record less.
     log.log.tombstones_may_go_to(Offset(3));
     log.log.compact(log.now, &settings);
