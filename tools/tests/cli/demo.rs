@@ -52,10 +52,16 @@ fn the_commands_that_the_demo_recommends_exist() {
 
 #[test]
 fn ctrl_c_interrupts_the_demo() {
-    let demo = Home::new().spawn(&["demo"]);
-    // The handler may not stand yet; either way the process ends by the signal's number and nothing hangs.
+    let home = Home::new();
+    let mut demo = home.spawn(&["demo"]);
+    let ready = demo.error_line();
+    assert!(ready.starts_with("broker") && ready.contains("ready in"), "{ready}");
     demo.signal(Signal::INT);
-    let status = demo.end().status;
-    let by_signal = std::os::unix::process::ExitStatusExt::signal(&status) == Some(2);
-    assert!(by_signal || status.code() == Some(130), "{status}");
+    let ended = demo.end();
+    assert_eq!(ended.status.code(), Some(130), "{}", text(&ended.stderr));
+    assert_eq!(
+        std::fs::read_dir(home.path()).expect("it is there").count(),
+        0,
+        "its broker's folder is gone"
+    );
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::support::{Dev, Home, path, text};
+use crate::support::{Dev, Home, ignores_interrupts, path, text};
 
 #[test]
 fn ctrl_c_stops_dev_cleanly_and_its_data_stays() {
@@ -70,6 +70,11 @@ fn ctrl_c_ends_a_produce_with_what_was_acknowledged() {
 
 #[test]
 fn ctrl_c_ends_a_produce_that_waits_for_its_first_line() {
+    // As under nohup: such a signal ends nothing by itself, here and in what is started from here.
+    if ignores_interrupts() {
+        println!("skipped: ctrl_c_ends_a_produce_that_waits_for_its_first_line (SIGINT is ignored here)");
+        return;
+    }
     let dev = Dev::start();
     dev.home.stdout(&["topic", "create", "t"]);
     let produce = dev.home.spawn(&["produce", "t"]);
@@ -108,21 +113,49 @@ fn sigterm_ends_a_broker_that_is_still_starting() {
 
 #[test]
 fn an_interrupted_produce_says_what_it_waits_for_and_that_it_need_not() {
+    // Nothing tells when a line is taken that nobody answers: a busy machine gets more time.
+    let mut pauses = [500, 2_000, 8_000].map(Duration::from_millis).into_iter();
+    assert!(pauses.any(interrupts_what_waits), "the line is never taken");
+}
+
+/// Produces a line that reaches the log and one that nobody answers, and interrupts after `pause`. Whether the second
+/// was taken by then: what was said then is checked.
+fn interrupts_what_waits(pause: Duration) -> bool {
     let dev = Dev::start();
     dev.home.stdout(&["topic", "create", "t"]);
     let mut produce = dev.home.spawn(&["produce", "t"]);
     let mut consume = dev.home.spawn(&["consume", "t", "--follow"]);
-    produce.write(b"one\n");
+    produce.write(
+        b"one
+",
+    );
     assert_eq!(consume.line(), "one");
     dev.broker.signal(Signal::STOP);
-    produce.write(b"two\n");
-    // Nothing tells that the line was taken, since nobody answers.
-    std::thread::sleep(Duration::from_millis(500));
+    produce.write(
+        b"two
+",
+    );
+    std::thread::sleep(pause);
     produce.signal(Signal::INT);
-    assert_eq!(produce.error_line(), "waiting up to 30s for 1 record on the way; Ctrl-C again gives up");
+    let note = produce.error_line();
+    let on_the_way =
+        match note.strip_prefix("waiting up to 30s for ").and_then(|rest| rest.split_once(" on the way")) {
+            Some((on_the_way, "; Ctrl-C again gives up")) => on_the_way,
+            _ if note == "interrupted" => return false,
+            _ => panic!("{note}"),
+        };
     produce.signal(Signal::INT);
     let ended = produce.end();
     assert_eq!(ended.status.code(), Some(130));
-    assert!(text(&ended.stdout).contains("1 record acknowledged"), "{}", text(&ended.stdout));
-    assert_eq!(text(&ended.stderr), "interrupted; 1 record on the way may be written or not\n");
+    let (out, err) = (text(&ended.stdout), text(&ended.stderr));
+    let last = format!("interrupted; {on_the_way} on the way may be written or not\n");
+    match on_the_way {
+        "1 record" => assert!(out.contains("1 record acknowledged") && err == last, "{out}{err}"),
+        // The consumer saw the first line, the producer not yet its acknowledgement.
+        "2 records" => {
+            assert!(out.is_empty() && err == format!("nothing acknowledged\n{last}"), "{out}{err}")
+        }
+        other => panic!("{other}"),
+    }
+    true
 }

@@ -100,6 +100,14 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).expect("the command line writes text")
 }
 
+/// Whether SIGINT is ignored here, which processes inherit until they listen to it.
+pub fn ignores_interrupts() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").expect("the kernel tells");
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("it is a line of it");
+    let ignored = u64::from_str_radix(ignored.trim(), 16).expect("a mask of signals");
+    ignored & (1 << (Signal::INT.as_raw() - 1)) != 0
+}
+
 /// A process that is ended when the test is.
 pub struct Running {
     child: Child,
