@@ -24,7 +24,7 @@ use quire_protocol::replicate::{FollowerMessage, LeaderMessage};
 use quire_protocol::stream::{Ack, Opened, ProduceHeader};
 use quire_protocol::topic_config::TopicConfig;
 use quire_protocol::{
-    BrokerId, ErrorCode, LeaderEpoch, PartitionIndex, Timestamp, TopicId, TopicPartition, limits,
+    BrokerId, ErrorCode, LeaderEpoch, PartitionIndex, ProducerId, Timestamp, TopicId, TopicPartition, limits,
 };
 use quire_storage::disk::{Disk, SimDisk};
 use quire_storage::{ReadError, remove_log};
@@ -97,6 +97,8 @@ pub enum Purpose {
     Hold(TopicId, usize),
     /// A deleted topic's logs are removed.
     Confirm(TopicId),
+    /// It gives ids to producers.
+    ProducerIds,
 }
 
 /// What came of asking.
@@ -206,6 +208,8 @@ pub struct Running {
     removed: BTreeSet<TopicId>,
     has_failed_to_remove: bool,
     held_kept: BTreeSet<(TopicId, usize)>,
+    /// What it still gives of the block in use.
+    producer_ids: Vec<ProducerId>,
     pub wants_drain: bool,
     closing: Option<oneshot::Receiver<Closed>>,
     memory: Arc<Semaphore>,
@@ -262,6 +266,7 @@ impl Broker {
             removed: BTreeSet::new(),
             has_failed_to_remove: false,
             held_kept: BTreeSet::new(),
+            producer_ids: Vec::new(),
             wants_drain: false,
             closing: None,
             memory: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
@@ -547,8 +552,24 @@ impl Running {
             (Purpose::Hold(topic, count), Answer::Made(_)) => {
                 self.held_kept.insert((topic, count));
             }
+            (Purpose::ProducerIds, Answer::Made(Response::ProducerIds { first, count })) => {
+                // Blocks are large, and runs are short: of each it gives the first and the last.
+                self.producer_ids = vec![ProducerId(first + count - 1), ProducerId(first)];
+            }
             _ => {}
         }
+    }
+
+    /// An id that no producer had before. If there is none, a block is asked for.
+    pub fn producer_id(&mut self, effects: &mut Vec<Effect>) -> Option<ProducerId> {
+        let next = self.producer_ids.pop();
+        let broker = self.id;
+        if next.is_none()
+            && let Some(epoch) = self.image().broker(broker).map(|known| known.epoch)
+        {
+            self.ask(Purpose::ProducerIds, Request::AllocateProducerIds { broker, epoch }, effects);
+        }
+        next
     }
 
     /// What was taken and shows by now is told to the leader that asked.

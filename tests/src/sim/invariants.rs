@@ -3,13 +3,13 @@
 //! A frame's chain stands for everything before it. So the history of a partition is known by where its frames end and by the
 //! chain there, and each broker's log is held against it frame by frame as it grows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use quire_broker::simulation::PartitionHandle;
 use quire_protocol::batch::{BatchHeader, Records};
 use quire_protocol::frame::{Chain, FrameHeader, HEADER_LEN};
-use quire_protocol::{BrokerId, LeaderEpoch, Offset, TopicPartition};
+use quire_protocol::{BrokerId, LeaderEpoch, Offset, ProducerId, TopicPartition};
 use quire_storage::{ReadError, Residency};
 
 /// Bytes read at once; no log here comes near.
@@ -46,6 +46,8 @@ pub enum Violation {
     Diverged { partition: TopicPartition, one: BrokerId, other: BrokerId, what: String },
     /// What is intact can not be read, or what was read is no batch.
     Unreadable { broker: BrokerId, partition: TopicPartition, what: String },
+    /// Two producers were given the same ids.
+    GivenTwice { first: u64, end: u64 },
     /// A committed entry of the metadata log does not fit, or brokers' metadata differ.
     Metadata { what: String },
     /// The faults are over, and it does not work.
@@ -115,6 +117,10 @@ pub struct Invariants {
     writes: BTreeMap<Value, Write>,
     /// How often a log was cut at its end.
     truncations: u64,
+    /// Blocks of producer ids that brokers were given, by where they begin: where they end.
+    blocks: BTreeMap<u64, u64>,
+    /// Ids that producers were given.
+    producers: BTreeSet<ProducerId>,
     /// The last offset acknowledged to each producer of each partition, with the number of its send.
     acknowledged: BTreeMap<(u32, TopicPartition), BTreeMap<u64, Offset>>,
 }
@@ -199,6 +205,25 @@ impl Invariants {
         own.insert(value.0, offset);
         self.writes.insert(value, Write::Acknowledged(partition, offset));
         Ok(())
+    }
+
+    /// A broker was given a block of producer ids, which nobody else is ever given.
+    pub fn given(&mut self, first: u64, count: u64) -> Result<(), Violation> {
+        let end = first + count;
+        let before = self.blocks.range(..end).next_back();
+        if first == 0 || before.is_some_and(|(_, before)| *before > first) {
+            return Err(Violation::GivenTwice { first, end });
+        }
+        self.blocks.insert(first, end);
+        Ok(())
+    }
+
+    /// A producer was given an id, which no other ever is.
+    pub fn numbered(&mut self, producer: ProducerId) -> Result<(), Violation> {
+        match self.producers.insert(producer) {
+            true => Ok(()),
+            false => Err(Violation::GivenTwice { first: producer.0, end: producer.0 + 1 }),
+        }
     }
 
     /// A broker's process is gone; what its log is from here on it will tell.

@@ -128,6 +128,8 @@ pub struct Coverage {
     pub topic_changes: u64,
     /// Reassignments begun.
     pub reassignments: u64,
+    /// Blocks of producer ids that brokers were given.
+    pub id_blocks: u64,
     /// Logs cut at their end.
     pub truncations: u64,
     /// Runs with a partition that ended without anybody who could be trusted to lead: offline rather than lossy.
@@ -143,7 +145,7 @@ impl Coverage {
     pub fn add(&mut self, other: &Coverage) {
         sum_fields!(self, other: steps, acknowledged, unknown, resent, elections, elections_under_way, crashes,
             power_losses, wipes, rolls, disk_faults, flips, cuts, in_sync_changes, controller_elections, snapshots,
-            topic_changes, reassignments, truncations, ended_offline);
+            topic_changes, reassignments, id_blocks, truncations, ended_offline);
     }
 }
 
@@ -297,7 +299,6 @@ pub struct World {
     operator: Operator,
     invariants: Invariants,
     next_value: u64,
-    next_producer: u64,
     next_attempt: u64,
     /// Brokers that get no metadata before a time, though they are heard.
     blind: BTreeMap<BrokerId, Time>,
@@ -337,7 +338,6 @@ impl World {
             next_call: 0,
             clients,
             next_value: 0,
-            next_producer: 1,
             next_attempt: 0,
             blind: BTreeMap::new(),
             commits_from: Time::ZERO,

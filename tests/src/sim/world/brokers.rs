@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use quire_broker::simulation::{Event, ScrubStep, Task};
 use quire_engine::Time;
+use quire_engine::controller::Response;
 use quire_engine::controller::proposals::Input;
 use quire_protocol::replicate::{FollowerMessage, LeaderMessage};
 use quire_protocol::{BrokerId, TopicPartition};
@@ -25,7 +26,7 @@ const SNAPSHOT_LAG: usize = 4;
 
 impl World {
     /// Has a broker's process do something, carries out what follows, and looks at what became of it.
-    fn tell(
+    pub(super) fn tell(
         &mut self,
         id: BrokerId,
         what: impl FnOnce(&mut Running, &mut Vec<Effect>),
@@ -340,6 +341,10 @@ impl World {
         let Some(call) = self.calls.remove(&key) else { return Ok(()) };
         let id = key.0.0;
         let is_registration = call.purpose == Purpose::Register;
+        if let Answer::Made(Response::ProducerIds { first, count }) = &answer {
+            self.coverage.id_blocks += 1;
+            self.invariants.given(*first, *count)?;
+        }
         self.tell(id, |running, effects| running.answered(call.purpose, answer, effects))?;
         if is_registration && let Some(running) = &self.brokers[&id].running {
             let registration = running.registration;

@@ -41,8 +41,10 @@ pub(super) struct Client {
 struct Pipe {
     machine: SimulatedPipeline,
     link: Link,
-    /// The claim that the next stream is opened under.
-    producer: Option<(ProducerId, ProducerEpoch)>,
+    /// The claim that the next stream is opened under; its id is asked for if there is none.
+    claim: Option<(Option<ProducerId>, ProducerEpoch)>,
+    /// The id that it was given last.
+    given: Option<ProducerId>,
     /// The topic's id, as the stream was opened for it.
     partition: Option<TopicPartition>,
     /// When something was heard last, or nothing waited to be heard.
@@ -113,7 +115,8 @@ impl World {
         let pipe = self.clients[client as usize].pipes.entry(target).or_insert_with(|| Pipe {
             machine: SimulatedPipeline::new(seed, DELIVERY_TIMEOUT),
             link: Link::Closed,
-            producer: None,
+            claim: None,
+            given: None,
             partition: None,
             heard: now,
         });
@@ -129,12 +132,9 @@ impl World {
         let attempt = self.next_attempt;
         let pipe = self.clients[client as usize].pipes.get_mut(&target).expect("it acts");
         match action {
-            Action::Open { id, epoch, .. } => {
-                let id = id.unwrap_or_else(|| {
-                    self.next_producer += 1;
-                    ProducerId(self.next_producer)
-                });
-                pipe.producer = Some((id, epoch));
+            Action::Open { id, used_up, epoch } => {
+                pipe.given = pipe.given.filter(|given| used_up != Some(*given));
+                pipe.claim = Some((id.or(pipe.given), epoch));
                 pipe.link = Link::Looking(attempt);
                 self.next_attempt += 1;
                 let delay = self.dice.wait(Duration::from_micros(100), Duration::from_millis(5));
@@ -196,6 +196,8 @@ impl World {
         let is_cut = self.network.is_cut(here, node(asked)) || self.network.is_cut(node(asked), here);
         let running = self.brokers[&asked].running.as_ref().filter(|running| !running.is_paused && !is_cut);
         let Some(running) = running else { return self.input(client, target, Input::Refused(None)) };
+        let (claimed, epoch) = pipe.claim.expect("a claim comes first");
+        let Some(id) = claimed else { return self.ask_id(client, target, asked) };
         let found = World::partitions_of(running.image(), target.0).filter(|(_, count)| target.1 < *count);
         let Some((topic, _)) = found else {
             // One that is new may not be known everywhere; one that is gone is gone.
@@ -207,7 +209,6 @@ impl World {
         let Some(leader) = known.leader else { return self.input(client, target, Input::Refused(None)) };
         let stream = self.network.open(here, node(leader));
         let pipe = self.clients[client as usize].pipes.get_mut(&target).expect("it looks");
-        let (id, epoch) = pipe.producer.expect("a claim comes first");
         pipe.link = Link::Opening(stream);
         pipe.partition = Some(partition);
         pipe.heard = self.schedule.now();
@@ -223,6 +224,26 @@ impl World {
         self.send(stream, End::Accepter, Wire::OpenProduce(header));
         self.schedule_client_tick(client);
         Ok(())
+    }
+
+    /// Asks a broker for an id. It may have none at the moment, and its answer may be lost: then it is asked again.
+    fn ask_id(&mut self, client: u32, target: Target, asked: BrokerId) -> Result<(), Violation> {
+        let mut given = None;
+        self.tell(asked, |running, effects| given = running.producer_id(effects))?;
+        if let Some(id) = given {
+            self.invariants.numbered(id)?;
+            self.say(format_args!("client {client}: {target:?} is producer {id}"));
+            let is_lost = !self.is_healing && self.dice.happens(50);
+            let pipe = self.clients[client as usize].pipes.get_mut(&target).expect("it looks");
+            if !is_lost && let Some((claimed, _)) = &mut pipe.claim {
+                (*claimed, pipe.given) = (given, given);
+                let attempt = self.next_attempt;
+                self.next_attempt += 1;
+                pipe.link = Link::Looking(attempt);
+                return self.open_stream(client, target, attempt);
+            }
+        }
+        self.input(client, target, Input::Refused(None))
     }
 
     fn is_topic(&self, topic: usize) -> bool {
@@ -246,7 +267,8 @@ impl World {
                 let pipe = self.clients[client as usize].pipes.get_mut(&target).expect("just found");
                 pipe.link = Link::Open(stream);
                 let topic: TopicId = pipe.partition.expect("it was opened").topic;
-                let (producer, _) = pipe.producer.expect("it was claimed");
+                let (producer, _) = pipe.claim.expect("it was claimed");
+                let producer = producer.expect("a stream is opened under an id");
                 Input::Opened { opened, topic, producer }
             }
             Wire::Acked(ack) => Input::Acked(ack),
