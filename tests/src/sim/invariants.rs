@@ -36,6 +36,10 @@ pub enum Violation {
     WentBack { broker: BrokerId, partition: TopicPartition, shown: u64, knows: Offset },
     /// Committed records were cut off on a clean path.
     TookBack { broker: BrokerId, partition: TopicPartition, from: Offset, to: Offset },
+    /// A consumer was given something else than what is committed where it was.
+    FalseRead { consumer: u32, partition: TopicPartition, from: Offset, end: Offset },
+    /// What a consumer has read is not there any more.
+    ReadAndLost { partition: TopicPartition, read_to: Offset, ends: Offset },
     /// What was acknowledged is not there in the end.
     Lost { value: Value, partition: TopicPartition, offset: Offset },
     /// A value stands at two offsets.
@@ -75,11 +79,24 @@ enum Write {
 
 /// A frame as a broker has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Frame {
+pub struct Frame {
     base: Offset,
-    end: Offset,
+    /// The first offset after it.
+    pub end: Offset,
     leader_epoch: LeaderEpoch,
     chain: Chain,
+}
+
+impl Frame {
+    /// What a frame's header says of it.
+    pub fn of(header: &FrameHeader) -> Frame {
+        Frame {
+            base: header.base_offset,
+            end: header.next_offset(),
+            leader_epoch: header.leader_epoch,
+            chain: header.chain,
+        }
+    }
 }
 
 /// A broker's log of a partition, as last looked at.
@@ -121,6 +138,8 @@ pub struct Invariants {
     blocks: BTreeMap<u64, u64>,
     /// Ids that producers were given.
     producers: BTreeSet<ProducerId>,
+    /// The last frame that each consumer has read of each partition.
+    consumed: BTreeMap<(u32, TopicPartition), Frame>,
     /// The last offset acknowledged to each producer of each partition, with the number of its send.
     acknowledged: BTreeMap<(u32, TopicPartition), BTreeMap<u64, Offset>>,
 }
@@ -281,6 +300,54 @@ impl Invariants {
         Ok(true)
     }
 
+    /// A consumer was given what comes next: that is what is committed, and nothing between is missing.
+    pub fn consumed(
+        &mut self,
+        consumer: u32,
+        partition: TopicPartition,
+        from: Offset,
+        frames: &[Frame],
+    ) -> Result<(), Violation> {
+        let Some(truth) = self.partitions.get(&partition) else { return Ok(()) };
+        let mut next = from;
+        for frame in frames {
+            let known = truth.committed.get(&frame.end.0);
+            // Of what is not synced other records may have taken the place.
+            let is_it = match known {
+                Some(chain) => *chain == frame.chain || !truth.is_synced,
+                None => truth.is_damaged,
+            };
+            if !is_it || frame.base > next || frame.end <= next || (next > from && frame.base != next) {
+                return Err(Violation::FalseRead { consumer, partition, from: next, end: frame.end });
+            }
+            next = frame.end;
+        }
+        if let Some(last) = frames.last() {
+            self.consumed.insert((consumer, partition), *last);
+        }
+        Ok(())
+    }
+
+    /// A leader that knows how far the log is committed told a consumer that it has read beyond that. Whether that may be:
+    /// what is not synced may be lost. One that does not know that another leads by now may know of less too, which is no
+    /// reason to go back.
+    pub fn ends_before(
+        &self,
+        partition: TopicPartition,
+        read_to: Offset,
+        ends: Offset,
+        leader_epoch: LeaderEpoch,
+    ) -> Result<bool, Violation> {
+        let Some(truth) = self.partitions.get(&partition).filter(|truth| truth.is_synced) else {
+            return Ok(true);
+        };
+        let shown = truth.exposed_by_epoch.range(..=leader_epoch).map(|(_, shown)| *shown).max();
+        match shown.is_some_and(|shown| read_to.0 <= shown) {
+            true => Err(Violation::ReadAndLost { partition, read_to, ends }),
+            false => Ok(false),
+        }
+    }
+
     /// A leader tells readers where the end is.
     pub fn settled(
         &self,
@@ -326,6 +393,16 @@ impl Invariants {
         }
         let starts: BTreeMap<_, _> =
             logs.iter().map(|handle| (handle.id(), handle.reader().log_start())).collect();
+        for handle in logs.iter().filter(|handle| self.is_synced(handle.id())) {
+            let (partition, reader) = (handle.id(), handle.reader());
+            for (_, read) in self.consumed.iter().filter(|((_, read), _)| *read == partition) {
+                let is_kept = read.end > reader.log_start();
+                if is_kept && (read.end > reader.end_offset() || !agrees(handle, &[*read])) {
+                    let (read_to, ends) = (read.end, reader.end_offset());
+                    return Err(Violation::ReadAndLost { partition, read_to, ends });
+                }
+            }
+        }
         for (value, write) in &self.writes {
             match write {
                 Write::Acknowledged(partition, offset) => {
@@ -418,10 +495,8 @@ fn frames(
                 partition,
                 what,
             })?;
-            let (base, end) = (header.base_offset, header.next_offset());
-            if end > next {
-                let leader_epoch = header.leader_epoch;
-                found.push((Frame { base, end, leader_epoch, chain: header.chain }, values));
+            if header.next_offset() > next {
+                found.push((Frame::of(&header), values));
             }
         }
         next = slice.next_offset;

@@ -10,6 +10,7 @@ mod controllers;
 mod faults;
 mod healing;
 mod operators;
+mod readers;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,6 +33,7 @@ use super::trace::Trace;
 use clients::Client;
 use controllers::{Attempted, Controller};
 use operators::Operator;
+use readers::Readings;
 
 const FAULTS_LAST: Duration = Duration::from_secs(6);
 /// Within this the cluster is to be whole again after the last fault.
@@ -96,6 +98,8 @@ pub struct Coverage {
     pub steps: u64,
     /// Writes acknowledged.
     pub acknowledged: u64,
+    /// Frames that consumers read.
+    pub consumed: u64,
     /// Writes given up, that may have been appended.
     pub unknown: u64,
     /// Batches sent again on another stream.
@@ -143,7 +147,7 @@ macro_rules! sum_fields {
 impl Coverage {
     /// Adds another run's.
     pub fn add(&mut self, other: &Coverage) {
-        sum_fields!(self, other: steps, acknowledged, unknown, resent, elections, elections_under_way, crashes,
+        sum_fields!(self, other: steps, acknowledged, consumed, unknown, resent, elections, elections_under_way, crashes,
             power_losses, wipes, rolls, disk_faults, flips, cuts, in_sync_changes, controller_elections, snapshots,
             topic_changes, reassignments, id_blocks, truncations, ended_offline);
     }
@@ -256,6 +260,18 @@ enum Happening {
     ClientTick {
         client: u32,
     },
+    /// The consumer that is in no group goes on.
+    ReadOn,
+    /// A broker is asked for records.
+    AskedToRead {
+        leader: BrokerId,
+        ask: readers::Ask,
+    },
+    /// They arrive at the consumer.
+    Read {
+        ask: readers::Ask,
+        piece: readers::Piece,
+    },
     /// An operator does something.
     Operate,
     /// A partition that another broker was to lead for a moment is to be led by this one again.
@@ -296,6 +312,9 @@ pub struct World {
     calls: BTreeMap<(Process, u64), Call>,
     next_call: u64,
     clients: Vec<Client>,
+    readings: Readings,
+    next_ask: u64,
+    dice_of_readers: Dice,
     operator: Operator,
     invariants: Invariants,
     next_value: u64,
@@ -315,7 +334,8 @@ fn node(broker: BrokerId) -> Node {
 impl World {
     /// A cluster that has not started.
     pub fn new(options: Options) -> World {
-        let mut dice = Dice::new(options.seed);
+        let seed = options.seed;
+        let mut dice = Dice::new(seed);
         let ids = (1..=options.brokers).map(BrokerId);
         let brokers = ids.map(|id| (id, Broker::new(id, dice.split().below(u64::MAX)))).collect();
         let controllers =
@@ -337,6 +357,9 @@ impl World {
             calls: BTreeMap::new(),
             next_call: 0,
             clients,
+            readings: Readings::new(),
+            next_ask: 0,
+            dice_of_readers: Dice::new(seed ^ 0x7ead_e125),
             next_value: 0,
             next_attempt: 0,
             blind: BTreeMap::new(),
@@ -371,6 +394,7 @@ impl World {
         for client in 0..self.options.clients {
             self.schedule.after(Duration::from_millis(200), Happening::Produce { client });
         }
+        self.schedule.after(Duration::from_millis(200), Happening::ReadOn);
         self.schedule.after(Duration::from_millis(150), Happening::Operate);
         self.schedule.after(Duration::from_millis(2), Happening::Control);
         self.schedule.after(Duration::from_millis(1), Happening::Commit);
@@ -476,6 +500,9 @@ impl World {
                 self.open_stream(client, (topic, partition), attempt)?;
             }
             Happening::ClientTick { client } => self.client_tick(client)?,
+            Happening::ReadOn => self.read_on(),
+            Happening::AskedToRead { leader, ask } => self.asked_to_read(leader, ask)?,
+            Happening::Read { ask, piece } => self.has_read(ask, piece)?,
             Happening::Operate => self.operate()?,
             Happening::LeadAgain { partition, leader, between } => {
                 self.lead_again(partition, leader, between);

@@ -9,6 +9,7 @@ use quire_storage::disk::{CrashOptions, Disk, Fault, SimDisk, Survival};
 use super::super::broker::{Broker, Running};
 use super::super::invariants::Violation;
 use super::super::network::Node;
+use super::readers::LONE_READER;
 use super::{Happening, World, node};
 
 /// How a process ends that does not mean to.
@@ -207,10 +208,11 @@ impl World {
     fn cut(&mut self, id: BrokerId, ids: &[BrokerId]) {
         let both_ways = self.dice.happens(500);
         let clients = (0..self.options.clients).map(|client| Node(300 + client));
+        let consumers = [LONE_READER];
         let others = ids.iter().filter(|other| **other != id).map(|other| (node(*other), 600));
         let controllers = self.controllers.keys().map(|controller| (*controller, 300));
         let ends: Vec<(Node, u64)> =
-            others.chain(controllers).chain(clients.map(|client| (client, 300))).collect();
+            others.chain(controllers).chain(clients.chain(consumers).map(|client| (client, 300))).collect();
         for (other, chance) in ends {
             if self.dice.happens(chance) {
                 self.network.cut(node(id), other);

@@ -7,6 +7,7 @@ use quire_protocol::{BrokerId, TopicPartition};
 use quire_storage::Residency;
 
 use super::super::invariants::Violation;
+use super::readers::LONE_READER;
 use super::{FAULTS_LAST, World};
 use quire_engine::Time;
 use std::time::Duration;
@@ -85,7 +86,15 @@ impl World {
                 }
             }
         }
-        self.invariants.has_open_writes().then(|| "writes are unanswered".to_owned())
+        if self.invariants.has_open_writes() {
+            return Some("writes are unanswered".to_owned());
+        }
+        self.consumable().into_iter().filter(|id| !self.is_lost(*id)).find_map(|id| {
+            let leader = image.partition(id)?.leader?;
+            let high = self.handle(leader, id)?.reader().high_watermark();
+            let read_to = self.readings.get(&(LONE_READER, id)).map(|reading| reading.next);
+            (read_to != Some(high)).then(|| format!("of {high} in {id}, {read_to:?} are read"))
+        })
     }
 
     /// After the faults: every log the same, and everything acknowledged there, once.
