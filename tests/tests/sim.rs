@@ -48,8 +48,15 @@ fn nothing_acknowledged_is_lost_whatever_fails() {
         sum.reassignments,
         sum.in_sync_changes,
         sum.truncations,
+        sum.id_blocks,
+        sum.members_fenced,
+        sum.members_removed,
+        sum.stale_commits,
     ];
     assert!(rare.iter().all(|count| *count >= SEEDS / 10), "something hardly ever happens: {sum:?}");
+    assert!(sum.with_groups * 3 >= SEEDS, "too few groups: {sum:?}");
+    let hard = [sum.with_coordinator_move, sum.with_fenced_member, sum.with_rebalance];
+    assert!(hard.iter().all(|runs| *runs * 10 >= SEEDS), "groups that have an easy life: {sum:?}");
     assert!(sum.ended_offline * 2 < SEEDS, "a world so hostile that nothing is left to be checked: {sum:?}");
 }
 
@@ -80,10 +87,12 @@ fn a_seed_repeats_its_run() {
     }
 }
 
-/// Three of the rules; `sweep mutants` goes through all of them.
+/// Four of the rules; `sweep mutants` goes through all of them.
 #[test]
 fn a_rule_left_out_is_noticed() {
-    for mutant in [Mutant::MaximalIsr, Mutant::DedupeWindow, Mutant::DecideOnPending] {
+    let rules =
+        [Mutant::MaximalIsr, Mutant::DedupeWindow, Mutant::DecideOnPending, Mutant::MemberEpochOnCommit];
+    for mutant in rules {
         assert!(mutants::kill(mutant, 500).is_some(), "{mutant:?} was not noticed in 500 seeds");
     }
 }

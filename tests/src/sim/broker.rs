@@ -3,6 +3,7 @@
 //!
 //! It is told what happens and says what it wants; the world decides when and whether that comes about.
 
+mod coordinating;
 mod streams;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +19,8 @@ use quire_broker::simulation::{
 };
 use quire_engine::controller::proposals::{Entry, Input, Proposals};
 use quire_engine::controller::{ChangeInSync, Image, RegisterBroker, Request, Response};
+use quire_engine::group::Topics;
+use quire_engine::group::coordinator::RequestId;
 use quire_engine::replication::Progress;
 use quire_engine::{SplitMix64, Time};
 use quire_protocol::frame::FrameSeed;
@@ -31,6 +34,7 @@ use quire_storage::disk::{Disk, SimDisk};
 use quire_storage::remove_log;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use super::desk::{Desk, GroupAnswer};
 use super::network::{End, StreamId};
 use super::quorum::{self, Index};
 
@@ -81,6 +85,14 @@ pub enum Effect {
     Call(Purpose, Request),
     /// Events wait to be applied.
     Round,
+    /// Something happened that coordinators are to be told.
+    Coordinate,
+    /// A coordinator answers.
+    GroupAnswered(RequestId, GroupAnswer),
+    /// A coordinator decides from here on.
+    Coordinates(TopicPartition, LeaderEpoch),
+    /// A member is taken for gone.
+    MemberRemoved,
     /// It has stopped in order.
     Stopped,
 }
@@ -216,6 +228,11 @@ pub struct Running {
     memory: Arc<Semaphore>,
     pub is_paused: bool,
     pub tick_at: Option<Time>,
+    /// The coordinators beside the replicas of the internal topic.
+    desks: BTreeMap<TopicPartition, Desk>,
+    topics: Arc<Topics>,
+    /// When they take in what happened.
+    pub coordinates_at: Option<Time>,
     pub is_round_due: bool,
 }
 
@@ -273,6 +290,9 @@ impl Broker {
             memory: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
             is_paused: false,
             tick_at: None,
+            desks: BTreeMap::new(),
+            topics: Arc::default(),
+            coordinates_at: None,
             is_round_due: false,
         };
         running.learn(entries);
@@ -616,6 +636,9 @@ impl Running {
         effects.extend(self.shard.take_scrub(now).map(Effect::Scrub));
         self.pump(effects);
         self.finish_removals(effects);
+        if self.is_to_coordinate() {
+            effects.push(Effect::Coordinate);
+        }
         if let Some(closing) = &mut self.closing
             && closing.try_recv().is_ok()
         {

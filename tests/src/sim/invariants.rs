@@ -52,6 +52,8 @@ pub enum Violation {
     Unreadable { broker: BrokerId, partition: TopicPartition, what: String },
     /// Two producers were given the same ids.
     GivenTwice { first: u64, end: u64 },
+    /// A group's members or offsets are not as they were told.
+    Group { what: String },
     /// A committed entry of the metadata log does not fit, or brokers' metadata differ.
     Metadata { what: String },
     /// The faults are over, and it does not work.
@@ -112,6 +114,8 @@ struct Log {
 struct Truth {
     /// Whether nothing is acknowledged that is not synced.
     is_synced: bool,
+    /// Its records are not clients' values.
+    is_internal: bool,
     /// Somebody's log could not be read to its end, so that not all that was ever written is known.
     is_damaged: bool,
     /// Committed frames by where they end, as first exposed.
@@ -146,8 +150,9 @@ pub struct Invariants {
 
 impl Invariants {
     /// A partition exists from here on.
-    pub fn know(&mut self, partition: TopicPartition, is_synced: bool) {
-        self.partitions.entry(partition).or_insert_with(|| Truth { is_synced, ..Truth::default() });
+    pub fn know(&mut self, partition: TopicPartition, is_synced: bool, is_internal: bool) {
+        let truth = || Truth { is_synced, is_internal, ..Truth::default() };
+        self.partitions.entry(partition).or_insert_with(truth);
     }
 
     /// The first offset of a partition that nobody ever exposed as committed.
@@ -282,7 +287,7 @@ impl Invariants {
         log.frames.retain(|frame| frame.end > start);
         log.start = start;
         let from = log.frames.last().map_or(start, |frame| frame.end);
-        let read = frames(broker, handle, from, end)?;
+        let read = frames(broker, handle, from, end, truth.is_internal)?;
         truth.is_damaged |= read.last().map_or(from, |(frame, _)| frame.end) < end;
         for (frame, found) in read {
             let key = (frame.leader_epoch, frame.base.0);
@@ -372,7 +377,8 @@ impl Invariants {
         let mut there = BTreeMap::new();
         for handle in logs {
             let reader = handle.reader();
-            let read = frames(BrokerId(0), handle, reader.log_start(), reader.end_offset())?;
+            let is_internal = self.partitions.get(&handle.id()).is_some_and(|truth| truth.is_internal);
+            let read = frames(BrokerId(0), handle, reader.log_start(), reader.end_offset(), is_internal)?;
             if read.last().is_some_and(|(frame, _)| frame.end < reader.end_offset()) {
                 let what = format!("after {:?}", read.last().map(|(frame, _)| frame.end));
                 return Err(Violation::Unreadable { broker: BrokerId(0), partition: handle.id(), what });
@@ -470,6 +476,7 @@ fn frames(
     handle: &PartitionHandle,
     from: Offset,
     end: Offset,
+    is_internal: bool,
 ) -> Result<Vec<(Frame, Vec<Value>)>, Violation> {
     let partition = handle.id();
     let mut found = Vec::new();
@@ -490,11 +497,11 @@ fn frames(
         while !bytes.is_empty() {
             let header = FrameHeader::parse(&bytes).expect("a reader serves frames that it has checked");
             let frame = bytes.split_to(header.frame_len());
-            let values = values(&frame.slice(HEADER_LEN..)).map_err(|what| Violation::Unreadable {
-                broker,
-                partition,
-                what,
-            })?;
+            let unreadable = |what| Violation::Unreadable { broker, partition, what };
+            let values = match is_internal {
+                true => Vec::new(),
+                false => values(&frame.slice(HEADER_LEN..)).map_err(unreadable)?,
+            };
             if header.next_offset() > next {
                 found.push((Frame::of(&header), values));
             }

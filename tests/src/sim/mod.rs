@@ -9,8 +9,11 @@
 //! runs it for as long as one likes.
 
 mod broker;
+mod desk;
 mod dice;
 mod invariants;
+mod ledger;
+mod member;
 pub mod mutants;
 mod network;
 mod quorum;

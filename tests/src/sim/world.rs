@@ -9,6 +9,7 @@ mod clients;
 mod controllers;
 mod faults;
 mod healing;
+mod members;
 mod operators;
 mod readers;
 
@@ -20,11 +21,14 @@ use quire_broker::simulation::{ScrubStep, Task};
 use quire_engine::Time;
 use quire_engine::controller::Request;
 use quire_engine::controller::proposals::{Entry, Proposals};
-use quire_protocol::{BrokerId, TopicPartition};
+use quire_protocol::{BrokerId, LeaderEpoch, TopicPartition};
 
 use super::broker::{Broker, Purpose, Wire};
+use super::desk::GroupAnswer;
 use super::dice::Dice;
 use super::invariants::{Invariants, Violation};
+use super::ledger::Ledger;
+use super::member::Member;
 use super::network::{End, Network, Node, StreamId};
 use super::quorum::{Index, Quorum};
 use super::schedule::Schedule;
@@ -58,6 +62,8 @@ pub struct Options {
     fault_every: Duration,
     /// The broker whose logs are damaged, if one's are.
     damaged: Option<BrokerId>,
+    /// How many members each group has.
+    groups: Vec<u32>,
 }
 
 impl Options {
@@ -71,7 +77,9 @@ impl Options {
         });
         let topics = (0..dice.between(1, 2)).map(|_| topic_settings(&mut dice)).collect();
         let damaged = dice.happens(250).then(|| BrokerId(dice.between(1, brokers.into()) as u32));
-        Options { seed, brokers, clients: dice.between(1, 3) as u32, topics, fault_every, damaged }
+        let clients = dice.between(1, 3) as u32;
+        let groups = members::draw_groups(&mut Dice::new(seed ^ 0x9709_b5a3));
+        Options { seed, brokers, clients, topics, fault_every, damaged, groups }
     }
 }
 
@@ -134,6 +142,26 @@ pub struct Coverage {
     pub reassignments: u64,
     /// Blocks of producer ids that brokers were given.
     pub id_blocks: u64,
+    /// Runs with groups.
+    pub with_groups: u64,
+    /// Runs in which a coordinator moved, a member was fenced, and a partition changed hands.
+    pub with_coordinator_move: u64,
+    /// See above.
+    pub with_fenced_member: u64,
+    /// See above.
+    pub with_rebalance: u64,
+    /// Coordinators that began to decide where another did before.
+    pub coordinator_moves: u64,
+    /// Members that were told that they are none any more.
+    pub members_fenced: u64,
+    /// Members taken for gone by a coordinator.
+    pub members_removed: u64,
+    /// Times that a member got partitions.
+    pub rebalances: u64,
+    /// Offsets committed.
+    pub commits: u64,
+    /// Commits refused as of another epoch, or of who is no member.
+    pub stale_commits: u64,
     /// Logs cut at their end.
     pub truncations: u64,
     /// Runs with a partition that ended without anybody who could be trusted to lead: offline rather than lossy.
@@ -149,7 +177,8 @@ impl Coverage {
     pub fn add(&mut self, other: &Coverage) {
         sum_fields!(self, other: steps, acknowledged, consumed, unknown, resent, elections, elections_under_way, crashes,
             power_losses, wipes, rolls, disk_faults, flips, cuts, in_sync_changes, controller_elections, snapshots,
-            topic_changes, reassignments, id_blocks, truncations, ended_offline);
+            topic_changes, reassignments, id_blocks, with_groups, with_coordinator_move, with_fenced_member,
+            with_rebalance, coordinator_moves, members_fenced, members_removed, rebalances, commits, stale_commits, truncations, ended_offline);
     }
 }
 
@@ -272,6 +301,30 @@ enum Happening {
         ask: readers::Ask,
         piece: readers::Piece,
     },
+    /// A member of a group goes on.
+    MemberWakes(usize),
+    /// Its request arrives at a broker.
+    GroupAsked {
+        broker: BrokerId,
+        id: u64,
+    },
+    /// The answer arrives.
+    GroupAnswered {
+        id: u64,
+        answer: GroupAnswer,
+    },
+    /// A broker's coordinators take in what happened.
+    Coordinate {
+        process: Process,
+        at: Time,
+    },
+    DisturbMember,
+    /// What a member's process had meant to say before it ended.
+    SaidLate {
+        number: usize,
+        life: u32,
+        request: quire_engine::group::Request,
+    },
     /// An operator does something.
     Operate,
     /// A partition that another broker was to lead for a moment is to be led by this one again.
@@ -315,6 +368,13 @@ pub struct World {
     readings: Readings,
     next_ask: u64,
     dice_of_readers: Dice,
+    members: Vec<Member>,
+    /// Members' requests, by their numbers.
+    asks: BTreeMap<u64, members::Asked>,
+    /// Who decided last about the groups of a partition.
+    coordinators: BTreeMap<TopicPartition, (BrokerId, LeaderEpoch)>,
+    ledger: Ledger,
+    dice_of_members: Dice,
     operator: Operator,
     invariants: Invariants,
     next_value: u64,
@@ -341,12 +401,14 @@ impl World {
         let controllers =
             (101..101 + CONTROLLERS).map(|id| (Node(id), Controller::new(dice.split()))).collect();
         let clients = (0..options.clients).map(Client::new).collect();
+        let operator = Operator::new(&options.topics);
+        let members = members::members_of(&options.groups, operator.topics_max());
         World {
             network: Network::new(dice.split()),
             quorum: Quorum::new(dice.split()),
             metadata: (Proposals::new(), 0),
             invariants: Invariants::default(),
-            operator: Operator::new(&options.topics),
+            operator,
             options,
             schedule: Schedule::default(),
             dice,
@@ -360,6 +422,11 @@ impl World {
             readings: Readings::new(),
             next_ask: 0,
             dice_of_readers: Dice::new(seed ^ 0x7ead_e125),
+            members,
+            asks: BTreeMap::new(),
+            coordinators: BTreeMap::new(),
+            ledger: Ledger::default(),
+            dice_of_members: Dice::new(seed ^ 0x3e3b_e125),
             next_value: 0,
             next_attempt: 0,
             blind: BTreeMap::new(),
@@ -395,6 +462,13 @@ impl World {
             self.schedule.after(Duration::from_millis(200), Happening::Produce { client });
         }
         self.schedule.after(Duration::from_millis(200), Happening::ReadOn);
+        for member in 0..self.members.len() {
+            self.schedule.after(Duration::from_millis(300), Happening::MemberWakes(member));
+            self.coverage.with_groups = 1;
+        }
+        if !self.members.is_empty() {
+            self.schedule.after(Duration::from_millis(900), Happening::DisturbMember);
+        }
         self.schedule.after(Duration::from_millis(150), Happening::Operate);
         self.schedule.after(Duration::from_millis(2), Happening::Control);
         self.schedule.after(Duration::from_millis(1), Happening::Commit);
@@ -460,6 +534,7 @@ impl World {
             | Happening::Heartbeat(process)
             | Happening::HeartbeatAnswered { process, .. }
             | Happening::CatchUp(process)
+            | Happening::Coordinate { process, .. }
             | Happening::TellChains(process) => Some(*process),
             _ => None,
         };
@@ -503,6 +578,12 @@ impl World {
             Happening::ReadOn => self.read_on(),
             Happening::AskedToRead { leader, ask } => self.asked_to_read(leader, ask)?,
             Happening::Read { ask, piece } => self.has_read(ask, piece)?,
+            Happening::MemberWakes(member) => self.wake_member(member),
+            Happening::GroupAsked { broker, id } => self.group_asked(broker, id)?,
+            Happening::GroupAnswered { id, answer } => self.group_answered(id, answer)?,
+            Happening::Coordinate { process, at } => self.coordinate(process, at)?,
+            Happening::DisturbMember => self.disturb_member(),
+            Happening::SaidLate { number, life, request } => self.said_late(number, life, request),
             Happening::Operate => self.operate()?,
             Happening::LeadAgain { partition, leader, between } => {
                 self.lead_again(partition, leader, between);

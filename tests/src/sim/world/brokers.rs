@@ -7,7 +7,7 @@ use quire_engine::Time;
 use quire_engine::controller::Response;
 use quire_engine::controller::proposals::Input;
 use quire_protocol::replicate::{FollowerMessage, LeaderMessage};
-use quire_protocol::{BrokerId, TopicPartition};
+use quire_protocol::{BrokerId, OFFSETS_TOPIC, TopicPartition};
 
 use super::super::broker::{Answer, Effect, Purpose, Running, Wire, now};
 use super::super::invariants::Violation;
@@ -81,6 +81,10 @@ impl World {
                     self.schedule.after(delay, Happening::Round(process));
                 }
             }
+            Effect::Coordinate => self.coordinate_soon(id),
+            Effect::GroupAnswered(request, answer) => self.group_answers(id, request, answer),
+            Effect::Coordinates(partition, epoch) => self.coordinates(id, partition, epoch),
+            Effect::MemberRemoved => self.coverage.members_removed += 1,
             Effect::Stopped => self.stopped_in_order(id),
         }
         Ok(())
@@ -101,11 +105,15 @@ impl World {
     /// Holds what a broker has against everything that was seen before.
     fn look(&mut self, id: BrokerId) -> Result<(), Violation> {
         let Some(running) = &self.brokers[&id].running else { return Ok(()) };
+        let internal = self.metadata.0.image().topic_named(OFFSETS_TOPIC).map(|topic| topic.id);
         let partitions: Vec<_> =
             running.partitions().filter_map(|partition| running.partition(partition)).collect();
         for handle in partitions {
             let partition = handle.id();
             if self.invariants.look(id, &handle)? {
+                if Some(partition.topic) == internal {
+                    self.ledger.look(&handle)?;
+                }
                 let reader = handle.reader();
                 let (start, end, high) = (reader.log_start(), reader.end_offset(), reader.high_watermark());
                 self.say(format_args!("broker {id}: {partition} {start}..{high}..{end}"));

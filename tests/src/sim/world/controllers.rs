@@ -10,7 +10,7 @@ use quire_engine::controller::preferred::{self, Pace, PreferredLeaders};
 use quire_engine::controller::proposals::{Action, Input, Leadership, NotDone, ProposalId, Proposals};
 use quire_engine::controller::{Record, Request, Response};
 use quire_engine::machine::Reactive;
-use quire_protocol::{BrokerId, Timestamp, TopicPartition};
+use quire_protocol::{BrokerId, OFFSETS_TOPIC, Timestamp, TopicPartition};
 
 use super::super::broker::Answer;
 use super::super::dice::Dice;
@@ -313,7 +313,7 @@ impl World {
                 let is_synced = topic.config.sync == quire_protocol::topic_config::Sync::Always;
                 for partition in &topic.partitions {
                     let id = TopicPartition { topic: topic.id, partition: partition.index };
-                    self.invariants.know(id, is_synced);
+                    self.invariants.know(id, is_synced, *topic.name == *OFFSETS_TOPIC);
                 }
             }
             for entry in entries {

@@ -208,7 +208,7 @@ impl World {
     fn cut(&mut self, id: BrokerId, ids: &[BrokerId]) {
         let both_ways = self.dice.happens(500);
         let clients = (0..self.options.clients).map(|client| Node(300 + client));
-        let consumers = [LONE_READER];
+        let consumers = std::iter::once(LONE_READER).chain(self.member_nodes());
         let others = ids.iter().filter(|other| **other != id).map(|other| (node(*other), 600));
         let controllers = self.controllers.keys().map(|controller| (*controller, 300));
         let ends: Vec<(Node, u64)> =
@@ -243,6 +243,7 @@ impl World {
         self.network.weather.loss_per_mille = 0;
         self.network.weather.stray_per_mille = 0;
         self.heal_network();
+        self.heal_members();
         self.schedule.after(Duration::ZERO, Happening::ElectController);
         let ids: Vec<BrokerId> = self.brokers.keys().copied().collect();
         for id in ids {

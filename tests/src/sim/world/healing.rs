@@ -1,12 +1,14 @@
 //! When a cluster is whole again, and what must be true of it then.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use quire_broker::simulation::PartitionHandle;
 use quire_protocol::{BrokerId, TopicPartition};
-use quire_storage::Residency;
+use quire_storage::{ReadError, Residency};
 
 use super::super::invariants::Violation;
+use super::super::ledger::records;
 use super::readers::LONE_READER;
 use super::{FAULTS_LAST, World};
 use quire_engine::Time;
@@ -15,7 +17,7 @@ use std::time::Duration;
 impl World {
     /// Partitions that nobody may ever lead again without losing something: every replica that had what was committed had to
     /// be distrusted.
-    fn is_lost(&self, id: TopicPartition) -> bool {
+    pub(super) fn is_lost(&self, id: TopicPartition) -> bool {
         let known = self.metadata.0.image().partition(id);
         known.is_some_and(|known| {
             known.leader.is_none() && known.in_sync.is_empty() && known.eligible.is_empty()
@@ -30,7 +32,7 @@ impl World {
             .collect()
     }
 
-    fn handle(&self, broker: BrokerId, id: TopicPartition) -> Option<PartitionHandle> {
+    pub(super) fn handle(&self, broker: BrokerId, id: TopicPartition) -> Option<PartitionHandle> {
         self.brokers[&broker].running.as_ref()?.partition(id)
     }
 
@@ -89,12 +91,13 @@ impl World {
         if self.invariants.has_open_writes() {
             return Some("writes are unanswered".to_owned());
         }
-        self.consumable().into_iter().filter(|id| !self.is_lost(*id)).find_map(|id| {
+        let unread = self.consumable().into_iter().filter(|id| !self.is_lost(*id)).find_map(|id| {
             let leader = image.partition(id)?.leader?;
             let high = self.handle(leader, id)?.reader().high_watermark();
             let read_to = self.readings.get(&(LONE_READER, id)).map(|reading| reading.next);
             (read_to != Some(high)).then(|| format!("of {high} in {id}, {read_to:?} are read"))
-        })
+        });
+        unread.or_else(|| self.why_groups_are_not_healed())
     }
 
     /// After the faults: every log the same, and everything acknowledged there, once.
@@ -125,6 +128,10 @@ impl World {
         self.coverage.ended_offline = u64::from(!offline.is_empty());
         self.coverage.truncations = self.invariants.truncations();
         self.invariants.check_final(&logs)?;
+        self.coverage.with_coordinator_move = u64::from(self.coverage.coordinator_moves > 0);
+        self.coverage.with_fenced_member = u64::from(self.coverage.members_fenced > 0);
+        self.coverage.with_rebalance = u64::from(self.coverage.rebalances > self.members.len() as u64);
+        self.check_groups_rebuilt()?;
         Ok(())
     }
 
@@ -135,6 +142,9 @@ impl World {
         (one, left): (BrokerId, &PartitionHandle),
         (other, right): (BrokerId, &PartitionHandle),
     ) -> Result<(), Violation> {
+        if self.is_internal(partition) {
+            return self.compare_keys(partition, (one, left), (other, right));
+        }
         let (left, right) = (left.reader(), right.reader());
         let end = left.end_offset();
         let mut next = left.log_start().max(right.log_start());
@@ -158,4 +168,39 @@ impl World {
         }
         Ok(())
     }
+
+    /// Two logs that are compacted, each by itself, say the same of every key.
+    fn compare_keys(
+        &self,
+        partition: TopicPartition,
+        (one, left): (BrokerId, &PartitionHandle),
+        (other, right): (BrokerId, &PartitionHandle),
+    ) -> Result<(), Violation> {
+        let read = |handle| match (last_values(handle), self.options.damaged) {
+            (Ok(values), _) => Ok(Some(values)),
+            // What is damaged is not found yet.
+            (Err(_), Some(damaged)) if damaged == one || damaged == other => Ok(None),
+            (Err(error), _) => Err(Violation::Diverged { partition, one, other, what: error.to_string() }),
+        };
+        match (read(left)?, read(right)?) {
+            (Some(ours), Some(theirs)) if ours != theirs => {
+                let what = format!("keys say {ours:?}, and {theirs:?}");
+                Err(Violation::Diverged { partition, one, other, what })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What each key of a log stands for in the end.
+fn last_values(handle: &PartitionHandle) -> Result<BTreeMap<Bytes, Bytes>, ReadError> {
+    let reader = handle.reader();
+    let mut values = BTreeMap::new();
+    for (key, value) in records(handle, reader.log_start(), reader.end_offset())?.into_iter().flatten() {
+        match value {
+            Some(value) => drop(values.insert(key, value)),
+            None => drop(values.remove(&key)),
+        }
+    }
+    Ok(values)
 }

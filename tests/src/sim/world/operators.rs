@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use quire_engine::controller::{AlterTopic, CreateTopic, Reassign, Request};
-use quire_protocol::{BrokerId, LeaderEpoch, PartitionIndex, TopicId, TopicPartition};
+use quire_protocol::{BrokerId, LeaderEpoch, OFFSETS_TOPIC, PartitionIndex, TopicId, TopicPartition, limits};
 
 use super::super::invariants::Violation;
 use super::super::network::Node;
@@ -15,6 +15,8 @@ use super::{Happening, World, topic_settings};
 pub(super) const OPERATOR: Node = Node(200);
 /// Topics that come and go beside those that stay.
 const PASSING_TOPICS: usize = 1;
+/// Partitions of the internal topic.
+const OFFSETS_PARTITIONS: u32 = 2;
 
 /// What operators know, and what they wish for.
 #[derive(Debug, Default)]
@@ -52,8 +54,12 @@ impl World {
         let image = self.metadata.0.image().clone();
         let missing =
             (0..self.operator.topics.len()).find(|at| image.topic_named(&topic_name(*at)).is_none());
+        let is_able = image.brokers().filter(|broker| broker.is_active()).count() >= 3;
+        if is_able && !self.options.groups.is_empty() && image.topic_named(OFFSETS_TOPIC).is_none() {
+            self.create_offsets_topic();
+        }
         match missing {
-            Some(topic) if image.brokers().filter(|broker| broker.is_active()).count() >= 3 => {
+            Some(topic) if is_able => {
                 let config = self.operator.topics[topic].clone();
                 self.create(topic, config);
             }
@@ -75,6 +81,21 @@ impl World {
             partitions,
             replicas: Some(3),
             config,
+            validate_only: false,
+        }));
+    }
+
+    /// The internal topic, as brokers make it for the first group that is looked for.
+    fn create_offsets_topic(&mut self) {
+        let config = [
+            ("cleanup.policy", "compact".to_owned()),
+            ("segment.bytes", limits::OFFSETS_SEGMENT_BYTES.to_string()),
+        ];
+        self.ask(Request::CreateTopic(CreateTopic {
+            name: OFFSETS_TOPIC.to_owned(),
+            partitions: OFFSETS_PARTITIONS,
+            replicas: Some(3),
+            config: config.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
             validate_only: false,
         }));
     }
@@ -101,6 +122,8 @@ impl World {
                 }
                 self.coverage.topic_changes += 1;
             }
+            // How many partitions the internal topic has says where groups are kept.
+            8 if image.topic(id.topic).is_some_and(|topic| *topic.name == *OFFSETS_TOPIC) => {}
             8 => {
                 let topic = image.topic(id.topic).expect("its partition was listed");
                 let name = topic.name.to_string();
