@@ -91,6 +91,8 @@ pub enum Effect {
     GroupAnswered(RequestId, GroupAnswer),
     /// A coordinator decides from here on.
     Coordinates(TopicPartition, LeaderEpoch),
+    /// One begins with something else than what its log says.
+    GroupsDiffer(TopicPartition),
     /// A member is taken for gone.
     MemberRemoved,
     /// It has stopped in order.

@@ -14,7 +14,7 @@ use quire_protocol::stream::Acks;
 use quire_protocol::{ErrorCode, LeaderEpoch, Offset, limits};
 use tokio::sync::{Semaphore, mpsc};
 
-use super::ledger::records;
+use super::ledger::{rebuilt, records};
 
 /// What a member is answered.
 pub type GroupAnswer = Result<Response, GroupRefusal>;
@@ -30,11 +30,14 @@ pub enum Want {
     Removed,
     /// It decides from here on.
     Loaded(LeaderEpoch),
+    /// It begins with something else than what its log says.
+    Differs,
 }
 
 /// One partition's coordinator.
 #[derive(Debug)]
 pub struct Desk {
+    settings: GroupSettings,
     machine: Coordinator,
     random: SplitMix64,
     asks: Vec<(RequestId, Request)>,
@@ -65,7 +68,8 @@ impl Desk {
     /// Of a replica that does not lead.
     pub fn new(settings: GroupSettings, seed: u64) -> Desk {
         Desk {
-            machine: Coordinator::new(settings),
+            machine: Coordinator::new(settings.clone()),
+            settings,
             random: SplitMix64::new(seed),
             asks: Vec::new(),
             appending: None,
@@ -110,7 +114,7 @@ impl Desk {
         if hears_late {
             self.follow_standing(now, handle);
         }
-        self.read(now, handle);
+        self.read(now, handle, topics);
         self.tell(now, Input::TimePassed);
         std::mem::take(&mut self.wants)
     }
@@ -183,7 +187,7 @@ impl Desk {
     }
 
     /// Reads the log if that is wanted, and can be done by now.
-    fn read(&mut self, now: Now, handle: &PartitionHandle) {
+    fn read(&mut self, now: Now, handle: &PartitionHandle, topics: &Arc<Topics>) {
         let Some(loading) = &mut self.loading else { return };
         while let Some(earlier) = &mut loading.earlier {
             match earlier.try_recv() {
@@ -206,10 +210,17 @@ impl Desk {
         match records(handle, handle.reader().log_start(), end) {
             Ok(batches) => {
                 self.loading = None;
+                let expected = rebuilt(&batches, self.settings.clone(), Arc::clone(topics));
                 for records in batches {
                     self.tell(now, Input::Loaded { load, records });
                 }
                 self.tell(now, Input::LoadEnd(load));
+                // Unless it had to bring something in line at once.
+                let has_decided = self.wants.iter().any(|want| matches!(want, Want::Append(_)));
+                let is_told = self.machine.deciding().is_some() && standing.has_enough_replicas;
+                if is_told && !has_decided && expected.as_ref() != Ok(self.machine.groups()) {
+                    self.wants.push(Want::Differs);
+                }
             }
             Err(error) => self.wants.push(Want::Damaged(error.to_string())),
         }

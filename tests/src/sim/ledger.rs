@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use quire_broker::simulation::PartitionHandle;
-use quire_engine::group::records::{Current, KeyValue, MARK_KEY};
-use quire_engine::group::{Generation, Partitions, Record};
+use quire_engine::group::records::{Current, DecodeError, KeyValue, MARK_KEY};
+use quire_engine::group::{Generation, GroupSettings, Groups, Partitions, Record, Topics};
+use quire_engine::machine::Replicated;
 use quire_protocol::batch::{BatchHeader, RecordView, Records};
 use quire_protocol::frame::{FrameHeader, HEADER_LEN};
 use quire_protocol::{Offset, PartitionIndex, TopicPartition};
@@ -134,6 +135,22 @@ impl Ledger {
 /// The number of the partition of the internal topic that a group is kept in.
 pub fn partition_of(group: &str, partitions: usize) -> PartitionIndex {
     PartitionIndex((group.len() % partitions.max(1)) as u32)
+}
+
+/// The groups that records stand for.
+///
+/// # Errors
+/// If they are something else.
+pub fn rebuilt(
+    batches: &[Vec<KeyValue>],
+    settings: GroupSettings,
+    topics: Arc<Topics>,
+) -> Result<Groups, DecodeError> {
+    let mut groups = Groups::new(settings, topics);
+    for (key, value) in batches.iter().flatten().filter(|(key, _)| key != MARK_KEY) {
+        let Ok(()) = groups.apply(&Record::decode(key, value.as_deref())?);
+    }
+    Ok(groups)
 }
 
 /// What a log says between two offsets, batch by batch.

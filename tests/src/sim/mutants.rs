@@ -25,7 +25,9 @@ pub fn kill(mutant: Mutant, seeds_max: u64) -> Option<Killed> {
             Ok(Ok(_)) => return None,
             Ok(Err(failure)) => failure.what(),
             Err(panic) => {
-                panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "an assertion".to_owned())
+                let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+                let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+                text.unwrap_or_else(|| "an assertion".to_owned())
             }
         };
         Some(Killed { seeds: seed + 1, how })

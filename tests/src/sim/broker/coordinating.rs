@@ -84,6 +84,7 @@ impl Running {
                 Want::Damaged(what) => self.events.push(Event::Damaged { partition, what }),
                 Want::Answer(id, answer) => effects.push(Effect::GroupAnswered(id, answer)),
                 Want::Removed => effects.push(Effect::MemberRemoved),
+                Want::Differs => effects.push(Effect::GroupsDiffer(partition)),
                 Want::Loaded(epoch) => effects.push(Effect::Coordinates(partition, epoch)),
             }
         }

@@ -84,6 +84,10 @@ impl World {
             Effect::Coordinate => self.coordinate_soon(id),
             Effect::GroupAnswered(request, answer) => self.group_answers(id, request, answer),
             Effect::Coordinates(partition, epoch) => self.coordinates(id, partition, epoch),
+            Effect::GroupsDiffer(partition) => {
+                let what = format!("broker {id} begins with other groups than {partition} has");
+                return Err(Violation::Group { what });
+            }
             Effect::MemberRemoved => self.coverage.members_removed += 1,
             Effect::Stopped => self.stopped_in_order(id),
         }

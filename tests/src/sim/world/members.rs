@@ -6,18 +6,15 @@ use std::time::Duration;
 
 use quire_engine::Time;
 use quire_engine::group::coordinator::RequestId;
-use quire_engine::group::records::MARK_KEY;
 use quire_engine::group::request::{Asker, Commit, CommitOutcome, FetchOffsets, OffsetToCommit};
-use quire_engine::group::{
-    Generation, GroupSettings, Groups, Heartbeat, Partitions, Record, Request, Response, Topics,
-};
+use quire_engine::group::{Generation, GroupSettings, Heartbeat, Partitions, Request, Response, Topics};
 use quire_engine::machine::Replicated;
 use quire_protocol::{BrokerId, ErrorCode, LeaderEpoch, OFFSETS_TOPIC, Offset, Timestamp, TopicPartition};
 
 use super::super::desk::GroupAnswer;
 use super::super::dice::Dice;
 use super::super::invariants::Violation;
-use super::super::ledger::{Offsets, partition_of, records};
+use super::super::ledger::{Offsets, partition_of, rebuilt, records};
 use super::super::member::{MEMBERS, Member};
 use super::super::network::Node;
 use super::operators::topic_name;
@@ -93,7 +90,7 @@ impl World {
             return;
         };
         let (owned, heartbeat) = (membership.owned.clone(), member.heartbeat());
-        if self.dice_of_members.happens(500) {
+        if self.dice_of_members.happens(800) {
             self.ask_coordinator(number, Request::Heartbeat(heartbeat));
             if let Some(commit) = self.commit_of(number, &owned) {
                 self.ask_coordinator(number, commit);
@@ -101,14 +98,15 @@ impl World {
         }
     }
 
-    /// What a process had meant to say arrives after its end, now and then long after.
-    fn say_after_end(&mut self, number: usize) {
+    /// What a process had meant to say arrives after its end, now and then long after, and so often.
+    fn say_after_end(&mut self, number: usize, times: usize) {
         let member = &self.members[number];
         let (life, heartbeat) = (member.life, member.heartbeat());
         let Some(owned) = member.membership.as_ref().map(|membership| membership.owned.clone()) else {
             return;
         };
-        let words = std::iter::once(Request::Heartbeat(heartbeat)).chain(self.commit_of(number, &owned));
+        let heartbeats = std::iter::repeat_n(Request::Heartbeat(heartbeat), times);
+        let words = heartbeats.chain(self.commit_of(number, &owned));
         for request in words.collect::<Vec<_>>() {
             let delay = Duration::from_millis(self.dice_of_members.between(1, 2500));
             self.schedule.after(delay, Happening::SaidLate { number, life, request });
@@ -366,14 +364,14 @@ impl World {
         let now = self.schedule.now();
         let number = self.dice_of_members.below(self.members.len() as u64) as usize;
         let pause = Duration::from_millis(self.dice_of_members.between(50, 3500));
-        match self.dice_of_members.below(5) {
+        match self.dice_of_members.below(6) {
             0 | 1 => {
                 self.say(format_args!("member {number}: paused"));
                 self.members[number].paused_until = now + pause;
             }
             2 | 3 => {
                 self.say(format_args!("member {number}: ends"));
-                self.say_after_end(number);
+                self.say_after_end(number, 1);
                 let lost = self.members[number].begin_life(now + pause / 2);
                 self.give_up(number, &lost);
             }
@@ -393,7 +391,7 @@ impl World {
         let member = &self.members[number];
         let heartbeat = Heartbeat { epoch: member.leaves_with(is_back), ..member.heartbeat() };
         self.ask_coordinator(number, Request::Heartbeat(heartbeat));
-        self.say_after_end(number);
+        self.say_after_end(number, 3);
         let lost = self.members[number].begin_life(starts_at);
         self.give_up(number, &lost);
     }
@@ -540,12 +538,9 @@ impl World {
             let unread = |error| Violation::Group { what: format!("{place} can not be read: {error}") };
             let (start, end) = (handle.reader().log_start(), handle.reader().end_offset());
             let batches = records(&handle, start, end).map_err(unread)?;
-            let mut groups = Groups::new(GroupSettings::default(), Arc::new(Topics::from_image(image)));
-            for (key, value) in batches.iter().flatten().filter(|(key, _)| key != MARK_KEY) {
-                let record = Record::decode(key, value.as_deref());
-                let record = record.map_err(|error| Violation::Group { what: error.to_string() })?;
-                let Ok(()) = groups.apply(&record);
-            }
+            let topics = Arc::new(Topics::from_image(image));
+            let groups = rebuilt(&batches, GroupSettings::default(), topics);
+            let mut groups = groups.map_err(|error| Violation::Group { what: error.to_string() })?;
             let group = member.group.clone();
             let fetch = Request::FetchOffsets(FetchOffsets { group, partitions: None });
             let fetched = groups.decide(Timestamp(0), &mut Dice::new(0), fetch);
