@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use quire_protocol::group_name::{self, control_character};
 use quire_protocol::{Timestamp, limits};
 
 use super::assignment::assign;
@@ -369,18 +370,18 @@ fn check_epoch(request: &Heartbeat, current: &Current) -> Result<(), GroupRefusa
 }
 
 fn check(request: &Heartbeat) -> Result<(), GroupRefusal> {
-    check_group_id(&request.group)?;
-    check_length("member id", &request.member, limits::GROUP_MEMBER_ID_BYTES_MAX)?;
+    group_name::check(&request.group)?;
+    check_text("member id", &request.member, limits::GROUP_MEMBER_ID_BYTES_MAX)?;
     for (what, text) in [("instance id", &request.instance), ("rack", &request.rack)] {
         let text = text.as_deref().unwrap_or("none");
-        check_length(what, text, limits::GROUP_TEXT_BYTES_MAX)?;
+        check_text(what, text, limits::GROUP_TEXT_BYTES_MAX)?;
         if text.is_empty() {
             return Err(GroupRefusal::Invalid("an instance id or a rack, if given, is not empty"));
         }
     }
-    check_length("client name", &request.client, limits::GROUP_TEXT_BYTES_MAX)?;
-    check_length("host", &request.host, limits::GROUP_TEXT_BYTES_MAX)?;
-    check_length("principal", &request.principal, limits::PRINCIPAL_BYTES_MAX)?;
+    check_text("client name", &request.client, limits::GROUP_TEXT_BYTES_MAX)?;
+    check_text("host", &request.host, limits::GROUP_TEXT_BYTES_MAX)?;
+    check_text("principal", &request.principal, limits::PRINCIPAL_BYTES_MAX)?;
     if request.epoch < Generation::PAUSES {
         return Err(GroupRefusal::Invalid("a member's epoch is at least -2"));
     }
@@ -388,22 +389,18 @@ fn check(request: &Heartbeat) -> Result<(), GroupRefusal> {
     if topics.len() > limits::GROUP_TOPICS_MAX {
         return Err(too_many("topics of one member", topics.len(), limits::GROUP_TOPICS_MAX));
     }
-    topics.iter().try_for_each(|topic| check_length("topic's name", topic, limits::TOPIC_NAME_BYTES_MAX))
+    topics.iter().try_for_each(|topic| check_text("topic's name", topic, limits::TOPIC_NAME_BYTES_MAX))
 }
 
-/// A group's id is any text, but not none.
-pub(super) fn check_group_id(group: &str) -> Result<(), GroupRefusal> {
-    if group.is_empty() {
-        return Err(GroupRefusal::Invalid("a group's id is not empty"));
-    }
-    check_length("group id", group, limits::GROUP_ID_BYTES_MAX)
-}
-
-fn check_length(what: &'static str, text: &str, max: usize) -> Result<(), GroupRefusal> {
+/// What strangers say of themselves is shown to people: it is not too long, and breaks no line.
+fn check_text(what: &'static str, text: &str, max: usize) -> Result<(), GroupRefusal> {
     if text.len() > max {
         return Err(GroupRefusal::TooLong { what, given: text.len(), max });
     }
-    Ok(())
+    match control_character(text) {
+        Some(control) => Err(GroupRefusal::ControlCharacter { what, control }),
+        None => Ok(()),
+    }
 }
 
 pub(super) fn too_many(what: &'static str, given: usize, max: usize) -> GroupRefusal {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quire_protocol::{Offset, Timestamp, TopicPartition, limits};
+use quire_protocol::{Offset, Timestamp, TopicPartition, group_name, limits};
 
 use super::assignment::Assignor;
 use super::heartbeat::{check_group_id, too_many};
@@ -19,7 +19,7 @@ impl Groups {
         now: Timestamp,
         request: Commit,
     ) -> Result<(Vec<Record>, Response), GroupRefusal> {
-        check_group_id(&request.group)?;
+        group_name::check(&request.group)?;
         check_count(request.offsets.len())?;
         match &request.asker {
             Some(asker) => self.check_asker(&request.group, asker)?,
@@ -48,7 +48,7 @@ impl Groups {
         now: Timestamp,
         request: ResetOffsets,
     ) -> Result<Vec<Record>, GroupRefusal> {
-        check_group_id(&request.group)?;
+        group_name::check(&request.group)?;
         check_count(request.offsets.len())?;
         self.check_vacant(&request.group)?;
         for offset in &request.offsets {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use quire_engine::group::description::{GroupState, MemberState};
 use quire_engine::group::records::MemberRecord;
-use quire_engine::group::request::{Asker, Commit, CommitOutcome, OffsetToCommit};
+use quire_engine::group::request::{Asker, Commit, CommitOutcome, OffsetToCommit, ResetOffsets};
 use quire_engine::group::{
     Assignor, Generation, GroupRefusal, GroupSettings, Heartbeat, Record, Request, Response,
 };
@@ -365,4 +365,38 @@ fn limits_are_kept() {
     assert!(matches!(answers[..], [(_, Err(GroupRefusal::UnknownMember { .. }))]), "{answers:?}");
     let drawn = desk.beats(Heartbeat { group: "other".into(), ..join("", &["a"]) }).expect("it joins");
     assert_eq!(drawn.member.len(), 32, "an id is drawn for who has none");
+}
+
+/// They are shown to people, on terminals.
+#[test]
+fn no_name_has_control_characters() {
+    let mut desk = Desk::with(topics(&[("a", 2)]));
+    let odd = || Some("two\nlines".into());
+    let refusals = [
+        ("a group's name", Heartbeat { group: "bell\u{7}".into(), ..join("m1", &["a"]) }),
+        ("the member id", join("m\u{1b}[2J", &["a"])),
+        ("the instance id", Heartbeat { instance: odd(), ..join("m1", &["a"]) }),
+        ("the rack", Heartbeat { rack: odd(), ..join("m1", &["a"]) }),
+        ("the client name", Heartbeat { client: "\0".into(), ..join("m1", &["a"]) }),
+        ("the host", Heartbeat { host: "\r".into(), ..join("m1", &["a"]) }),
+        ("the principal", Heartbeat { principal: "\t".into(), ..join("m1", &["a"]) }),
+        ("the topic's name", join("m1", &["a\n"])),
+    ];
+    for (what, heartbeat) in refusals {
+        let refused = desk.beats(heartbeat).expect_err(what);
+        assert_eq!(refused.code(), ErrorCode::InvalidRequest);
+        let sentence = refused.to_string();
+        assert!(sentence.starts_with(&format!("{what} has '\\")), "{sentence}");
+        assert!(sentence.ends_with("; all characters are allowed but control characters"), "{sentence}");
+    }
+    let group = || std::sync::Arc::from("two\nlines");
+    let offsets = vec![offset(partition("a", 0), 7)];
+    let commit = Commit { group: group(), asker: None, offsets: offsets.clone() };
+    let reset = ResetOffsets { group: group(), offsets, forget: Vec::new() };
+    for request in [Request::Commit(commit), Request::ResetOffsets(reset)] {
+        let refused = desk.ask(request).expect_err("no group has the name");
+        assert_eq!(refused.code(), ErrorCode::InvalidRequest);
+    }
+    assert_eq!(desk.coordinator.groups().ids().count(), 0, "none of them came to be");
+    desk.joins(Heartbeat { group: "caf\u{e9}: it's".into(), ..join("m1", &["a"]) });
 }
