@@ -122,8 +122,11 @@ pub(super) async fn commit(
     check_group(&asked.group)?;
     let offsets = read_offsets(&asked.offsets)?;
     check_partitions(session, offsets.iter().map(|offset| offset.partition))?;
-    let asker = (!asked.member.is_empty())
-        .then(|| Asker { member: asked.member.as_str().into(), epoch: Generation(asked.member_epoch) });
+    let asker = (!asked.member.is_empty()).then(|| Asker {
+        member: asked.member.as_str().into(),
+        epoch: Generation(asked.member_epoch),
+        principal: session.principal.as_str().into(),
+    });
     let commit = Commit { group: asked.group.as_str().into(), asker, offsets };
     match session.context.coordinators.ask(&asked.group, Request::Commit(commit)).await? {
         Response::Commit(outcomes) => Ok(control::CommitOffsetsResponse {

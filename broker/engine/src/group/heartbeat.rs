@@ -75,7 +75,7 @@ impl Groups {
             return Ok(None);
         };
         self.check_partitions(request, topics)?;
-        self.check_principal(request)?;
+        self.check_principal(&request.group, &request.member, &request.principal)?;
         let holder = request.instance.as_ref().and_then(|instance| state.instances.get(instance));
         let predecessor = holder.filter(|holder| **holder != request.member);
         if let (Some(instance), Some(member)) = (&request.instance, predecessor)
@@ -92,12 +92,15 @@ impl Groups {
     }
 
     /// Whoever speaks for a member is who it joined as.
-    fn check_principal(&self, request: &Heartbeat) -> Result<(), GroupRefusal> {
-        let state = self.groups.get(&request.group);
-        let known = state.and_then(|state| state.members.get(&request.member));
-        if known.is_some_and(|member| !member.is_spoken_for_by(&request.principal)) {
-            let (group, member) = (request.group.clone(), request.member.clone());
-            return Err(GroupRefusal::NotItsPrincipal { group, member });
+    pub(super) fn check_principal(
+        &self,
+        group: &Arc<str>,
+        member: &Arc<str>,
+        principal: &str,
+    ) -> Result<(), GroupRefusal> {
+        let known = self.groups.get(group).and_then(|state| state.members.get(member));
+        if known.is_some_and(|known| !known.is_spoken_for_by(principal)) {
+            return Err(GroupRefusal::NotItsPrincipal { group: group.clone(), member: member.clone() });
         }
         Ok(())
     }
@@ -148,7 +151,7 @@ impl Groups {
     fn beat(&mut self, now: Timestamp, request: Heartbeat) -> Decided {
         let (before, current) = self.member(&request.group, &request.member)?;
         let (before, current) = (before.clone(), current.clone());
-        self.check_principal(&request)?;
+        self.check_principal(&request.group, &request.member, &request.principal)?;
         check_epoch(&request, &current)?;
         let record = subscription(&request).map(|topics| MemberRecord {
             topics,
@@ -180,7 +183,7 @@ impl Groups {
 
     fn leave(&mut self, now: Timestamp, request: Heartbeat) -> Decided {
         self.member(&request.group, &request.member)?;
-        self.check_principal(&request)?;
+        self.check_principal(&request.group, &request.member, &request.principal)?;
         let mut change = Change::of(self, &request.group, now);
         change.remove_member(&request.member);
         change.begin_generation();
@@ -190,7 +193,7 @@ impl Groups {
     /// A static member leaves, and its place is kept: nobody gets what is to be its own, until its session is over.
     fn pause(&mut self, now: Timestamp, request: Heartbeat) -> Decided {
         let (record, current) = self.member(&request.group, &request.member)?;
-        self.check_principal(&request)?;
+        self.check_principal(&request.group, &request.member, &request.principal)?;
         if record.instance.is_none() {
             return Err(GroupRefusal::Invalid("only a member with an instance id leaves to come back"));
         }

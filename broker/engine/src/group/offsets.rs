@@ -7,7 +7,7 @@ use std::time::Duration;
 use quire_protocol::{Offset, Timestamp, TopicPartition, group_name, limits};
 
 use super::assignment::Assignor;
-use super::heartbeat::{check_group_id, too_many};
+use super::heartbeat::too_many;
 use super::records::{Committed, Generation, GroupRecord, Protocol, Record};
 use super::request::{Asker, Commit, CommitOutcome, FetchOffsets, OffsetToCommit, ResetOffsets, Response};
 use super::{Change, GroupRefusal, Groups};
@@ -98,9 +98,10 @@ impl Groups {
         Ok(change.finish())
     }
 
-    /// Whoever asks as a member is one, in its current epoch.
+    /// Whoever asks as a member is one, in its current epoch, and who it joined as.
     fn check_asker(&self, group: &Arc<str>, asker: &Asker) -> Result<(), GroupRefusal> {
         let (_, current) = self.member(group, &asker.member)?;
+        self.check_principal(group, &asker.member, &asker.principal)?;
         if asker.epoch != current.epoch && !mutant::is_on(Mutant::MemberEpochOnCommit) {
             let member = asker.member.clone();
             return Err(GroupRefusal::StaleMemberEpoch { member, have: current.epoch, given: asker.epoch });

@@ -282,6 +282,15 @@ fn nobody_else_speaks_for_a_member() {
         let refused = desk.beats(by("bob", said)).expect_err("it is another's");
         assert_eq!(refused.code(), ErrorCode::NotAuthorized);
     }
+    let commit = |principal: &str| {
+        let asker = Asker { member: "m1".into(), epoch: Generation(1), principal: principal.into() };
+        let offsets = vec![offset(partition("a", 0), 7)];
+        Request::Commit(Commit { group: GROUP.into(), asker: Some(asker), offsets })
+    };
+    let refused = desk.ask(commit("bob")).expect_err("it is another's");
+    assert_eq!(refused.code(), ErrorCode::NotAuthorized);
+    let taken = Response::Commit(vec![(partition("a", 0), CommitOutcome::Taken)]);
+    assert_eq!(desk.ask(commit("ann")), Ok(taken), "nothing was committed before");
     assert_eq!(desk.beats(by("ann", beat("m1", 1))).expect("it is there").assignment, None);
     let paused = desk.ask(Request::Heartbeat(by("ann", beat("m1", Generation::PAUSES.0))));
     assert_eq!(paused, Ok(Response::Left));
@@ -326,7 +335,7 @@ fn what_all_groups_take_together_has_a_limit() {
     let more = Heartbeat { topics: Some(vec![wordy.as_str().into()]), ..beat("m1", 1) };
     assert_eq!(desk.beats(of("g0", more)).expect_err("it says more").code(), ErrorCode::LimitExceeded);
     let commit = |metadata: &str| {
-        let asker = Some(Asker { member: "m1".into(), epoch: Generation(1) });
+        let asker = Some(Asker { member: "m1".into(), epoch: Generation(1), principal: "".into() });
         let offset = OffsetToCommit { metadata: metadata.into(), ..offset(partition("a", 0), 1) };
         Request::Commit(Commit { group: "g0".into(), asker, offsets: vec![offset] })
     };
