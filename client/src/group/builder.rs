@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quire_protocol::TopicPartition;
+use quire_protocol::group_name::{self, control_character};
 use quire_protocol::limits;
 use tokio::sync::mpsc;
 
@@ -235,15 +236,21 @@ impl GroupConsumerBuilder {
     /// instead of a record.
     ///
     /// # Errors
-    /// If no topic is given, or a time is zero.
+    /// If no group can have the name, no topic is given, a text breaks lines, or a time is zero.
     ///
     /// # Panics
     /// If it is not called on a tokio runtime.
     pub fn build(self) -> Result<GroupConsumer, ConsumeError> {
         let GroupConsumerBuilder { client, settings, options, reading, commit_interval, .. } = self;
         let invalid = |why: &str| Err(ConsumeError::InvalidSettings(why.to_owned()));
-        if settings.group.is_empty() {
-            return invalid("a group's name is empty");
+        if let Err(error) = group_name::check(&settings.group) {
+            return invalid(&error.to_string());
+        }
+        for (what, text) in settings.texts() {
+            if let Some(control) = control_character(text) {
+                let rule = "all characters are allowed but control characters";
+                return invalid(&format!("the {what} has {control:?}; {rule}"));
+            }
         }
         if settings.topics.is_empty() {
             return invalid("no topic was given for the group to consume");
