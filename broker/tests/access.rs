@@ -32,6 +32,7 @@ fn change(operation: AclOperation, prefix: &str, remove: bool) -> request::Body 
         principal: "anonymous".into(),
         operation: operation.into(),
         topic_prefix: prefix.into(),
+        ..control::Acl::default()
     };
     request::Body::ChangeAcl(control::ChangeAclRequest { acl: Some(acl), remove })
 }
@@ -115,7 +116,7 @@ async fn a_right_holds_for_its_operation_and_prefix_until_it_is_taken_away() -> 
     assert_eq!(
         refused.message,
         "\"anonymous\" may not produce to topic \"flights\"; an administrator gives the right with: \
-         quire acl add anonymous produce"
+         quire acl add anonymous produce --prefix flights"
     );
     admin.rpc(change(AclOperation::Manage, "own.", false)).await?;
     nobody.create_topic("own.things", &[]).await?;

@@ -8,10 +8,10 @@ use anyhow::{Context, Result, bail, ensure};
 use quire_broker::Broker;
 use quire_broker::config::{FirstStart, HostPort};
 use quire_protocol::rpc::control::{
-    self, CreateTopicRequest, ElectLeadersRequest, FindCoordinatorRequest, GroupHeartbeatRequest,
-    GroupHeartbeatResponse, ReassignRequest, request, response,
+    self, AclOperation, CreateTopicRequest, ElectLeadersRequest, FindCoordinatorRequest,
+    GroupHeartbeatRequest, GroupHeartbeatResponse, ReassignRequest, request, response,
 };
-use quire_protocol::{ErrorCode, OFFSETS_TOPIC};
+use quire_protocol::{ErrorCode, OFFSETS_TOPIC, TopicId};
 
 use support::{PATIENCE, RawClient, code};
 
@@ -152,25 +152,49 @@ async fn a_member_finds_the_coordinator_that_it_was_moved_to() -> Result<()> {
     Ok(())
 }
 
-async fn deletes(client: &RawClient) -> Result<response::Body> {
-    client.rpc(request::Body::DeleteGroup(control::DeleteGroupRequest { group: GROUP.into() })).await
-}
-
-#[tokio::test]
-async fn only_who_joined_speaks_for_a_member() -> Result<()> {
+/// A broker that lets anonymous clients in and coordinates groups, its administrator, and an anonymous client.
+async fn admitted() -> Result<(Broker, tempfile::TempDir, RawClient, RawClient)> {
     let dir = tempfile::tempdir()?;
     let broker = Broker::builder().data_dir(dir.path()).shards(1).anonymous(true).start().await?;
     let admin = RawClient::connect(&broker).await?;
-    admin.create_topic(TOPIC, &[]).await?;
     let nobody = RawClient::connect_as(broker.address(), &broker.credentials().authority_pem, None).await?;
     let hello = control::HelloRequest { version_min: 1, version_max: 1, ..Default::default() };
     nobody.rpc(request::Body::Hello(hello)).await?;
     until("there is a coordinator", async || {
-        let asked = FindCoordinatorRequest { group: GROUP.into() };
-        let found = admin.rpc(request::Body::FindCoordinator(asked)).await?;
+        let found = admin.rpc(finds(GROUP)).await?;
         Ok(matches!(found, response::Body::FindCoordinator(_)).then_some(()))
     })
     .await?;
+    Ok((broker, dir, admin, nobody))
+}
+
+fn finds(group: &str) -> request::Body {
+    request::Body::FindCoordinator(FindCoordinatorRequest { group: group.into() })
+}
+
+/// Gives the anonymous client a right on what begins so, or takes it away.
+async fn change(admin: &RawClient, operation: AclOperation, prefix: &str, remove: bool) -> Result<()> {
+    let is_of_groups = operation == AclOperation::Join;
+    let (topic_prefix, group_prefix) = if is_of_groups { ("", prefix) } else { (prefix, "") };
+    let acl = control::Acl {
+        principal: "anonymous".into(),
+        operation: operation.into(),
+        topic_prefix: topic_prefix.into(),
+        group_prefix: group_prefix.into(),
+    };
+    let changed =
+        admin.rpc(request::Body::ChangeAcl(control::ChangeAclRequest { acl: Some(acl), remove })).await?;
+    ensure!(matches!(changed, response::Body::ChangeAcl(_)), "answered {changed:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn only_who_joined_speaks_for_a_member() -> Result<()> {
+    let (_broker, _dir, admin, nobody) = admitted().await?;
+    let topic = admin.create_topic(TOPIC, &[]).await?.topic;
+    for (operation, prefix) in [(AclOperation::Join, GROUP), (AclOperation::Consume, TOPIC)] {
+        change(&admin, operation, prefix, false).await?;
+    }
     let joined =
         until("the member has joined", async || Ok(says(&admin, join("m1", &[TOPIC])).await?.ok())).await?;
 
@@ -179,21 +203,205 @@ async fn only_who_joined_speaks_for_a_member() -> Result<()> {
         let error = answer.err().with_context(|| format!("{heartbeat:?} is taken"))?;
         anyhow::Ok(error.error_code())
     };
-    for epoch in [joined.member_epoch, -1, -2] {
-        ensure!(refused(beat("m1", epoch)).await? == ErrorCode::NotAuthorized, "in epoch {epoch}");
+    for epoch in [joined.member_epoch, 0, -1, -2] {
+        let said = GroupHeartbeatRequest { member_epoch: epoch, ..join("m1", &[TOPIC]) };
+        ensure!(refused(said).await? == ErrorCode::NotAuthorized, "in epoch {epoch}");
     }
+    let commit = commits(topic, "m1", joined.member_epoch);
+    ensure!(code(nobody.rpc(commit.clone()).await?)? == ErrorCode::NotAuthorized, "in the member's name");
     let unnamed = says(&admin, join("", &[TOPIC])).await?.err().context("whoever joins draws an id")?;
     ensure!(unnamed.error_code() == ErrorCode::InvalidRequest, "{}", unnamed.message);
     ensure!(refused(join("m2", &[])).await? == ErrorCode::InvalidRequest, "whoever joins names topics");
-    ensure!(refused(join("m2", &[TOPIC])).await? == ErrorCode::NotAuthorized, "that it may consume");
+    ensure!(refused(join("m2", &["secret"])).await? == ErrorCode::NotAuthorized, "that it may consume");
     ensure!(says(&admin, beat("m1", joined.member_epoch)).await?.is_ok(), "the member is there");
+    let committed = admin.rpc(commit).await?;
+    ensure!(is_committed(&committed), "by who it joined as: {committed:?}");
+    ensure!(says(&admin, beat("m1", -1)).await?.is_ok(), "it leaves");
+    Ok(())
+}
+
+/// A commit of one record; of a client that reads by itself if it names no member.
+fn commits(topic: TopicId, member: &str, epoch: i32) -> request::Body {
+    let offset =
+        control::CommittedOffset { topic_id: topic.as_bytes().to_vec(), offset: 1, ..Default::default() };
+    request::Body::CommitOffsets(control::CommitOffsetsRequest {
+        group: GROUP.into(),
+        member: member.into(),
+        member_epoch: epoch,
+        offsets: vec![offset],
+    })
+}
+
+fn is_committed(answer: &response::Body) -> bool {
+    matches!(answer, response::Body::CommitOffsets(told) if told.errors.iter().all(|error| error.code == 0))
+}
+
+fn describes() -> request::Body {
+    request::Body::DescribeGroup(control::DescribeGroupRequest { group: GROUP.into() })
+}
+
+/// Names of groups, each with the topics it is shown with.
+async fn listed(client: &RawClient) -> Result<Vec<(String, Vec<String>)>> {
+    match client.rpc(request::Body::ListGroups(control::ListGroupsRequest {})).await? {
+        response::Body::ListGroups(listed) => {
+            Ok(listed.groups.into_iter().map(|group| (group.group, group.topics)).collect())
+        }
+        other => bail!("answered {other:?}"),
+    }
+}
+
+/// A right to consume a topic was once a right to every group that there is.
+#[tokio::test]
+async fn a_group_is_nobodys_who_may_not_join_it() -> Result<()> {
+    let (_broker, _dir, admin, nobody) = admitted().await?;
+    let topic = admin.create_topic(TOPIC, &[]).await?.topic;
+    change(&admin, AclOperation::Consume, "", false).await?;
+    change(&admin, AclOperation::Join, "bills", false).await?;
+    let joined =
+        until("the member has joined", async || Ok(says(&admin, join("m1", &[TOPIC])).await?.ok())).await?;
+    ensure!(is_committed(&admin.rpc(commits(topic, "m1", joined.member_epoch)).await?));
+
+    let simple = || commits(topic, "", 0);
+    let fetch = request::Body::FetchOffsets(control::FetchOffsetsRequest {
+        group: GROUP.into(),
+        ..Default::default()
+    });
+    let reset = request::Body::ResetOffsets(control::ResetOffsetsRequest {
+        group: GROUP.into(),
+        ..Default::default()
+    });
+    let delete = request::Body::DeleteGroup(control::DeleteGroupRequest { group: GROUP.into() });
+    for (body, what) in [
+        (finds(GROUP), "join"),
+        (request::Body::GroupHeartbeat(join("m2", &[TOPIC])), "join"),
+        (request::Body::GroupHeartbeat(beat("m1", joined.member_epoch)), "join"),
+        (simple(), "commit offsets of"),
+        (commits(topic, "m1", joined.member_epoch), "commit offsets of"),
+        (fetch.clone(), "look at"),
+        (describes(), "look at"),
+        (reset, "reset"),
+        (delete.clone(), "delete"),
+    ] {
+        let response::Body::Error(error) = nobody.rpc(body.clone()).await? else {
+            bail!("{body:?} is taken")
+        };
+        ensure!(error.error_code() == ErrorCode::NotAuthorized, "{body:?}");
+        let told = format!(
+            "\"anonymous\" may not {what} group \"billing\"; an administrator gives the right with: \
+             quire acl add anonymous join --group billing"
+        );
+        ensure!(error.message == told, "{}", error.message);
+    }
+    let unknown = request::Body::DescribeGroup(control::DescribeGroupRequest { group: "unknown".into() });
+    ensure!(
+        code(nobody.rpc(unknown).await?)? == ErrorCode::NotAuthorized,
+        "alike whether there is one or not"
+    );
+    ensure!(listed(&nobody).await?.is_empty(), "what one has no right to is not shown");
+    ensure!(listed(&admin).await? == [(GROUP.to_owned(), vec![TOPIC.to_owned()])]);
+    let response::Body::DescribeGroup(group) = admin.rpc(describes()).await? else { bail!("it is there") };
+    ensure!((group.members.len(), group.offsets.len()) == (1, 1), "nothing of it happened: {group:?}");
 
     ensure!(says(&admin, beat("m1", -1)).await?.is_ok(), "it leaves");
+    change(&admin, AclOperation::Join, "billing", false).await?;
+    ensure!(is_committed(&nobody.rpc(simple()).await?), "who reads by itself needs the same right");
     ensure!(
-        code(deletes(&nobody).await?)? == ErrorCode::NotAuthorized,
-        "a group without offsets is not anybody's"
+        matches!(nobody.rpc(fetch).await?, response::Body::FetchOffsets(told) if told.offsets.len() == 1)
     );
-    ensure!(matches!(deletes(&admin).await?, response::Body::DeleteGroup(_)));
+    ensure!(
+        matches!(nobody.rpc(delete).await?, response::Body::DeleteGroup(_)),
+        "it is whose who may join it"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_joins_a_group_needs_a_right_to_it_and_one_to_what_it_consumes() -> Result<()> {
+    let (_broker, _dir, admin, nobody) = admitted().await?;
+    let topic = admin.create_topic(TOPIC, &[]).await?.topic;
+    change(&admin, AclOperation::Join, "bill", false).await?;
+    let refused = says(&nobody, join("m1", &[TOPIC])).await?.err().context("it may not consume")?;
+    ensure!(
+        refused.message
+            == "\"anonymous\" may not consume topic \"flights\"; an administrator gives the right with: \
+                quire acl add anonymous consume --prefix flights",
+        "{}",
+        refused.message
+    );
+    ensure!(code(nobody.rpc(commits(topic, "", 0)).await?)? == ErrorCode::NotAuthorized, "nor by itself");
+    change(&admin, AclOperation::Consume, TOPIC, false).await?;
+    let joined =
+        until("the member has joined", async || Ok(says(&nobody, join("m1", &[TOPIC])).await?.ok())).await?;
+    let committed = nobody.rpc(commits(topic, "m1", joined.member_epoch)).await?;
+    ensure!(is_committed(&committed), "{committed:?}");
+    ensure!(matches!(nobody.rpc(describes()).await?, response::Body::DescribeGroup(_)));
+    ensure!(listed(&nobody).await? == [(GROUP.to_owned(), vec![TOPIC.to_owned()])]);
+
+    change(&admin, AclOperation::Consume, TOPIC, true).await?;
+    ensure!(
+        listed(&nobody).await? == [(GROUP.to_owned(), Vec::new())],
+        "topics are shown by their own right"
+    );
+    ensure!(code(nobody.rpc(describes()).await?)? == ErrorCode::NotAuthorized);
+    change(&admin, AclOperation::Join, "bill", true).await?;
+    let refused = says(&nobody, beat("m1", joined.member_epoch)).await?.err().context("its right is gone")?;
+    ensure!(refused.error_code() == ErrorCode::NotAuthorized, "{}", refused.message);
+    ensure!(says(&nobody, beat("m1", -1)).await?.is_ok(), "it leaves, and holds up nobody for its session");
+    let response::Body::DescribeGroup(group) = admin.rpc(describes()).await? else { bail!("it is there") };
+    ensure!(group.members.is_empty(), "{group:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_right_names_topics_or_groups_and_is_listed_so() -> Result<()> {
+    let (_broker, _dir, admin, _nobody) = admitted().await?;
+    change(&admin, AclOperation::Join, "bill", false).await?;
+    let response::Body::ListAcls(told) =
+        admin.rpc(request::Body::ListAcls(control::ListAclsRequest {})).await?
+    else {
+        bail!("rights are listed")
+    };
+    let given = control::Acl {
+        principal: "anonymous".into(),
+        operation: AclOperation::Join.into(),
+        topic_prefix: String::new(),
+        group_prefix: "bill".into(),
+    };
+    ensure!(told.acls == [given.clone()], "{told:?}");
+    for (operation, topic_prefix, group_prefix) in
+        [(AclOperation::Join, "t", ""), (AclOperation::Join, "t", "g"), (AclOperation::Consume, "", "g")]
+    {
+        let acl = control::Acl {
+            operation: operation.into(),
+            topic_prefix: topic_prefix.into(),
+            group_prefix: group_prefix.into(),
+            ..given.clone()
+        };
+        let change = control::ChangeAclRequest { acl: Some(acl), remove: false };
+        ensure!(code(admin.rpc(request::Body::ChangeAcl(change)).await?)? == ErrorCode::InvalidRequest);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_group_comes_to_be_with_a_name_that_breaks_lines() -> Result<()> {
+    let (_broker, _dir, admin, _nobody) = admitted().await?;
+    admin.create_topic(TOPIC, &[]).await?;
+    for joins in [
+        GroupHeartbeatRequest { group: "two\nlines".into(), ..join("m1", &[TOPIC]) },
+        join("bell\u{7}", &[TOPIC]),
+        GroupHeartbeatRequest { client_name: "\u{1b}[2J".into(), ..join("m1", &[TOPIC]) },
+    ] {
+        let refused = until("it is decided", async || {
+            let answer = says(&admin, joins.clone()).await?;
+            let error = answer.err().context("it joins")?;
+            Ok((error.error_code() != ErrorCode::CoordinatorLoading).then_some(error))
+        })
+        .await?;
+        ensure!(refused.error_code() == ErrorCode::InvalidRequest, "{}", refused.message);
+        ensure!(refused.message.ends_with("all characters are allowed but control characters"));
+    }
+    ensure!(listed(&admin).await?.is_empty());
     Ok(())
 }
 

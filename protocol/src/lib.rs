@@ -8,6 +8,7 @@
 pub mod batch;
 pub mod error_code;
 pub mod frame;
+pub mod group_name;
 pub mod ids;
 pub mod limits;
 pub mod replicate;

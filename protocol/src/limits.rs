@@ -122,6 +122,8 @@ pub const CLIENT_IDLE_TIME_MAX: Duration = Duration::from_secs(10);
 pub const REPLICA_MEMORY_BYTES: usize = 128 * 1024 * 1024;
 /// Least that a leader may send ahead for one partition (bytes).
 pub const FETCH_CREDIT_BYTES_MIN: usize = 64 * 1024;
+/// Least that a topic may allow its replicas to fetch in a second while they are not in sync (bytes).
+pub const CATCH_UP_BYTES_PER_SECOND_MIN: u64 = 64 * 1024;
 /// Most that a leader may send ahead for one partition (bytes).
 pub const FETCH_CREDIT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Most partitions that one progress vector of a follower tells of; what is more goes into the next.

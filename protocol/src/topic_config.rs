@@ -97,6 +97,8 @@ pub struct TopicConfig {
     pub compaction_lag_min: Duration,
     /// `max.compaction.lag.ms`; `None` is no limit.
     pub compaction_lag_max: Option<Duration>,
+    /// `catch.up.bytes.per.second`; `None` is no limit.
+    pub catch_up_bytes_per_second: Option<u64>,
 }
 
 impl Default for TopicConfig {
@@ -117,6 +119,7 @@ impl Default for TopicConfig {
             dirty_millionths_min: MILLION / 2,
             compaction_lag_min: Duration::ZERO,
             compaction_lag_max: None,
+            catch_up_bytes_per_second: None,
         }
     }
 }
@@ -167,6 +170,17 @@ pub struct Key {
 
 /// Every key, in alphabetical order.
 pub const KEYS: &[Key] = &[
+    Key {
+        name: "catch.up.bytes.per.second",
+        doc: "A replica that is not in sync, since it is new or was away, fetches a partition no faster than this, so that \
+              copying leaves disks and networks to others; one that is slower than producers never gets in sync. -1 is \
+              no limit.",
+        set: |c, v| {
+            unlimited(v, limits::CATCH_UP_BYTES_PER_SECOND_MIN, u64::MAX >> 1)
+                .map(|n| c.catch_up_bytes_per_second = n)
+        },
+        show: |c| c.catch_up_bytes_per_second.map_or("-1".into(), |n| n.to_string()),
+    },
     Key {
         name: "cleanup.policy",
         doc: "delete: segments go by age and size. compact: of each key only the last record stays, and records without \

@@ -65,7 +65,8 @@ impl Member {
     fn leave(mut self) -> Result<PathBuf> {
         self.signal(Signal::INT)?;
         let status = self.child.wait()?;
-        ensure!(status.code() == Some(130), "a member that is interrupted ends with {status}");
+        let said = std::fs::read_to_string(self.output.with_extension("err"))?;
+        ensure!(status.code() == Some(130), "a member that is interrupted ends with {status}: {said}");
         Ok(self.output.clone())
     }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::args::JsonArg;
 use crate::connect;
 use crate::failure::{Exit, Failure};
-use crate::output::{self, Align, Palette, Table};
+use crate::output::{self, Align, Palette, Table, quoted};
 
 /// What to do with rights.
 #[derive(Debug, Subcommand)]
@@ -28,8 +28,11 @@ pub struct RightArgs {
     /// What it may do
     operation: RightOperation,
     /// With topics whose names begin with this [default: all topics]
-    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
-    prefix: String,
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    prefix: Option<String>,
+    /// With groups whose names begin with this, where the right is to join them [default: all groups]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    group: Option<String>,
     #[command(flatten)]
     output: JsonArg,
 }
@@ -41,6 +44,8 @@ pub enum RightOperation {
     Produce,
     /// Read records
     Consume,
+    /// Join groups, commit their offsets, look at them, reset and delete them; what they consume takes 'consume' as well
+    Join,
     /// Create, alter and delete topics
     Manage,
     /// Everything, also with the cluster itself
@@ -48,47 +53,87 @@ pub enum RightOperation {
 }
 
 impl RightArgs {
-    fn acl(&self) -> Acl {
+    fn acl(&self) -> Result<Acl, Failure> {
         let operation = match self.operation {
             RightOperation::Produce => AclOperation::Produce,
             RightOperation::Consume => AclOperation::Consume,
+            RightOperation::Join => AclOperation::Join,
             RightOperation::Manage => AclOperation::Manage,
             RightOperation::Administer => AclOperation::Administer,
         };
-        Acl { principal: self.principal.clone(), operation, topic_prefix: self.prefix.clone() }
+        let (prefix, other) = match operation {
+            AclOperation::Join => (&self.group, &self.prefix),
+            _ => (&self.prefix, &self.group),
+        };
+        match other {
+            Some(other) => Err(self.misnamed(operation, other)),
+            None => Ok(Acl {
+                principal: self.principal.clone(),
+                operation,
+                prefix: prefix.clone().unwrap_or_default(),
+            }),
+        }
+    }
+
+    /// A prefix of groups with a right on topics, or the other way round.
+    fn misnamed(&self, operation: AclOperation, prefix: &str) -> Failure {
+        let (given, right) = (quoted(prefix), name(operation));
+        match operation {
+            AclOperation::Join => {
+                Failure::usage("'join' is a right to groups, and --prefix is of topics' names")
+                    .hint(format!("name the groups: --group {given}"))
+            }
+            AclOperation::Administer => {
+                Failure::usage("'administer' is a right to everything, and --group is of groups' names")
+                    .hint("leave --group away, or give the right to 'join'")
+            }
+            _ => Failure::usage(format!("'{right}' is a right to topics, and --group is of groups' names"))
+                .hint(format!("name the topics: --prefix {given}   or give the right to 'join'")),
+        }
     }
 }
 
 /// Does it.
 ///
 /// # Errors
-/// If the broker can not be reached or refuses, or the answer can not be written.
+/// If the prefix is not of what the right is on, the broker can not be reached or refuses, or the answer can not be written.
 pub async fn run(profile: Option<&str>, command: &AclCommand) -> Result<Exit, Failure> {
-    let work = async |client: &Client| match command {
-        AclCommand::Add(args) => add(client, args).await,
-        AclCommand::List(args) => list(client, args.json).await,
-        AclCommand::Remove(args) => remove(client, args).await,
+    let done = match command {
+        AclCommand::Add(args) => {
+            let acl = args.acl()?;
+            let work = async |client: &Client| add(client, &acl, args.output.json).await;
+            connect::with_client(profile, work).await
+        }
+        AclCommand::List(args) => {
+            connect::with_client(profile, async |client: &Client| list(client, args.json).await).await
+        }
+        AclCommand::Remove(args) => {
+            let acl = args.acl()?;
+            let work = async |client: &Client| remove(client, &acl, args.output.json).await;
+            connect::with_client(profile, work).await
+        }
     };
-    connect::with_client(profile, work).await.map(|()| Exit::Done)
+    done.map(|()| Exit::Done)
 }
 
-async fn add(client: &Client, args: &RightArgs) -> Result<(), Failure> {
-    let acl = args.acl();
+async fn add(client: &Client, acl: &Acl, json: bool) -> Result<(), Failure> {
     client.admin().add_acl(acl.clone()).await?;
-    if args.output.json {
-        return output::print_json(&AclJson::from(&acl));
+    if json {
+        return output::print_json(&AclJson::from(acl));
     }
-    output::print(&format!("{} may {}\n", acl.principal, sentence(&acl)))
+    output::print(&format!("{} may {}\n", acl.principal, sentence(acl)))
 }
 
-async fn remove(client: &Client, args: &RightArgs) -> Result<(), Failure> {
-    let acl = args.acl();
+async fn remove(client: &Client, acl: &Acl, json: bool) -> Result<(), Failure> {
     client.admin().remove_acl(acl.clone()).await?;
-    if args.output.json {
-        return output::print_json(&AclJson::from(&acl));
+    if json {
+        return output::print_json(&AclJson::from(acl));
     }
-    output::print(&format!("taken away: {} may {}\n", acl.principal, sentence(&acl)))?;
-    output::note("streams that are open go on; the next one is refused, unless another right allows it");
+    output::print(&format!("taken away: {} may {}\n", acl.principal, sentence(acl)))?;
+    output::note(match acl.operation {
+        AclOperation::Join => "members are refused at their next heartbeat, unless another right allows it",
+        _ => "streams that are open go on; the next one is refused, unless another right allows it",
+    });
     Ok(())
 }
 
@@ -103,10 +148,9 @@ async fn list(client: &Client, json: bool) -> Result<(), Failure> {
         );
         return Ok(());
     }
-    let mut table = Table::new(&[("PRINCIPAL", Align::Left), ("MAY", Align::Left), ("TOPICS", Align::Left)]);
+    let mut table = Table::new(&[("PRINCIPAL", Align::Left), ("MAY", Align::Left), ("WITH", Align::Left)]);
     for acl in &acls {
-        let topics = if acl.topic_prefix.is_empty() { "all" } else { &format!("{}*", acl.topic_prefix) };
-        table.row(vec![acl.principal.clone(), name(acl.operation).to_owned(), topics.to_owned()]);
+        table.row(vec![acl.principal.clone(), name(acl.operation).to_owned(), with(acl)]);
     }
     output::print(&table.render(Palette::stdout()))
 }
@@ -115,20 +159,36 @@ fn name(operation: AclOperation) -> &'static str {
     match operation {
         AclOperation::Produce => "produce",
         AclOperation::Consume => "consume",
+        AclOperation::Join => "join",
         AclOperation::Manage => "manage",
         AclOperation::Administer => "administer",
     }
 }
 
+/// What the right is on, in a table.
+fn with(acl: &Acl) -> String {
+    match (acl.operation, acl.prefix.as_str()) {
+        (AclOperation::Administer, _) => "everything".to_owned(),
+        (operation, "") => format!("all {}", named(operation)),
+        (operation, prefix) => format!("{} {prefix}*", named(operation)),
+    }
+}
+
+/// What the names are of that a right's prefix is of.
+fn named(operation: AclOperation) -> &'static str {
+    if operation == AclOperation::Join { "groups" } else { "topics" }
+}
+
 fn sentence(acl: &Acl) -> String {
-    let topics = match acl.topic_prefix.as_str() {
-        "" => "all topics".to_owned(),
-        prefix => format!("topics that begin with \"{prefix}\""),
+    let names = match acl.prefix.as_str() {
+        "" => format!("all {}", named(acl.operation)),
+        prefix => format!("{} that begin with \"{prefix}\"", named(acl.operation)),
     };
     match acl.operation {
-        AclOperation::Produce => format!("produce to {topics}"),
-        AclOperation::Consume => format!("consume {topics}"),
-        AclOperation::Manage => format!("create, alter and delete {topics}"),
+        AclOperation::Produce => format!("produce to {names}"),
+        AclOperation::Consume => format!("consume {names}"),
+        AclOperation::Join => format!("join {names}"),
+        AclOperation::Manage => format!("create, alter and delete {names}"),
         AclOperation::Administer => "do everything".to_owned(),
     }
 }
@@ -137,12 +197,22 @@ fn sentence(acl: &Acl) -> String {
 struct AclJson<'a> {
     principal: &'a str,
     operation: &'static str,
-    topic_prefix: &'a str,
+    /// Null of a right to join.
+    topic_prefix: Option<&'a str>,
+    /// Null of any other.
+    group_prefix: Option<&'a str>,
 }
 
 impl<'a> From<&'a Acl> for AclJson<'a> {
     fn from(acl: &'a Acl) -> AclJson<'a> {
-        AclJson { principal: &acl.principal, operation: name(acl.operation), topic_prefix: &acl.topic_prefix }
+        let of = |is_of: bool| is_of.then_some(acl.prefix.as_str());
+        let is_join = acl.operation == AclOperation::Join;
+        AclJson {
+            principal: &acl.principal,
+            operation: name(acl.operation),
+            topic_prefix: of(!is_join),
+            group_prefix: of(is_join),
+        }
     }
 }
 
@@ -153,10 +223,12 @@ mod tests {
     #[test]
     fn a_right_reads_as_a_sentence() {
         let right = |operation, prefix: &str| {
-            sentence(&Acl { principal: "billing".into(), operation, topic_prefix: prefix.into() })
+            sentence(&Acl { principal: "billing".into(), operation, prefix: prefix.into() })
         };
         assert_eq!(right(AclOperation::Produce, "bill."), "produce to topics that begin with \"bill.\"");
         assert_eq!(right(AclOperation::Consume, ""), "consume all topics");
+        assert_eq!(right(AclOperation::Join, "bill"), "join groups that begin with \"bill\"");
+        assert_eq!(right(AclOperation::Join, ""), "join all groups");
         assert_eq!(right(AclOperation::Administer, ""), "do everything");
     }
 }

@@ -301,7 +301,8 @@ async fn pump_group(
             }
             // Told, and gone on behind.
             Err(error) if error.is_retriable() || matches!(error, ConsumeError::OffsetOutOfRange { .. }) => {
-                output::note(&format!("warning: {error}"));
+                let skipped = skipped(&error).map(|skipped| format!("\n  {skipped}"));
+                output::note(&format!("warning: {error}{}", skipped.unwrap_or_default()));
             }
             Err(error) => return Err(error.into()),
         }
@@ -312,6 +313,19 @@ async fn pump_group(
             return Ok(Ending::Interrupted);
         }
     }
+}
+
+/// Where a group goes on that retention went ahead of, and what that cost it.
+fn skipped(error: &ConsumeError) -> Option<String> {
+    let ConsumeError::OffsetOutOfRange { offset, log_start, high_watermark, .. } = error else { return None };
+    Some(match log_start.0.checked_sub(offset.0).filter(|skipped| *skipped > 0) {
+        // Compaction may have taken some of them before.
+        Some(skipped) => format!(
+            "up to {} had been deleted before the group read them; going on at {log_start}",
+            counted(skipped, "record")
+        ),
+        None => format!("the log ends before that; going on at {high_watermark}"),
+    })
 }
 
 async fn start(client: &Client, args: &ConsumeArgs) -> Result<Consumer, ConsumeError> {
@@ -456,7 +470,30 @@ impl<W: Write> RecordWriter<W> {
 
 #[cfg(test)]
 mod tests {
+    use quire_client::Offset;
+
     use super::*;
+
+    #[test]
+    fn a_group_is_told_how_much_it_missed() {
+        let out_of_range = |offset| ConsumeError::OffsetOutOfRange {
+            topic: "t".into(),
+            partition: PartitionIndex(0),
+            offset: Offset(offset),
+            log_start: Offset(1_500),
+            high_watermark: Offset(2_000),
+        };
+        let told = |offset| skipped(&out_of_range(offset)).expect("it is of that kind");
+        assert_eq!(
+            told(0),
+            "up to 1,500 records had been deleted before the group read them; going on at 1500"
+        );
+        assert_eq!(
+            told(1_499),
+            "up to 1 record had been deleted before the group read them; going on at 1500"
+        );
+        assert_eq!(told(2_001), "the log ends before that; going on at 2000");
+    }
 
     fn args(line: &str) -> Result<ConsumeArgs, clap::Error> {
         #[derive(clap::Parser)]

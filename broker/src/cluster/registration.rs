@@ -93,31 +93,13 @@ impl Registration {
 mod tests {
     use futures_util::FutureExt;
     use quire_engine::controller::CreateTopic;
-    use quire_protocol::{BrokerId, PartitionIndex};
+    use quire_protocol::PartitionIndex;
     use tokio::time::timeout;
 
     use super::*;
-    use crate::replicas::tests::SharedMetadata;
+    use crate::replicas::tests::{SharedMetadata, broker};
 
     const PATIENCE: Duration = Duration::from_secs(20);
-
-    fn broker(id: u32, incarnation: u8) -> RegisterBroker {
-        RegisterBroker {
-            cluster_id: "c".to_owned(),
-            broker: BrokerId(id),
-            incarnation: [incarnation; 16],
-            directory: [id as u8 + 1; 16],
-            ..RegisterBroker::default()
-        }
-    }
-
-    fn register(metadata: &SharedMetadata, broker: RegisterBroker) {
-        let id = broker.broker;
-        let Ok(Response::BrokerRegistered { epoch }) = metadata.ask(Request::RegisterBroker(broker)) else {
-            panic!("it is registered");
-        };
-        metadata.ask(Request::UnfenceBroker { broker: id, epoch }).expect("it is heard of");
-    }
 
     /// A request of the process before, taken late, left a broker silent for good.
     #[tokio::test]
@@ -128,7 +110,7 @@ mod tests {
         assert_eq!(registration.register(mine.clone()).await.expect("taken"), 1);
         assert_eq!(registration.register(mine.clone()).await.expect("the same process"), 1);
         metadata.ask(Request::UnfenceBroker { broker: mine.broker, epoch: 1 }).expect("it is heard of");
-        register(&metadata, broker(1, 1));
+        metadata.register(broker(1, 1));
         let create = CreateTopic { name: "t".into(), partitions: 1, ..CreateTopic::default() };
         let Ok(Response::Topic(topic)) = metadata.ask(Request::CreateTopic(create)) else {
             panic!("it is created")
@@ -140,7 +122,7 @@ mod tests {
         let kept = tokio::spawn(registration.clone().keep(mine.clone(), heartbeat.clone(), suspects));
         let mut epochs = registration.epoch.subscribe();
         for late in [7, 8] {
-            register(&metadata, broker(0, late));
+            metadata.register(broker(0, late));
             let lost = epochs.borrow_and_update().expect("it had one");
             // Late word of an earlier registration is no word of this one.
             heartbeat.is_stale(lost - 1);

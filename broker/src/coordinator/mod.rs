@@ -65,14 +65,13 @@ impl Coordinators {
     /// Where the group is coordinated, as far as this broker knows.
     ///
     /// # Errors
-    /// If its partition has no leader at the moment, or the internal topic does not exist.
+    /// If its partition has no leader at the moment, or this broker does not know the internal topic: whoever asks for a
+    /// coordinator has it made, so another broker may know it already.
     pub(crate) fn place(&self, group: &str) -> Result<Place, RequestError> {
         let image = self.metadata.image();
         let topic = image.topic_named(OFFSETS_TOPIC).ok_or_else(|| {
-            RequestError::new(
-                ErrorCode::UnknownGroup,
-                format!("no group \"{group}\": there are no groups yet"),
-            )
+            let message = format!("this broker knows nothing yet of \"{OFFSETS_TOPIC}\"");
+            RequestError::new(ErrorCode::NotCoordinator, message)
         })?;
         let index = topic::partition_of(group, topic.partitions.len());
         let partition = topic.partition(index).expect("its number is below their count");
@@ -197,4 +196,24 @@ async fn ask(asks: &mpsc::Sender<Ask>, request: Request) -> Result<Response, Req
 /// What is answered where a coordinator is about to be.
 fn beginning() -> RequestError {
     GroupRefusal::Loading.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replicas::tests::{SharedMetadata, broker};
+
+    /// A member whose coordinator had not heard of the topic's creation was told that there is no such group, and ended.
+    #[tokio::test]
+    async fn a_broker_that_does_not_know_of_groups_yet_is_no_reason_to_give_up() {
+        let metadata = SharedMetadata::new();
+        metadata.register(broker(0, 1));
+        let id = broker(0, 1).broker;
+        let running = Arc::default();
+        let coordinators = Coordinators { metadata: metadata.clone(), broker: id, running };
+        let error = coordinators.place("billing").expect_err("there is no topic");
+        assert!(error.code == ErrorCode::NotCoordinator && error.code.is_retriable(), "{error:?}");
+        topic::ensure(&*metadata).await.expect("it can be made");
+        assert_eq!(coordinators.place("billing").expect("it is there").leader, id);
+    }
 }

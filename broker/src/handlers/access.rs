@@ -1,7 +1,10 @@
 //! Who may do what. Every request and every stream passes here before anything else is done for it.
 //!
 //! Rights stand in the metadata; the administrator, whose profile is made with the cluster, has all of them. Whoever has
-//! any right on a topic may look at it.
+//! any right on a topic may look at it. Whatever is done with a group takes the right to join it, and what it consumes
+//! the right to consume that.
+
+use std::borrow::Cow;
 
 use quire_engine::controller::Image;
 use quire_engine::controller::image::Operation;
@@ -18,17 +21,36 @@ pub(super) fn check(session: &Session, operation: Operation, topic: &str) -> Res
     check_in(&session.context.metadata.image(), &session.principal, operation, topic)
 }
 
-fn check_in(image: &Image, principal: &str, operation: Operation, topic: &str) -> Result<(), RequestError> {
-    if image.is_allowed(principal, operation, topic) {
+fn check_in(image: &Image, principal: &str, operation: Operation, name: &str) -> Result<(), RequestError> {
+    if image.is_allowed(principal, operation, name) {
         return Ok(());
     }
-    let (what, right) = match operation {
-        Operation::Produce => (format!("produce to topic \"{topic}\""), "produce"),
-        Operation::Consume => (format!("consume topic \"{topic}\""), "consume"),
-        Operation::Manage => (format!("create, alter or delete topic \"{topic}\""), "manage"),
-        Operation::Administer => ("administer the cluster".to_owned(), "administer"),
+    let what = match operation {
+        Operation::Produce => format!("produce to topic {name:?}"),
+        Operation::Consume => format!("consume topic {name:?}"),
+        Operation::Join => format!("join group {name:?}"),
+        Operation::Manage => format!("create, alter or delete topic {name:?}"),
+        Operation::Administer => "administer the cluster".to_owned(),
     };
-    Err(refused(principal, &what, right))
+    Err(refused(principal, &what, operation, name))
+}
+
+/// Refuses what the session's principal wants to do with a group that it may not join; `what` is said of the group, as
+/// "look at".
+///
+/// # Errors
+/// If it may not.
+pub(super) fn check_group(session: &Session, what: &str, group: &str) -> Result<(), RequestError> {
+    let principal = &session.principal;
+    match may_join(&session.context.metadata.image(), principal, group) {
+        true => Ok(()),
+        false => Err(refused(principal, &format!("{what} group {group:?}"), Operation::Join, group)),
+    }
+}
+
+/// Whether a principal may join a group, and so know of it.
+pub(super) fn may_join(image: &Image, principal: &str, group: &str) -> bool {
+    image.is_allowed(principal, Operation::Join, group)
 }
 
 /// Refuses a stream of a partition whose topic the principal has no right to. A topic that does not exist is refused
@@ -63,14 +85,35 @@ pub(super) fn may_look(image: &Image, principal: &str, topic: &str) -> bool {
 
 /// Told alike of topics that exist and of those that do not.
 pub(super) fn may_not_look(principal: &str, topic: &str) -> RequestError {
-    refused(principal, &format!("look at topic \"{topic}\""), "consume")
+    refused(principal, &format!("look at topic {topic:?}"), Operation::Consume, topic)
 }
 
-fn refused(principal: &str, what: &str, right: &str) -> RequestError {
-    let message = format!(
-        "\"{principal}\" may not {what}; an administrator gives the right with: quire acl add {principal} {right}"
-    );
+/// With the command that gives the right, on no more than it takes.
+fn refused(principal: &str, what: &str, operation: Operation, name: &str) -> RequestError {
+    let (right, flag) = match operation {
+        Operation::Produce => ("produce", "--prefix"),
+        Operation::Consume => ("consume", "--prefix"),
+        Operation::Join => ("join", "--group"),
+        Operation::Manage => ("manage", "--prefix"),
+        Operation::Administer => ("administer", ""),
+    };
+    let mut command = format!("quire acl add {} {right}", quoted(principal));
+    // No name that a right is given on has control characters.
+    let prefix = name.split(char::is_control).next().unwrap_or_default();
+    if !prefix.is_empty() && operation != Operation::Administer {
+        command = format!("{command} {flag} {}", quoted(prefix));
+    }
+    let message = format!("{principal:?} may not {what}; an administrator gives the right with: {command}");
     RequestError::new(ErrorCode::NotAuthorized, message)
+}
+
+/// As a shell takes it.
+fn quoted(text: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,@%+=".contains(c);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => text.into(),
+        false => format!("'{}'", text.replace('\'', "'\\''")).into(),
+    }
 }
 
 #[cfg(test)]
@@ -82,8 +125,7 @@ mod tests {
     #[test]
     fn a_refusal_says_who_what_and_what_to_do() {
         let mut image = Image::default();
-        let acl =
-            Acl { principal: "billing".into(), operation: Operation::Consume, topic_prefix: "bill.".into() };
+        let acl = Acl { principal: "billing".into(), operation: Operation::Consume, prefix: "bill.".into() };
         image.apply(&Record::AclAdded(acl)).expect("a right fits every image");
         assert!(check_in(&image, "billing", Operation::Consume, "bill.eu").is_ok());
         assert!(may_look(&image, "billing", "bill.eu") && !may_look(&image, "billing", "flights"));
@@ -92,9 +134,44 @@ mod tests {
         assert_eq!(
             error.message,
             "\"billing\" may not produce to topic \"bill.eu\"; an administrator gives the right with: \
-             quire acl add billing produce"
+             quire acl add billing produce --prefix bill.eu"
         );
         assert!(check_in(&image, "admin", Operation::Administer, "").is_ok());
         assert!(check_in(&image, "billing", Operation::Administer, "").is_err());
+    }
+
+    #[test]
+    fn the_command_that_gives_a_right_can_be_copied() {
+        let told = |principal: &str, operation, name: &str| {
+            let refused = check_in(&Image::default(), principal, operation, name).expect_err("no right");
+            let (what, command) = refused.message.split_once("; an administrator gives the right with: ")?;
+            Some((what.to_owned(), command.to_owned()))
+        };
+        let expected = |what: &str, command: &str| Some((what.to_owned(), command.to_owned()));
+        assert_eq!(
+            told("billing", Operation::Join, "billing"),
+            expected(
+                "\"billing\" may not join group \"billing\"",
+                "quire acl add billing join --group billing"
+            )
+        );
+        assert_eq!(
+            told("it's", Operation::Join, "two words"),
+            expected(
+                "\"it's\" may not join group \"two words\"",
+                "quire acl add 'it'\\''s' join --group 'two words'"
+            )
+        );
+        assert_eq!(
+            told("ops", Operation::Administer, ""),
+            expected("\"ops\" may not administer the cluster", "quire acl add ops administer")
+        );
+        assert_eq!(
+            told("billing", Operation::Join, "two\nlines"),
+            expected(
+                "\"billing\" may not join group \"two\\nlines\"",
+                "quire acl add billing join --group two"
+            )
+        );
     }
 }

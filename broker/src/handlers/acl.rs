@@ -21,7 +21,7 @@ pub(super) async fn change(
 ) -> Result<ChangeAclResponse, RequestError> {
     access::check(session, Operation::Administer, "")?;
     let acl = given(request.acl)?;
-    let (principal, operation, prefix) = (acl.principal.clone(), acl.operation, acl.topic_prefix.clone());
+    let (principal, operation, prefix) = (acl.principal.clone(), acl.operation, acl.prefix.clone());
     let asked = if request.remove { Request::RemoveAcl(acl) } else { Request::AddAcl(acl) };
     session.context.metadata.propose(asked).await?;
     let done = if request.remove { "taken away" } else { "given" };
@@ -45,23 +45,33 @@ fn given(acl: Option<control::Acl>) -> Result<Acl, RequestError> {
     let operation = match acl.operation() {
         AclOperation::Produce => Operation::Produce,
         AclOperation::Consume => Operation::Consume,
+        AclOperation::Join => Operation::Join,
         AclOperation::Manage => Operation::Manage,
         AclOperation::Administer => Operation::Administer,
         AclOperation::None => return Err(missing("an operation")),
     };
-    Ok(Acl { principal: acl.principal, operation, topic_prefix: acl.topic_prefix })
+    let (prefix, other) = match operation {
+        Operation::Join => (acl.group_prefix, acl.topic_prefix),
+        _ => (acl.topic_prefix, acl.group_prefix),
+    };
+    if !other.is_empty() {
+        let message = "a right to join has a prefix of groups, any other one of topics, and none has both";
+        return Err(RequestError::new(ErrorCode::InvalidRequest, message));
+    }
+    Ok(Acl { principal: acl.principal, operation, prefix })
 }
 
 fn shown(acl: &Acl) -> control::Acl {
     let operation = match acl.operation {
         Operation::Produce => AclOperation::Produce,
         Operation::Consume => AclOperation::Consume,
+        Operation::Join => AclOperation::Join,
         Operation::Manage => AclOperation::Manage,
         Operation::Administer => AclOperation::Administer,
     };
-    control::Acl {
-        principal: acl.principal.clone(),
-        operation: operation.into(),
-        topic_prefix: acl.topic_prefix.clone(),
-    }
+    let (topic_prefix, group_prefix) = match acl.operation {
+        Operation::Join => (String::new(), acl.prefix.clone()),
+        _ => (acl.prefix.clone(), String::new()),
+    };
+    control::Acl { principal: acl.principal.clone(), operation: operation.into(), topic_prefix, group_prefix }
 }

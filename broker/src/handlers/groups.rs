@@ -1,6 +1,7 @@
 //! Groups, asked by members and by people: checked here, decided by the group's coordinator.
 //!
-//! A right to consume a topic is a right to the groups that consume it. Only who made a member speaks for it.
+//! Whatever is done with a group takes the right to join it, and the right to consume what it is done with; but for
+//! leaving, for which it is enough to be who the member joined as. Only who made a member speaks for it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -30,13 +31,14 @@ use crate::net::connection::Session;
 /// Where a group is coordinated. The internal topic comes to be with the first group that is looked for.
 ///
 /// # Errors
-/// If it can not be said at the moment.
+/// If the principal may not join the group, or it can not be said at the moment.
 pub(super) async fn find_coordinator(
     session: &Session,
     asked: control::FindCoordinatorRequest,
 ) -> Result<control::FindCoordinatorResponse, RequestError> {
     let context = &session.context;
     check_group(&asked.group)?;
+    access::check_group(session, "join", &asked.group)?;
     topic::ensure(&*context.metadata).await?;
     let place = context.coordinators.place(&asked.group)?;
     Ok(control::FindCoordinatorResponse {
@@ -46,18 +48,19 @@ pub(super) async fn find_coordinator(
     })
 }
 
-/// A member's heartbeat.
+/// A member's heartbeat. It leaves whatever its rights are by now: what it has is free at once.
 ///
 /// # Errors
-/// If it may not consume what it subscribes to, or the coordinator refuses.
+/// If it may not join the group or consume what it subscribes to, or the coordinator refuses.
 pub(super) async fn heartbeat(
     session: &Session,
     asked: control::GroupHeartbeatRequest,
 ) -> Result<control::GroupHeartbeatResponse, RequestError> {
     let context = &session.context;
     check_group(&asked.group)?;
-    if asked.has_subscription {
-        for topic in &asked.topics {
+    if asked.member_epoch >= Generation::JOINS.0 {
+        access::check_group(session, "join", &asked.group)?;
+        for topic in asked.topics.iter().filter(|_| asked.has_subscription) {
             access::check(session, Operation::Consume, topic)?;
         }
     }
@@ -114,16 +117,20 @@ pub(super) async fn heartbeat(
 /// Offsets to be kept; each is answered by itself.
 ///
 /// # Errors
-/// If the member is none, or may not consume a topic.
+/// If the principal may not join the group or consume a topic, or the member is none, or another principal's.
 pub(super) async fn commit(
     session: &Session,
     asked: control::CommitOffsetsRequest,
 ) -> Result<control::CommitOffsetsResponse, RequestError> {
     check_group(&asked.group)?;
+    access::check_group(session, "commit offsets of", &asked.group)?;
     let offsets = read_offsets(&asked.offsets)?;
     check_partitions(session, offsets.iter().map(|offset| offset.partition))?;
-    let asker = (!asked.member.is_empty())
-        .then(|| Asker { member: asked.member.as_str().into(), epoch: Generation(asked.member_epoch) });
+    let asker = (!asked.member.is_empty()).then(|| Asker {
+        member: asked.member.as_str().into(),
+        epoch: Generation(asked.member_epoch),
+        principal: session.principal.as_str().into(),
+    });
     let commit = Commit { group: asked.group.as_str().into(), asker, offsets };
     match session.context.coordinators.ask(&asked.group, Request::Commit(commit)).await? {
         Response::Commit(outcomes) => Ok(control::CommitOffsetsResponse {
@@ -142,12 +149,13 @@ pub(super) async fn commit(
 /// What is committed.
 ///
 /// # Errors
-/// If the principal may not consume a topic.
+/// If the principal may not join the group or consume a topic.
 pub(super) async fn fetch(
     session: &Session,
     asked: control::FetchOffsetsRequest,
 ) -> Result<control::FetchOffsetsResponse, RequestError> {
     check_group(&asked.group)?;
+    access::check_group(session, "look at", &asked.group)?;
     let wanted = read_partitions(&asked.partitions)?;
     check_partitions(session, wanted.iter().copied())?;
     let fetch = FetchOffsets {
@@ -166,7 +174,7 @@ pub(super) async fn fetch(
     }
 }
 
-/// The groups that this broker coordinates and the principal may know of.
+/// The groups that this broker coordinates and the principal may join, without topics that it may not know of.
 pub(super) async fn list(session: &Session) -> control::ListGroupsResponse {
     let (responses, loading) = session.context.coordinators.ask_all(&Request::List).await;
     let image = session.context.metadata.image();
@@ -174,12 +182,13 @@ pub(super) async fn list(session: &Session) -> control::ListGroupsResponse {
         Response::Groups(groups) => groups,
         _ => Vec::new(),
     });
-    let is_visible = |group: &GroupSummary| {
-        image.is_allowed(&session.principal, Operation::Administer, "")
-            || group.topics.iter().any(|topic| access::may_look(&image, &session.principal, topic))
+    let visible = groups.filter(|group| access::may_join(&image, &session.principal, &group.group));
+    let shown = |mut group: GroupSummary| {
+        group.topics.retain(|topic| access::may_look(&image, &session.principal, topic));
+        write_summary(&group)
     };
     control::ListGroupsResponse {
-        groups: groups.filter(is_visible).map(|group| write_summary(&group)).collect(),
+        groups: visible.map(shown).collect(),
         loading: loading.into_iter().map(|partition| partition.0).collect(),
     }
 }
@@ -187,13 +196,13 @@ pub(super) async fn list(session: &Session) -> control::ListGroupsResponse {
 /// A group: its members, what they have, what is committed.
 ///
 /// # Errors
-/// If there is no such group, or the principal may not know of what it consumes.
+/// If the principal may not join it, or not know of what it consumes, or there is no such group.
 pub(super) async fn describe(
     session: &Session,
     asked: control::DescribeGroupRequest,
 ) -> Result<control::DescribeGroupResponse, RequestError> {
     let context = &session.context;
-    let description = described(context, &asked.group).await?;
+    let description = described(session, "look at", &asked.group).await?;
     let image = context.metadata.image();
     check_looks(session, &image, &description)?;
     Ok(write_description(context, &image, &description))
@@ -202,12 +211,13 @@ pub(super) async fn describe(
 /// Moves a group that has no members.
 ///
 /// # Errors
-/// If it has, or the principal may not consume a topic.
+/// If it has, or the principal may not join it or consume a topic.
 pub(super) async fn reset(
     session: &Session,
     asked: control::ResetOffsetsRequest,
 ) -> Result<control::ResetOffsetsResponse, RequestError> {
     check_group(&asked.group)?;
+    access::check_group(session, "reset", &asked.group)?;
     let offsets = read_offsets(&asked.offsets)?;
     let forget = read_partitions(&asked.forget)?;
     check_partitions(session, offsets.iter().map(|offset| offset.partition).chain(forget.iter().copied()))?;
@@ -224,19 +234,14 @@ pub(super) async fn reset(
 /// Deletes a group that has no members.
 ///
 /// # Errors
-/// If it has, there is none, or the principal may not consume what it consumes.
+/// If it has, there is none, or the principal may not join it or consume what it has consumed.
 pub(super) async fn delete(
     session: &Session,
     asked: control::DeleteGroupRequest,
 ) -> Result<control::DeleteGroupResponse, RequestError> {
     let context = &session.context;
-    let description = described(context, &asked.group).await?;
+    let description = described(session, "delete", &asked.group).await?;
     check_partitions(session, description.offsets.iter().map(|(id, _)| *id))?;
-    let image = context.metadata.image();
-    if !description.offsets.iter().any(|(id, _)| image.topic(id.topic).is_some()) {
-        // Nothing says whose it is.
-        access::check(session, Operation::Administer, "")?;
-    }
     let delete = Request::DeleteGroup { group: asked.group.as_str().into() };
     match context.coordinators.ask(&asked.group, delete).await? {
         Response::Done => {
@@ -247,9 +252,15 @@ pub(super) async fn delete(
     }
 }
 
-async fn described(context: &Context, group: &str) -> Result<Box<GroupDescription>, RequestError> {
+/// A group that the principal may join; `what` it wants to do with it is said if it may not.
+async fn described(
+    session: &Session,
+    what: &str,
+    group: &str,
+) -> Result<Box<GroupDescription>, RequestError> {
     check_group(group)?;
-    match context.coordinators.ask(group, Request::Describe { group: group.into() }).await? {
+    access::check_group(session, what, group)?;
+    match session.context.coordinators.ask(group, Request::Describe { group: group.into() }).await? {
         Response::Description(description) => Ok(description),
         _ => Err(unexpected()),
     }

@@ -23,6 +23,7 @@ use super::clock::Now;
 use super::core::Core;
 use super::event::Fetched;
 use super::flush::Task;
+use super::pace::Pace;
 use super::partition::Wanted;
 
 /// A partition that another broker leads.
@@ -39,6 +40,9 @@ pub(super) struct Following {
     credit: u32,
     /// Bytes appended that the leader was not told it may send again.
     owed: u32,
+    /// How fast it may send, while the metadata does not count on this replica and the topic says so.
+    pace: Option<Pace>,
+    is_counted: bool,
     /// Frames not yet in the log, in order.
     queued: VecDeque<Bytes>,
     /// Whether the log makes space for the first of them.
@@ -73,6 +77,8 @@ impl Following {
             slot: None,
             credit: 0,
             owed: 0,
+            pace: None,
+            is_counted: assignment.is_counted,
             queued: VecDeque::new(),
             awaits_space: false,
             watermarks: None,
@@ -106,6 +112,7 @@ impl Following {
     /// Follows the metadata.
     pub(super) fn configure(&mut self, core: &mut Core, now: Now, assignment: &Assignment) {
         let (sync, is_counted) = (core.config.sync, assignment.is_counted);
+        self.is_counted = is_counted;
         if is_counted && core.is_lacking() {
             // Taken on the word of a leader that did not know yet.
             core.wanted.push(Wanted::Distrust);
@@ -200,14 +207,44 @@ impl Following {
     pub(super) fn take_progress(&mut self) -> Option<Progress> {
         let slot = self.slot?;
         // A leader that has sent half of what it may is told in time that it may go on.
-        let is_credit_due = self.owed > self.credit / 2;
+        let is_credit_due = match self.pace {
+            None => self.owed > self.credit / 2,
+            Some(pace) => self.owed > 0 && pace.affords(self.paced_step(pace, self.owed)),
+        };
         let ends = match self.report.take() {
             Some(ends) => ends,
             None if is_credit_due && self.follower.is_fetching() => self.follower.ends(),
             None => return None,
         };
-        let credit = std::mem::take(&mut self.owed);
+        let credit = match &mut self.pace {
+            None => self.owed,
+            Some(pace) => pace.spend(self.owed),
+        };
+        self.owed -= credit;
         Some(Progress { slot, credit, log_end: ends.log_end, durable_end: ends.durable_end })
+    }
+
+    /// What is worth telling the leader of so many bytes.
+    fn paced_step(&self, pace: Pace, owed: u32) -> u32 {
+        pace.step(owed.min(self.credit / 2).max(1))
+    }
+
+    fn keep_pace(&mut self, core: &Core, now: Now) {
+        let wanted = core.config.catch_up_bytes_per_second.filter(|_| !self.is_counted);
+        match (&mut self.pace, wanted) {
+            (Some(pace), Some(wanted)) if pace.bytes_per_second() == wanted => pace.pass(now.time),
+            (pace, wanted) => *pace = wanted.map(|wanted| Pace::new(wanted, now.time)),
+        }
+    }
+
+    /// When the leader can be told to go on, after what it is told at the end of this round.
+    fn paced_until(&self) -> Option<Time> {
+        let (mut pace, mut owed) = (self.pace?, self.owed);
+        if owed > 0 && pace.affords(self.paced_step(pace, owed)) {
+            owed -= pace.spend(owed);
+        }
+        let waits = owed > 0 && self.slot.is_some() && self.follower.is_fetching();
+        waits.then(|| pace.affords_at(self.paced_step(pace, owed)))
     }
 
     /// The log is damaged: it begins anew once nobody counts on it.
@@ -269,12 +306,13 @@ impl Following {
         {
             self.tell(core, now, FollowerInput::Watermarks { high_watermark, log_start });
         }
+        self.keep_pace(core, now);
         let sync = core.wants_sync(now);
         core.next_jobs(now, sync, tasks);
     }
 
     pub(super) fn deadline(&self) -> Option<Time> {
-        self.follower.deadline()
+        [self.follower.deadline(), self.paced_until()].into_iter().flatten().min()
     }
 
     fn append_group(&mut self, core: &mut Core, now: Now) {

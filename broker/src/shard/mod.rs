@@ -21,6 +21,7 @@ mod following;
 mod handle;
 mod leading;
 mod link;
+mod pace;
 mod partition;
 mod pool;
 mod producers;

@@ -2,11 +2,13 @@
 
 mod harness;
 
+use std::path::Path;
+
 use bytes::Bytes;
 use harness::*;
 use proptest::prelude::*;
 use quire_protocol::ids::{LeaderEpoch, Offset, Timestamp};
-use quire_storage::disk::{CrashOptions, Fault, SimDisk};
+use quire_storage::disk::{CrashOptions, Disk, Fault, SimDisk};
 use quire_storage::epochs::EpochCache;
 use quire_storage::{AppendErrorKind, AppendFramesErrorKind, JobKind, Log};
 
@@ -108,6 +110,35 @@ fn what_does_not_continue_the_log_is_refused() {
         "nothing of it was appended"
     );
     take(&mut follower, &leader.frames[1..]);
+}
+
+/// What a follower has to note before it catches up finds no room either: that is said, and retention has its turn.
+#[test]
+fn a_follower_behind_on_a_full_disk_is_refused_and_retention_makes_room() {
+    let mut leader = leader(&[3000, 3000, 3000, 3000, 40]);
+    for _ in 0..2 {
+        leader.append(vec![new_batch(1, 40, 9, Timestamp(5))]).expect("room");
+        leader.commit();
+    }
+    let (old, new) = leader.frames.split_at(5);
+    let mut follower = follower(2);
+    for frame in old {
+        take(&mut follower, std::slice::from_ref(frame));
+        follower.commit();
+    }
+    let size = 1 << 40;
+    follower.disk.set_capacity(Some(size));
+    let used = size - follower.disk.free_bytes(Path::new(DIR)).expect("healthy");
+    follower.disk.set_capacity(Some(used));
+    for _ in 0..3 {
+        let refused = append_frames(&mut follower.log, new).expect_err("it is full");
+        assert_eq!(refused, AppendErrorKind::DiskFull.into());
+    }
+    follower.log.retain(follower.now, None, Some(0));
+    let completed = follower.log.run_jobs(NO_SYNC);
+    assert!(completed.log_start.is_some(), "the oldest segments went: {completed:?}");
+    append_frames(&mut follower.log, new).expect("there is room again");
+    assert_eq!(follower.log.end_offset(), leader.log.end_offset());
 }
 
 proptest! {

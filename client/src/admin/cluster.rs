@@ -113,24 +113,28 @@ impl PartitionMove {
     }
 }
 
-/// A right: who may do what with which topics.
+/// A right: who may do what with which topics, or groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Acl {
     /// A certificate's name, or `*` for everybody who is authenticated.
     pub principal: String,
     /// What it allows.
     pub operation: AclOperation,
-    /// The topics' names begin with this; empty is all of them.
-    pub topic_prefix: String,
+    /// The names of topics, with [`AclOperation::Join`] of groups, begin with this; empty is all of them. At most 249 bytes
+    /// for topics, 255 for groups.
+    pub prefix: String,
 }
 
-/// What a right allows.
+/// What a right allows. All but [`AclOperation::Join`] are of topics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AclOperation {
     /// Append records.
     Produce,
     /// Read records.
     Consume,
+    /// Join groups, commit their offsets, look at them, reset and delete them; what a group consumes takes
+    /// [`AclOperation::Consume`] as well.
+    Join,
     /// Create, alter and delete topics.
     Manage,
     /// Everything, also with the cluster itself.
@@ -391,11 +395,15 @@ impl From<Acl> for control::Acl {
         let operation = match acl.operation {
             AclOperation::Produce => control::AclOperation::Produce,
             AclOperation::Consume => control::AclOperation::Consume,
+            AclOperation::Join => control::AclOperation::Join,
             AclOperation::Manage => control::AclOperation::Manage,
             AclOperation::Administer => control::AclOperation::Administer,
         };
-        let (principal, topic_prefix) = (acl.principal, acl.topic_prefix);
-        control::Acl { principal, operation: operation.into(), topic_prefix }
+        let (topic_prefix, group_prefix) = match acl.operation {
+            AclOperation::Join => (String::new(), acl.prefix),
+            _ => (acl.prefix, String::new()),
+        };
+        control::Acl { principal: acl.principal, operation: operation.into(), topic_prefix, group_prefix }
     }
 }
 
@@ -403,9 +411,11 @@ fn known_acl(acl: control::Acl) -> Option<Acl> {
     let operation = match acl.operation() {
         control::AclOperation::Produce => AclOperation::Produce,
         control::AclOperation::Consume => AclOperation::Consume,
+        control::AclOperation::Join => AclOperation::Join,
         control::AclOperation::Manage => AclOperation::Manage,
         control::AclOperation::Administer => AclOperation::Administer,
         control::AclOperation::None => return None,
     };
-    Some(Acl { principal: acl.principal, operation, topic_prefix: acl.topic_prefix })
+    let prefix = if operation == AclOperation::Join { acl.group_prefix } else { acl.topic_prefix };
+    Some(Acl { principal: acl.principal, operation, prefix })
 }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use quire_protocol::rpc::control::{self, position, request, response};
-use quire_protocol::{BrokerId, OFFSETS_TOPIC, Offset, PartitionIndex, Timestamp, TopicId, TopicPartition};
+use quire_protocol::{
+    BrokerId, OFFSETS_TOPIC, Offset, PartitionIndex, Timestamp, TopicId, TopicPartition, group_name,
+};
 use tokio::time::timeout;
 
 use super::cluster::EACH_BROKER_TIME;
@@ -285,13 +287,14 @@ impl Admin {
     /// Moves a group's offsets, forwards or back, and forgets those named. Only while the group has no members.
     ///
     /// # Errors
-    /// If the group has members, or its coordinator can not be asked.
+    /// If no group can have the name, the group has members, or its coordinator can not be asked.
     pub async fn reset_group(
         &self,
         name: &str,
         offsets: &BTreeMap<TopicPartition, Offset>,
         forget: &BTreeSet<TopicPartition>,
     ) -> Result<(), Error> {
+        group_name::check(name).map_err(|error| Error::InvalidRequest(error.to_string()))?;
         let body = request::Body::ResetOffsets(control::ResetOffsetsRequest {
             group: name.to_owned(),
             offsets: offsets.iter().map(|(id, offset)| committed_offset(*id, *offset)).collect(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quire_protocol::TopicPartition;
+use quire_protocol::group_name::{self, control_character};
 use quire_protocol::limits;
 use tokio::sync::mpsc;
 
@@ -18,6 +19,9 @@ use super::coordinator::Coordinator;
 use super::membership::{Membership, Settings};
 use super::task::{Options, Task};
 use super::{Again, GroupConsumer, GroupPartition};
+
+/// A year: what is to happen less often may as well happen then, and clocks can be added to.
+const INTERVAL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// How a group's partitions are spread over its members.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -153,7 +157,8 @@ impl GroupConsumerBuilder {
         self
     }
 
-    /// After how long without a word the member is taken for dead and its partitions are given to others. Default 45 s.
+    /// After how long without a word the member is taken for dead and its partitions are given to others. Default 45 s,
+    /// at most half an hour.
     #[must_use]
     pub fn session_timeout(mut self, timeout: Duration) -> GroupConsumerBuilder {
         self.settings.session_timeout = timeout;
@@ -161,7 +166,7 @@ impl GroupConsumerBuilder {
     }
 
     /// How long giving up partitions may take, which happens at the next poll; afterwards the member is fenced. Default
-    /// 60 s.
+    /// 60 s, at most an hour.
     #[must_use]
     pub fn rebalance_timeout(mut self, timeout: Duration) -> GroupConsumerBuilder {
         self.settings.rebalance_timeout = timeout;
@@ -231,19 +236,32 @@ impl GroupConsumerBuilder {
     /// instead of a record.
     ///
     /// # Errors
-    /// If no topic is given, or a time is zero.
+    /// If no group can have the name, no topic is given, a text breaks lines, or a time is zero.
     ///
     /// # Panics
     /// If it is not called on a tokio runtime.
     pub fn build(self) -> Result<GroupConsumer, ConsumeError> {
         let GroupConsumerBuilder { client, settings, options, reading, commit_interval, .. } = self;
         let invalid = |why: &str| Err(ConsumeError::InvalidSettings(why.to_owned()));
-        if settings.group.is_empty() {
-            return invalid("a group's name is empty");
+        if let Err(error) = group_name::check(&settings.group) {
+            return invalid(&error.to_string());
+        }
+        for (what, text) in settings.texts() {
+            if let Some(control) = control_character(text) {
+                let rule = "all characters are allowed but control characters";
+                return invalid(&format!("the {what} has {control:?}; {rule}"));
+            }
         }
         if settings.topics.is_empty() {
             return invalid("no topic was given for the group to consume");
         }
+        let settings = Settings {
+            session_timeout: settings.session_timeout.min(limits::GROUP_SESSION_MAX),
+            rebalance_timeout: settings.rebalance_timeout.min(limits::GROUP_REBALANCE_MAX),
+            ..settings
+        };
+        let options = Options { poll_interval: options.poll_interval.min(INTERVAL_MAX), ..options };
+        let commit_interval = commit_interval.map(|every| every.min(INTERVAL_MAX));
         let times = [settings.session_timeout, settings.rebalance_timeout, options.poll_interval];
         if times.iter().any(Duration::is_zero) || commit_interval.is_some_and(|every| every.is_zero()) {
             return invalid("a consumer's timeouts and intervals are longer than nothing");

@@ -34,6 +34,13 @@ pub(super) struct Settings {
     pub rebalance_timeout: Duration,
 }
 
+impl Settings {
+    /// What the member says of itself for people to read.
+    pub(super) fn texts(&self) -> [(&'static str, &str); 3] {
+        [("instance id", &self.instance_id), ("rack", &self.rack), ("client name", &self.client_name)]
+    }
+}
+
 /// Partitions, with the names of their topics.
 pub(crate) type Partitions = BTreeMap<TopicPartition, Arc<str>>;
 
@@ -318,7 +325,9 @@ impl Membership {
                 self.due = now + pause.min(self.heartbeat_interval);
             }
             code => {
-                self.may_be_member &= code.is_none();
+                // A right that was taken away takes nobody out of the group: it may leave without.
+                let is_member = self.epoch > 0 && code == Some(ErrorCode::NotAuthorized);
+                self.may_be_member &= code.is_none() || is_member;
                 self.lose(actions);
                 self.has_failed = true;
                 actions.push(Action::Fail(error));

@@ -316,6 +316,22 @@ async fn a_record_that_one_seeks_away_from_is_not_processed() {
     assert_eq!(committed_records(&rig.client, "g").await, 2);
 }
 
+/// As for ever as it gets: it overflowed a clock.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_takes_all_the_time_there_is_reads_like_others() {
+    let rig = Rig::with_topic(1).await;
+    fill(&rig.client, 3).await;
+    let patient = builder(&rig.client, "g")
+        .session_timeout(Duration::MAX)
+        .rebalance_timeout(Duration::MAX)
+        .poll_interval(Duration::MAX)
+        .commit_interval(Duration::MAX);
+    let mut consumer = patient.build().expect("settings that hold");
+    take(&mut consumer, 3).await;
+    consumer.leave().await.expect("told");
+    assert_eq!(committed_records(&rig.client, "g").await, 2, "the third was not done with");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn manual_commits_are_all_that_is_committed() {
     let rig = Rig::with_topic(1).await;

@@ -8,4 +8,5 @@ mod managing;
 mod producing;
 mod rack;
 mod replaying;
+mod rights;
 mod support;

@@ -20,8 +20,9 @@ const TELL_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Without --execute it only shows the plan. With it, --at-once bounds how many partitions are copied at the same time: how
-much disk and network other work can lose at any moment. A single copy runs as fast as disks and network let it; --pace
-adds pauses between copies, so that it bounds the average over the whole rebalancing and not what one copy takes.
+much disk and network other work can lose at any moment. A single copy runs as fast as disks and network let it, or as the
+topic lets it: 'quire topic alter TOPIC --config catch.up.bytes.per.second=50000000' counts from then on, also for copies
+under way. --pace adds pauses between copies, so that it bounds the average over the whole rebalancing.
 Interrupted, it leaves what is under way to finish, and begins nothing more; run it again for the rest.")]
 pub struct RebalanceArgs {
     /// Leave nothing on this broker; may be repeated

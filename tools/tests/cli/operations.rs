@@ -52,6 +52,51 @@ fn an_operator_sees_the_cluster_and_who_may_do_what() {
     assert!(again.contains("no such right was given"), "{again}");
 }
 
+#[test]
+fn a_right_to_join_is_of_groups() {
+    let dev = Dev::start();
+    let home = &dev.home;
+    let added = home.stdout(&["acl", "add", "billing-service", "join", "--group", "billing"]);
+    assert_eq!(added, "billing-service may join groups that begin with \"billing\"\n");
+    home.stdout(&["acl", "add", "ops", "join"]);
+    home.stdout(&["acl", "add", "ops", "administer"]);
+    home.stdout(&["acl", "add", "ops", "consume"]);
+    let listed = home.json(&["acl", "list", "--json"]);
+    assert_eq!((&listed[0]["operation"], &listed[0]["group_prefix"]), (&"join".into(), &"billing".into()));
+    assert_eq!(listed[0]["topic_prefix"], Value::Null);
+    let page = home.stdout(&["acl", "list"]);
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(
+        page.lines().map(words).collect::<Vec<_>>(),
+        [
+            "PRINCIPAL MAY WITH",
+            "billing-service join groups billing*",
+            "ops consume all topics",
+            "ops join all groups",
+            "ops administer everything",
+        ]
+    );
+    for (line, todo) in [
+        ("billing-service join --prefix billing", "--group billing"),
+        ("billing-service consume --group billing", "--prefix billing"),
+        ("billing-service administer --group billing", "leave --group away"),
+    ] {
+        for verb in ["add", "remove"] {
+            let args: Vec<&str> = ["acl", verb].into_iter().chain(line.split(' ')).collect();
+            let refused = home.failure(&args, 2);
+            assert!(refused.contains(todo), "{refused}");
+        }
+    }
+    let odd = home.failure(&["acl", "add", "billing-service", "join", "--group", "two\nlines"], 1);
+    assert!(odd.contains("control characters"), "{odd}");
+    let remove = ["acl", "remove", "billing-service", "join", "--group", "billing"];
+    let removed = home.quire(&remove).assert().success().get_output().clone();
+    let told = crate::support::text(&removed.stdout);
+    assert_eq!(told, "taken away: billing-service may join groups that begin with \"billing\"\n");
+    assert!(crate::support::text(&removed.stderr).contains("at their next heartbeat"));
+    assert_eq!(home.json(&["acl", "list", "--json"]).len(), 3);
+}
+
 fn numbers(value: &Value) -> Vec<u64> {
     value.as_array().into_iter().flatten().filter_map(Value::as_u64).collect()
 }

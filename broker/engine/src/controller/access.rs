@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use quire_protocol::group_name::control_character;
 use quire_protocol::{BrokerId, Timestamp, limits};
 
 use super::Refusal;
@@ -25,13 +26,22 @@ fn check_acl(acl: &Acl) -> Result<(), Refusal> {
     if acl.principal.is_empty() || acl.principal.len() > limits::PRINCIPAL_BYTES_MAX {
         return refuse("a principal has 1 to 256 bytes");
     }
-    if acl.topic_prefix.len() > limits::TOPIC_NAME_BYTES_MAX {
-        return refuse("no topic's name is as long as this prefix");
+    match acl.operation {
+        Operation::Administer if !acl.prefix.is_empty() => {
+            refuse("an administrator is one of the whole cluster: leave the prefix away")
+        }
+        Operation::Join if acl.prefix.len() > limits::GROUP_ID_BYTES_MAX => {
+            refuse("no group's name is as long as this prefix")
+        }
+        Operation::Join if control_character(&acl.prefix).is_some() => {
+            refuse("no group's name has control characters, as this prefix does")
+        }
+        Operation::Join => Ok(()),
+        _ if acl.prefix.len() > limits::TOPIC_NAME_BYTES_MAX => {
+            refuse("no topic's name is as long as this prefix")
+        }
+        _ => Ok(()),
     }
-    if acl.operation == Operation::Administer && !acl.topic_prefix.is_empty() {
-        return refuse("an administrator is one of the whole cluster: leave the topic prefix away");
-    }
-    Ok(())
 }
 
 /// Decides that a right is taken away.

@@ -147,24 +147,26 @@ pub struct DeletedTopic {
     pub unconfirmed: BTreeSet<BrokerId>,
 }
 
-/// A right: who may do what with which topics.
+/// A right: who may do what with which topics, or groups.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Acl {
     /// The certificate's name, or `*` for everybody who is authenticated.
     pub principal: String,
     /// What it allows.
     pub operation: Operation,
-    /// The topics' names begin with this; empty is all of them.
-    pub topic_prefix: String,
+    /// The names of topics, with [`Operation::Join`] of groups, begin with this; empty is all of them.
+    pub prefix: String,
 }
 
-/// What a right allows.
+/// What a right allows. All but [`Operation::Join`] are of topics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Operation {
     /// Append records.
     Produce,
-    /// Read records, and commit offsets of them.
+    /// Read records.
     Consume,
+    /// Join groups, commit their offsets, look at them; what a group consumes takes [`Operation::Consume`] as well.
+    Join,
     /// Create, alter and delete topics.
     Manage,
     /// Everything, also with the cluster itself.
@@ -391,13 +393,14 @@ impl Image {
         self.next_producer_id.max(1)
     }
 
-    /// Whether a principal has a right on a topic; with an empty name, on all of them. Administrators have every right.
-    pub fn is_allowed(&self, principal: &str, operation: Operation, topic: &str) -> bool {
+    /// Whether a principal has a right on the topic, or the group, of this name; with an empty name, on all of them.
+    /// Administrators have every right.
+    pub fn is_allowed(&self, principal: &str, operation: Operation, name: &str) -> bool {
         let is_given = |acl: &Acl| {
             let is_enough = acl.operation == operation || acl.operation == Operation::Administer;
             is_enough
                 && (acl.principal == principal || acl.principal == Acl::EVERYBODY)
-                && topic.starts_with(&acl.topic_prefix)
+                && name.starts_with(&acl.prefix)
         };
         principal == Acl::ADMINISTRATOR || self.acls.iter().any(is_given)
     }

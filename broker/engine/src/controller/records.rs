@@ -408,17 +408,25 @@ impl Partition {
 
 impl Acl {
     pub(super) fn to_stored(&self) -> stored::Acl {
-        stored::Acl {
-            principal: self.principal.clone(),
-            operation: self.operation.to_stored().into(),
-            topic_prefix: self.topic_prefix.clone(),
-        }
+        let (topic_prefix, group_prefix) = match self.operation {
+            Operation::Join => (String::new(), self.prefix.clone()),
+            _ => (self.prefix.clone(), String::new()),
+        };
+        let (principal, operation) = (self.principal.clone(), self.operation.to_stored().into());
+        stored::Acl { principal, operation, topic_prefix, group_prefix }
     }
 
     pub(super) fn from_stored(stored: Option<stored::Acl>) -> Result<Acl, DecodeError> {
         let stored = stored.ok_or(DecodeError::Field("right"))?;
         let operation = Operation::from_stored(stored.operation)?;
-        Ok(Acl { principal: stored.principal, operation, topic_prefix: stored.topic_prefix })
+        let (prefix, other) = match operation {
+            Operation::Join => (stored.group_prefix, stored.topic_prefix),
+            _ => (stored.topic_prefix, stored.group_prefix),
+        };
+        if !other.is_empty() {
+            return Err(DecodeError::Field("prefix"));
+        }
+        Ok(Acl { principal: stored.principal, operation, prefix })
     }
 }
 
@@ -427,6 +435,7 @@ impl Operation {
         match self {
             Operation::Produce => stored::AclOperation::Produce,
             Operation::Consume => stored::AclOperation::Consume,
+            Operation::Join => stored::AclOperation::Join,
             Operation::Manage => stored::AclOperation::Manage,
             Operation::Administer => stored::AclOperation::Administer,
         }
@@ -436,6 +445,7 @@ impl Operation {
         match stored::AclOperation::try_from(stored) {
             Ok(stored::AclOperation::Produce) => Ok(Operation::Produce),
             Ok(stored::AclOperation::Consume) => Ok(Operation::Consume),
+            Ok(stored::AclOperation::Join) => Ok(Operation::Join),
             Ok(stored::AclOperation::Manage) => Ok(Operation::Manage),
             Ok(stored::AclOperation::Administer) => Ok(Operation::Administer),
             Ok(stored::AclOperation::None) | Err(_) => Err(DecodeError::Field("operation")),

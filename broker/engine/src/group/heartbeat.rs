@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use quire_protocol::group_name::{self, control_character};
 use quire_protocol::{Timestamp, limits};
 
 use super::assignment::assign;
@@ -74,7 +75,7 @@ impl Groups {
             return Ok(None);
         };
         self.check_partitions(request, topics)?;
-        self.check_principal(request)?;
+        self.check_principal(&request.group, &request.member, &request.principal)?;
         let holder = request.instance.as_ref().and_then(|instance| state.instances.get(instance));
         let predecessor = holder.filter(|holder| **holder != request.member);
         if let (Some(instance), Some(member)) = (&request.instance, predecessor)
@@ -91,12 +92,15 @@ impl Groups {
     }
 
     /// Whoever speaks for a member is who it joined as.
-    fn check_principal(&self, request: &Heartbeat) -> Result<(), GroupRefusal> {
-        let state = self.groups.get(&request.group);
-        let known = state.and_then(|state| state.members.get(&request.member));
-        if known.is_some_and(|member| !member.is_spoken_for_by(&request.principal)) {
-            let (group, member) = (request.group.clone(), request.member.clone());
-            return Err(GroupRefusal::NotItsPrincipal { group, member });
+    pub(super) fn check_principal(
+        &self,
+        group: &Arc<str>,
+        member: &Arc<str>,
+        principal: &str,
+    ) -> Result<(), GroupRefusal> {
+        let known = self.groups.get(group).and_then(|state| state.members.get(member));
+        if known.is_some_and(|known| !known.is_spoken_for_by(principal)) {
+            return Err(GroupRefusal::NotItsPrincipal { group: group.clone(), member: member.clone() });
         }
         Ok(())
     }
@@ -147,7 +151,7 @@ impl Groups {
     fn beat(&mut self, now: Timestamp, request: Heartbeat) -> Decided {
         let (before, current) = self.member(&request.group, &request.member)?;
         let (before, current) = (before.clone(), current.clone());
-        self.check_principal(&request)?;
+        self.check_principal(&request.group, &request.member, &request.principal)?;
         check_epoch(&request, &current)?;
         let record = subscription(&request).map(|topics| MemberRecord {
             topics,
@@ -179,7 +183,7 @@ impl Groups {
 
     fn leave(&mut self, now: Timestamp, request: Heartbeat) -> Decided {
         self.member(&request.group, &request.member)?;
-        self.check_principal(&request)?;
+        self.check_principal(&request.group, &request.member, &request.principal)?;
         let mut change = Change::of(self, &request.group, now);
         change.remove_member(&request.member);
         change.begin_generation();
@@ -189,7 +193,7 @@ impl Groups {
     /// A static member leaves, and its place is kept: nobody gets what is to be its own, until its session is over.
     fn pause(&mut self, now: Timestamp, request: Heartbeat) -> Decided {
         let (record, current) = self.member(&request.group, &request.member)?;
-        self.check_principal(&request)?;
+        self.check_principal(&request.group, &request.member, &request.principal)?;
         if record.instance.is_none() {
             return Err(GroupRefusal::Invalid("only a member with an instance id leaves to come back"));
         }
@@ -369,18 +373,18 @@ fn check_epoch(request: &Heartbeat, current: &Current) -> Result<(), GroupRefusa
 }
 
 fn check(request: &Heartbeat) -> Result<(), GroupRefusal> {
-    check_group_id(&request.group)?;
-    check_length("member id", &request.member, limits::GROUP_MEMBER_ID_BYTES_MAX)?;
+    group_name::check(&request.group)?;
+    check_text("member id", &request.member, limits::GROUP_MEMBER_ID_BYTES_MAX)?;
     for (what, text) in [("instance id", &request.instance), ("rack", &request.rack)] {
         let text = text.as_deref().unwrap_or("none");
-        check_length(what, text, limits::GROUP_TEXT_BYTES_MAX)?;
+        check_text(what, text, limits::GROUP_TEXT_BYTES_MAX)?;
         if text.is_empty() {
             return Err(GroupRefusal::Invalid("an instance id or a rack, if given, is not empty"));
         }
     }
-    check_length("client name", &request.client, limits::GROUP_TEXT_BYTES_MAX)?;
-    check_length("host", &request.host, limits::GROUP_TEXT_BYTES_MAX)?;
-    check_length("principal", &request.principal, limits::PRINCIPAL_BYTES_MAX)?;
+    check_text("client name", &request.client, limits::GROUP_TEXT_BYTES_MAX)?;
+    check_text("host", &request.host, limits::GROUP_TEXT_BYTES_MAX)?;
+    check_text("principal", &request.principal, limits::PRINCIPAL_BYTES_MAX)?;
     if request.epoch < Generation::PAUSES {
         return Err(GroupRefusal::Invalid("a member's epoch is at least -2"));
     }
@@ -388,22 +392,18 @@ fn check(request: &Heartbeat) -> Result<(), GroupRefusal> {
     if topics.len() > limits::GROUP_TOPICS_MAX {
         return Err(too_many("topics of one member", topics.len(), limits::GROUP_TOPICS_MAX));
     }
-    topics.iter().try_for_each(|topic| check_length("topic's name", topic, limits::TOPIC_NAME_BYTES_MAX))
+    topics.iter().try_for_each(|topic| check_text("topic's name", topic, limits::TOPIC_NAME_BYTES_MAX))
 }
 
-/// A group's id is any text, but not none.
-pub(super) fn check_group_id(group: &str) -> Result<(), GroupRefusal> {
-    if group.is_empty() {
-        return Err(GroupRefusal::Invalid("a group's id is not empty"));
-    }
-    check_length("group id", group, limits::GROUP_ID_BYTES_MAX)
-}
-
-fn check_length(what: &'static str, text: &str, max: usize) -> Result<(), GroupRefusal> {
+/// What strangers say of themselves is shown to people: it is not too long, and breaks no line.
+fn check_text(what: &'static str, text: &str, max: usize) -> Result<(), GroupRefusal> {
     if text.len() > max {
         return Err(GroupRefusal::TooLong { what, given: text.len(), max });
     }
-    Ok(())
+    match control_character(text) {
+        Some(control) => Err(GroupRefusal::ControlCharacter { what, control }),
+        None => Ok(()),
+    }
 }
 
 pub(super) fn too_many(what: &'static str, given: usize, max: usize) -> GroupRefusal {

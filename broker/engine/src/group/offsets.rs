@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quire_protocol::{Offset, Timestamp, TopicPartition, limits};
+use quire_protocol::{Offset, Timestamp, TopicPartition, group_name, limits};
 
 use super::assignment::Assignor;
-use super::heartbeat::{check_group_id, too_many};
+use super::heartbeat::too_many;
 use super::records::{Committed, Generation, GroupRecord, Protocol, Record};
 use super::request::{Asker, Commit, CommitOutcome, FetchOffsets, OffsetToCommit, ResetOffsets, Response};
 use super::{Change, GroupRefusal, Groups};
@@ -19,7 +19,7 @@ impl Groups {
         now: Timestamp,
         request: Commit,
     ) -> Result<(Vec<Record>, Response), GroupRefusal> {
-        check_group_id(&request.group)?;
+        group_name::check(&request.group)?;
         check_count(request.offsets.len())?;
         match &request.asker {
             Some(asker) => self.check_asker(&request.group, asker)?,
@@ -48,7 +48,7 @@ impl Groups {
         now: Timestamp,
         request: ResetOffsets,
     ) -> Result<Vec<Record>, GroupRefusal> {
-        check_group_id(&request.group)?;
+        group_name::check(&request.group)?;
         check_count(request.offsets.len())?;
         self.check_vacant(&request.group)?;
         for offset in &request.offsets {
@@ -98,9 +98,10 @@ impl Groups {
         Ok(change.finish())
     }
 
-    /// Whoever asks as a member is one, in its current epoch.
+    /// Whoever asks as a member is one, in its current epoch, and who it joined as.
     fn check_asker(&self, group: &Arc<str>, asker: &Asker) -> Result<(), GroupRefusal> {
         let (_, current) = self.member(group, &asker.member)?;
+        self.check_principal(group, &asker.member, &asker.principal)?;
         if asker.epoch != current.epoch && !mutant::is_on(Mutant::MemberEpochOnCommit) {
             let member = asker.member.clone();
             return Err(GroupRefusal::StaleMemberEpoch { member, have: current.epoch, given: asker.epoch });

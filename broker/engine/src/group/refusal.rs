@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use quire_protocol::ErrorCode;
+use quire_protocol::group_name::GroupNameError;
 
 use super::records::{DecodeError, Generation};
 use super::request::CommitOutcome;
@@ -92,6 +93,17 @@ pub enum GroupRefusal {
     /// A request that makes no sense.
     #[error("{0}")]
     Invalid(&'static str),
+    /// A name that no group can have.
+    #[error(transparent)]
+    InvalidName(#[from] GroupNameError),
+    /// A text that breaks lines where it is shown.
+    #[error("the {what} has {control:?}; all characters are allowed but control characters")]
+    ControlCharacter {
+        /// Of what.
+        what: &'static str,
+        /// What is in it.
+        control: char,
+    },
     /// A text that is longer than is kept.
     #[error("the {what} has {given} bytes, at most {max} are allowed")]
     TooLong {
@@ -130,7 +142,10 @@ impl GroupRefusal {
             GroupRefusal::StaleMemberEpoch { .. } => ErrorCode::StaleMemberEpoch,
             GroupRefusal::GroupNotEmpty { .. } => ErrorCode::GroupNotEmpty,
             GroupRefusal::InstanceInUse { .. } => ErrorCode::InstanceInUse,
-            GroupRefusal::Invalid(_) | GroupRefusal::TooLong { .. } => ErrorCode::InvalidRequest,
+            GroupRefusal::Invalid(_)
+            | GroupRefusal::InvalidName(_)
+            | GroupRefusal::ControlCharacter { .. }
+            | GroupRefusal::TooLong { .. } => ErrorCode::InvalidRequest,
             GroupRefusal::TooMany { .. } => ErrorCode::LimitExceeded,
         }
     }

@@ -81,6 +81,8 @@ pub struct Asker {
     pub member: Arc<str>,
     /// Its epoch.
     pub epoch: Generation,
+    /// Who asks: the one that the member joined as.
+    pub principal: Arc<str>,
 }
 
 /// Offsets to be kept. Each is taken or not by itself.

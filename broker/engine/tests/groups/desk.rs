@@ -76,7 +76,7 @@ pub fn owns(member: &str, epoch: i32, owned: Partitions) -> Heartbeat {
 }
 
 pub fn commit(member: &str, epoch: i32, offsets: Vec<OffsetToCommit>) -> Request {
-    let asker = Some(Asker { member: member.into(), epoch: Generation(epoch) });
+    let asker = Some(Asker { member: member.into(), epoch: Generation(epoch), principal: "".into() });
     Request::Commit(Commit { group: GROUP.into(), asker, offsets })
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use quire_engine::group::description::{GroupState, MemberState};
 use quire_engine::group::records::MemberRecord;
-use quire_engine::group::request::{Asker, Commit, CommitOutcome, OffsetToCommit};
+use quire_engine::group::request::{Asker, Commit, CommitOutcome, OffsetToCommit, ResetOffsets};
 use quire_engine::group::{
     Assignor, Generation, GroupRefusal, GroupSettings, Heartbeat, Record, Request, Response,
 };
@@ -282,6 +282,15 @@ fn nobody_else_speaks_for_a_member() {
         let refused = desk.beats(by("bob", said)).expect_err("it is another's");
         assert_eq!(refused.code(), ErrorCode::NotAuthorized);
     }
+    let commit = |principal: &str| {
+        let asker = Asker { member: "m1".into(), epoch: Generation(1), principal: principal.into() };
+        let offsets = vec![offset(partition("a", 0), 7)];
+        Request::Commit(Commit { group: GROUP.into(), asker: Some(asker), offsets })
+    };
+    let refused = desk.ask(commit("bob")).expect_err("it is another's");
+    assert_eq!(refused.code(), ErrorCode::NotAuthorized);
+    let taken = Response::Commit(vec![(partition("a", 0), CommitOutcome::Taken)]);
+    assert_eq!(desk.ask(commit("ann")), Ok(taken), "nothing was committed before");
     assert_eq!(desk.beats(by("ann", beat("m1", 1))).expect("it is there").assignment, None);
     let paused = desk.ask(Request::Heartbeat(by("ann", beat("m1", Generation::PAUSES.0))));
     assert_eq!(paused, Ok(Response::Left));
@@ -326,7 +335,7 @@ fn what_all_groups_take_together_has_a_limit() {
     let more = Heartbeat { topics: Some(vec![wordy.as_str().into()]), ..beat("m1", 1) };
     assert_eq!(desk.beats(of("g0", more)).expect_err("it says more").code(), ErrorCode::LimitExceeded);
     let commit = |metadata: &str| {
-        let asker = Some(Asker { member: "m1".into(), epoch: Generation(1) });
+        let asker = Some(Asker { member: "m1".into(), epoch: Generation(1), principal: "".into() });
         let offset = OffsetToCommit { metadata: metadata.into(), ..offset(partition("a", 0), 1) };
         Request::Commit(Commit { group: "g0".into(), asker, offsets: vec![offset] })
     };
@@ -365,4 +374,38 @@ fn limits_are_kept() {
     assert!(matches!(answers[..], [(_, Err(GroupRefusal::UnknownMember { .. }))]), "{answers:?}");
     let drawn = desk.beats(Heartbeat { group: "other".into(), ..join("", &["a"]) }).expect("it joins");
     assert_eq!(drawn.member.len(), 32, "an id is drawn for who has none");
+}
+
+/// They are shown to people, on terminals.
+#[test]
+fn no_name_has_control_characters() {
+    let mut desk = Desk::with(topics(&[("a", 2)]));
+    let odd = || Some("two\nlines".into());
+    let refusals = [
+        ("a group's name", Heartbeat { group: "bell\u{7}".into(), ..join("m1", &["a"]) }),
+        ("the member id", join("m\u{1b}[2J", &["a"])),
+        ("the instance id", Heartbeat { instance: odd(), ..join("m1", &["a"]) }),
+        ("the rack", Heartbeat { rack: odd(), ..join("m1", &["a"]) }),
+        ("the client name", Heartbeat { client: "\0".into(), ..join("m1", &["a"]) }),
+        ("the host", Heartbeat { host: "\r".into(), ..join("m1", &["a"]) }),
+        ("the principal", Heartbeat { principal: "\t".into(), ..join("m1", &["a"]) }),
+        ("the topic's name", join("m1", &["a\n"])),
+    ];
+    for (what, heartbeat) in refusals {
+        let refused = desk.beats(heartbeat).expect_err(what);
+        assert_eq!(refused.code(), ErrorCode::InvalidRequest);
+        let sentence = refused.to_string();
+        assert!(sentence.starts_with(&format!("{what} has '\\")), "{sentence}");
+        assert!(sentence.ends_with("; all characters are allowed but control characters"), "{sentence}");
+    }
+    let group = || std::sync::Arc::from("two\nlines");
+    let offsets = vec![offset(partition("a", 0), 7)];
+    let commit = Commit { group: group(), asker: None, offsets: offsets.clone() };
+    let reset = ResetOffsets { group: group(), offsets, forget: Vec::new() };
+    for request in [Request::Commit(commit), Request::ResetOffsets(reset)] {
+        let refused = desk.ask(request).expect_err("no group has the name");
+        assert_eq!(refused.code(), ErrorCode::InvalidRequest);
+    }
+    assert_eq!(desk.coordinator.groups().ids().count(), 0, "none of them came to be");
+    desk.joins(Heartbeat { group: "caf\u{e9}: it's".into(), ..join("m1", &["a"]) });
 }

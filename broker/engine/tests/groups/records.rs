@@ -116,7 +116,8 @@ fn any_request() -> impl Strategy<Value = Request> {
         );
         proptest::collection::vec(one, 0..4)
     };
-    let words = (id(), proptest::option::of(text()), proptest::option::of(text()), text());
+    let principal = || prop_oneof![3 => Just(Arc::from("p")), 1 => text()];
+    let words = (id(), proptest::option::of(text()), proptest::option::of(text()), text(), principal());
     let times = (proptest::option::of(any::<u32>()), proptest::option::of(any::<u32>()));
     let topic = prop_oneof![Just(Arc::from("a")), Just(Arc::from("b")), text()];
     let topics = proptest::option::of(proptest::collection::vec(topic, 0..3));
@@ -125,7 +126,7 @@ fn any_request() -> impl Strategy<Value = Request> {
     let heartbeat = (words, times, rest).prop_map(|(words, times, rest)| Heartbeat {
         group: GROUP.into(),
         member: words.0,
-        principal: words.3.clone(),
+        principal: words.4,
         instance: words.1,
         rack: words.2,
         client: words.3.clone(),
@@ -138,11 +139,12 @@ fn any_request() -> impl Strategy<Value = Request> {
         owned: rest.3,
         seen: None,
     });
-    let asker = proptest::option::of((id(), -1..4i32));
+    let asker = proptest::option::of((id(), -1..4i32, principal()));
     prop_oneof![
         heartbeat.prop_map(Request::Heartbeat),
         (asker, offsets()).prop_map(|(asker, offsets)| {
-            let asker = asker.map(|(member, epoch)| Asker { member, epoch: Generation(epoch) });
+            let asker =
+                asker.map(|(member, epoch, principal)| Asker { member, epoch: Generation(epoch), principal });
             Request::Commit(Commit { group: GROUP.into(), asker, offsets })
         }),
         offsets().prop_map(|offsets| {

@@ -558,7 +558,11 @@ impl World {
                 None => unknown.push(*partition),
             }
         }
-        let asker = Some(Asker { member: self.clients[number].member_id(), epoch: member.epoch });
+        let asker = Some(Asker {
+            member: self.clients[number].member_id(),
+            epoch: member.epoch,
+            principal: Arc::default(),
+        });
         if !unknown.is_empty() || self.chance(10) {
             let request = FetchOffsets { group: GROUP.into(), partitions: None };
             self.send(number, Request::FetchOffsets(request));

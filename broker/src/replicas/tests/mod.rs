@@ -55,6 +55,15 @@ impl SharedMetadata {
         Arc::new(SharedMetadata { decider: Mutex::new((controller, SplitMix64::new(7))), image })
     }
 
+    /// Registers a broker that the controller hears.
+    pub(crate) fn register(&self, broker: RegisterBroker) {
+        let id = broker.broker;
+        let Ok(Response::BrokerRegistered { epoch }) = self.ask(Request::RegisterBroker(broker)) else {
+            panic!("it is registered");
+        };
+        self.ask(Request::UnfenceBroker { broker: id, epoch }).expect("it is heard of");
+    }
+
     pub(crate) fn ask(&self, request: Request) -> Result<Response, ProposeError> {
         let mut decider = self.decider.lock().expect("nobody panics");
         let (controller, random) = &mut *decider;
@@ -83,6 +92,17 @@ impl Metadata for SharedMetadata {
 
     fn changes(&self) -> watch::Receiver<Arc<Image>> {
         self.image.subscribe()
+    }
+}
+
+/// One that registers, in a process of its own for each `incarnation`.
+pub(crate) fn broker(id: u32, incarnation: u8) -> RegisterBroker {
+    RegisterBroker {
+        cluster_id: "c".to_owned(),
+        broker: BrokerId(id),
+        incarnation: [incarnation; 16],
+        directory: [id as u8 + 1; 16],
+        ..RegisterBroker::default()
     }
 }
 

@@ -2,6 +2,7 @@
 //! test can look at what an acknowledgement stands on.
 
 mod acknowledgements;
+mod catching_up;
 mod compacting;
 mod failures;
 mod group_commit;

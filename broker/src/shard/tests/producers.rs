@@ -1,6 +1,7 @@
 //! Batches with numbers: each is appended once, whatever is sent again.
 
 use quire_protocol::batch::{self, ProducerIdentity};
+use quire_protocol::frame::Chain;
 use quire_protocol::{ProducerEpoch, ProducerId, Sequence};
 
 use super::*;
@@ -12,7 +13,11 @@ fn producer(epoch: u16) -> ProducerIdentity {
 impl Rig {
     /// A batch of one record under this number.
     fn numbered(&self, stream: &Stream, epoch: u16, sequence: u32) -> Event {
-        let Event::Produce(id, mut request) = self.request(stream, "v") else { unreachable!() };
+        self.numbered_text(stream, epoch, sequence, "v")
+    }
+
+    fn numbered_text(&self, stream: &Stream, epoch: u16, sequence: u32, text: &str) -> Event {
+        let Event::Produce(id, mut request) = self.request(stream, text) else { unreachable!() };
         batch::number(&mut request.batch, producer(epoch), Sequence(sequence));
         request.header = BatchHeader::check(&request.batch).expect("numbered anew");
         Event::Produce(id, request)
@@ -110,6 +115,53 @@ fn a_restart_knows_what_its_log_tells() {
     rig.run_all();
     assert_eq!(again.outcomes(), (6..=12).map(Ok).collect::<Vec<_>>());
     assert_eq!(rig.read(), (0..=12).collect::<Vec<_>>());
+}
+
+/// A producer waits for an answer longer than retention keeps what it wrote; then the broker loses power as well.
+#[test]
+fn a_duplicate_of_what_retention_deleted_is_answered_as_the_original_was() {
+    let config = TopicConfig {
+        segment_bytes: 64 * 1024,
+        retention: Some(Duration::from_secs(60)),
+        ..TopicConfig::default()
+    };
+    let mut rig = Rig::new(config.clone());
+    let mut lost = Stream::new(Acks::All);
+    let text = "x".repeat(20_000);
+    for sequence in 0..9 {
+        rig.apply(rig.numbered_text(&lost, 0, sequence, &text));
+        rig.run_all();
+    }
+    let originals = places(&mut lost);
+    for _ in 0..6 {
+        rig.advance(Duration::from_secs(61));
+        rig.round([]);
+        rig.run_all();
+    }
+    assert_eq!(rig.read(), [0; 0], "all of it is deleted");
+    let sent_again = |rig: &mut Rig| {
+        let mut again = Stream::new(Acks::All);
+        let events = (0..9).map(|sequence| rig.numbered_text(&again, 0, sequence, &text));
+        rig.round(events.collect::<Vec<_>>());
+        rig.run_all();
+        places(&mut again)
+    };
+    assert_eq!(sent_again(&mut rig), originals);
+    let mut rig = Rig::on(rig.disk.fork(3), config);
+    assert_eq!(sent_again(&mut rig), originals);
+    let mut next = Stream::new(Acks::All);
+    rig.apply(rig.numbered(&next, 0, 9));
+    rig.run_all();
+    assert_eq!((next.outcomes(), rig.read()), (vec![Ok(9)], vec![9]));
+}
+
+/// What answers say of where batches stand.
+fn places(stream: &mut Stream) -> Vec<Result<(Offset, Timestamp, Chain), ErrorCode>> {
+    let place = |answer: ProduceReply| match answer {
+        Ok(ack) => Ok((ack.base_offset, ack.append_time, ack.chain)),
+        Err(error) => Err(error.code),
+    };
+    stream.answers().into_iter().map(place).collect()
 }
 
 /// A write that fails leaves nothing behind that would make the next attempt a duplicate.

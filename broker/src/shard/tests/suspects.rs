@@ -7,10 +7,10 @@ use quire_storage::disk::{CrashOptions, Survival};
 
 use super::*;
 
-const OTHER: BrokerId = BrokerId(1);
+pub(super) const OTHER: BrokerId = BrokerId(1);
 
 /// As the metadata have it: led by this broker or by the other, and this one counted on or not.
-fn replicated(leader: Option<BrokerId>, leader_epoch: u32, is_counted: bool) -> Assignment {
+pub(super) fn replicated(leader: Option<BrokerId>, leader_epoch: u32, is_counted: bool) -> Assignment {
     let mut assignment = Assignment::alone(BrokerId(0), LeaderEpoch(leader_epoch));
     let other = Replica { broker_epoch: 1, is_eligible: true };
     assignment.membership.replicas.insert(OTHER, other);
@@ -28,7 +28,7 @@ fn interval() -> TopicConfig {
 }
 
 /// The last request to follow.
-fn asked(uplink: &Uplink) -> Option<Follow> {
+pub(super) fn asked(uplink: &Uplink) -> Option<Follow> {
     let follow = |message| match message {
         FollowerMessage::Follow(follow) => Some(follow),
         _ => None,

@@ -66,6 +66,10 @@ impl Log {
             return Ok(());
         };
         if !self.upkeep.is_behind_noted {
+            // Said once; the next append has another attempt made.
+            if let Some(refusal) = self.upkeep.refusal.take() {
+                return Err(refusal);
+            }
             self.upkeep.is_note_due = true;
             return Err(AppendErrorKind::NoSpaceYet);
         }

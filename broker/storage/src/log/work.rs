@@ -304,7 +304,7 @@ impl Log {
                 .store(&*place.disk, &place.dir)
                 .map_err(|source| CloseError::Io { operation: "replacing the manifest", source })?;
         }
-        let work = self.checkpoint_work();
+        let work = self.checkpoint_work(false);
         let checkpoint = work.checkpoint;
         Job::upkeep(place, UpkeepWork::Checkpoint(work)).run().into_result()?;
         checkpoint
@@ -351,8 +351,10 @@ impl Log {
             let compacted = self.manifest.compacted.or(Some(Compacted::default()));
             return Some(UpkeepWork::Mark(Manifest { compacted, ..self.manifest.clone() }));
         }
-        if self.upkeep.is_note_due && !self.upkeep.is_new {
-            return Some(UpkeepWork::Checkpoint(self.checkpoint_work()));
+        // Tried once for each append that waits for it: what makes room has its turn in between.
+        if !self.upkeep.is_new && std::mem::take(&mut self.upkeep.is_note_due) {
+            self.upkeep.is_for_append = true;
+            return Some(UpkeepWork::Checkpoint(self.checkpoint_work(true)));
         }
         if std::mem::take(&mut self.upkeep.is_seal_due) && self.has_active_frames() {
             return Some(self.roll_work(0));
@@ -376,7 +378,7 @@ impl Log {
         if !self.upkeep.is_new && std::mem::take(&mut self.upkeep.is_checkpoint_due) {
             // Until it is done.
             self.upkeep.is_checkpoint_refused = true;
-            return Some(UpkeepWork::Checkpoint(self.checkpoint_work()));
+            return Some(UpkeepWork::Checkpoint(self.checkpoint_work(false)));
         }
         None
     }
@@ -460,11 +462,12 @@ impl Log {
             || self.upkeep.synced_bytes >= self.options.checkpoint_interval_bytes / 2
     }
 
-    fn checkpoint_work(&mut self) -> CheckpointWork {
+    /// `is_behind` if it is to say so for what is about to be appended.
+    fn checkpoint_work(&mut self, is_behind: bool) -> CheckpointWork {
         let checkpoint = Checkpoint {
             high_watermark: self.high_watermark(),
             is_synced: self.options.is_synced && self.durable.next_offset >= self.acked_unsynced_to,
-            is_behind: self.upkeep.is_note_due || self.durable.next_offset < self.behind_to,
+            is_behind: is_behind || self.durable.next_offset < self.behind_to,
             ..self.durable
         };
         let durable = self.durable.next_offset;
@@ -601,7 +604,7 @@ impl Log {
                 self.upkeep.certain_high_watermark = checkpoint.high_watermark;
                 self.upkeep.is_checkpoint_refused = false;
                 self.upkeep.is_behind_noted = checkpoint.is_behind;
-                completed.space = checkpoint.is_behind && std::mem::take(&mut self.upkeep.is_note_due);
+                completed.space = checkpoint.is_behind;
                 self.upkeep.synced_bytes = 0;
             }
         }

@@ -285,6 +285,14 @@ fn one_that_the_coordinator_does_not_have_need_not_leave() {
     assert_eq!(member.membership.leaving(), None, "it has left");
 }
 
+#[test]
+fn a_member_whose_right_was_taken_away_leaves() {
+    let mut member = Member::reading(&[0]);
+    member.pass(1000);
+    member.tell(refused(ErrorCode::NotAuthorized));
+    assert_eq!(member.membership.leaving().map(|leaving| leaving.member_epoch), Some(-1));
+}
+
 /// A static member that crashed was refused for as long as its own session from before went on, and ended with an error.
 #[test]
 fn an_instance_id_is_waited_for_until_a_session_is_over() {
