@@ -162,7 +162,7 @@ impl World {
         let membership = member.membership.as_ref().filter(|_| !offsets.is_empty())?;
         let is_late = self.dice_of_members.happens(50);
         let epoch = Generation(membership.epoch.0 - i32::from(is_late));
-        let asker = Some(Asker { member: member.id(), epoch });
+        let asker = Some(Asker { member: member.id(), epoch, principal: "".into() });
         Some(Request::Commit(Commit { group: member.group.clone(), asker, offsets }))
     }
 
