@@ -164,6 +164,25 @@ fn who_joins_has_everything_from_before_the_leadership() {
     assert_eq!(tell(&mut leader, 3, progress(2, 8)), [propose(1, 1, &[0, 1, 2])]);
 }
 
+/// Retention had emptied a log under `sync = interval`: a follower told to begin anew at its end was taken for one that
+/// has everything. Elected before it had begun anew, it would have given the committed offsets again.
+#[test]
+fn who_is_to_begin_anew_has_nothing_until_it_has() {
+    let mut leader = leader(&[0, 1], 2, 8, 8);
+    let interval = LeaderInput::Reconfigured {
+        membership: membership(1, &[0, 1]),
+        sync: Sync::Interval,
+        min_insync_replicas: 2,
+    };
+    tell(&mut leader, 1, interval);
+    tell(&mut leader, 1, LeaderInput::Trimmed { start: Offset(8) });
+    assert_eq!(tell(&mut leader, 2, follow(2, Some(1), 3, None)), [accepted(8)], "nothing is proposed");
+    assert_eq!(leader.progress_of(BrokerId(2)), None);
+    assert_eq!(tell(&mut leader, 3, progress(2, 8)), [], "it did not ask again");
+    let again = tell(&mut leader, 4, follow(2, None, 8, None));
+    assert_eq!(again, [accepted(8), propose(1, 1, &[0, 1, 2])]);
+}
+
 #[test]
 fn a_proposed_replica_counts_until_its_proposal_is_settled() {
     let mut leader = leader(&[0], 1, 8, 8);

@@ -222,6 +222,12 @@ impl Leader {
         let current = self.broker_epoch(follow.follower);
         let log_end = self.local.log_end;
         let peer = self.peers.entry(follow.follower).or_insert_with(|| Peer::unknown(now, log_end));
+        if from != follow.end {
+            // It has none of this log until it began anew there, and asks again when it did.
+            peer.progress = Progress::default();
+            peer.followed_as = None;
+            return FollowAnswer::Accepted { from };
+        }
         // What it has on disk it tells itself: it may have been cut and have grown again since it last did.
         let durable_end = match mutant::is_on(Mutant::ProgressReset) {
             true => peer.progress.durable_end.min(from),
