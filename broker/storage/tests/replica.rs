@@ -141,6 +141,41 @@ fn a_follower_behind_on_a_full_disk_is_refused_and_retention_makes_room() {
     assert_eq!(follower.log.end_offset(), leader.log.end_offset());
 }
 
+/// A checkpoint that says the log has caught up was being written when frames came of which that is not true: a power
+/// loss would have had recovery take what was left of them for corruption.
+#[test]
+fn a_checkpoint_under_way_does_not_speak_for_what_is_appended_meanwhile() {
+    let mut leader = leader(&[40]);
+    for len in [40, 40, 3000, 3000, 40, 40] {
+        leader.append(vec![new_batch(1, len, 9, Timestamp(5))]).expect("room");
+        leader.commit();
+    }
+    let pairs: Vec<_> = leader.frames[1..].chunks(2).collect();
+    let mut follower = follower(2);
+    take(&mut follower, &leader.frames[..1]);
+    follower.commit();
+    // It is behind, which is noted once, and catches up, by so much that another checkpoint is due.
+    take(&mut follower, pairs[0]);
+    take(&mut follower, pairs[1]);
+    let sync = follower.log.next_job(SYNC).expect("there is something to sync");
+    assert_eq!(sync.kind(), JobKind::Sync);
+    follower.log.complete(sync.run());
+    let checkpoint = loop {
+        let job = follower.log.next_job(NO_SYNC).expect("a checkpoint is due");
+        match job.kind() {
+            JobKind::Checkpoint => break job,
+            _ => follower.log.complete(job.run()),
+        };
+    };
+    let frames = pairs[2].iter().map(|frame| frame.bytes.clone().into()).collect();
+    let refused = follower.log.append_frames(frames).expect_err("that is to be noted again");
+    assert_eq!(refused.kind, AppendErrorKind::NoSpaceYet.into());
+    follower.log.complete(checkpoint.run());
+    take(&mut follower, pairs[2]);
+    let report = follower.restart(|disk| disk.crash(&CrashOptions::default()));
+    assert_eq!(report.corruption, None);
+}
+
 proptest! {
     #![proptest_config(config(200))]
 

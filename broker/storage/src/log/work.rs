@@ -470,6 +470,8 @@ impl Log {
             is_behind: is_behind || self.durable.next_offset < self.behind_to,
             ..self.durable
         };
+        // From here on: what is appended while it is being written would be taken for caught up by a checkpoint before it.
+        self.upkeep.is_behind_noted &= checkpoint.is_behind;
         let durable = self.durable.next_offset;
         let producers = self.producers.take_if(|known| known.covers <= durable);
         CheckpointWork {
