@@ -125,11 +125,18 @@ impl Following {
         self.tell(core, now, if is_up { FollowerInput::LinkUp } else { FollowerInput::LinkDown });
     }
 
-    /// What comes from here on for this slot is an answer to the last request.
-    pub(super) fn asked(&mut self, slot: u32, credit: u32) {
+    /// What comes from here on for this slot is an answer to the last request. Of this many bytes that the leader may send
+    /// ahead, how many it may at once.
+    pub(super) fn asked(&mut self, slot: u32, credit: u32) -> u32 {
         self.forget_request();
         self.slot = Some(slot);
         self.credit = credit;
+        let first = match &mut self.pace {
+            None => credit,
+            Some(pace) => pace.spend(credit),
+        };
+        self.owed = credit - first;
+        first
     }
 
     fn forget_request(&mut self) {

@@ -318,9 +318,10 @@ impl Partition {
     }
 
     /// The request to follow has this slot.
-    pub(super) fn asked(&mut self, slot: u32, credit: u32) {
-        if let Role::Following(following) = &mut self.role {
-            following.asked(slot, credit);
+    pub(super) fn asked(&mut self, slot: u32, credit: u32) -> u32 {
+        match &mut self.role {
+            Role::Following(following) => following.asked(slot, credit),
+            Role::Leading(_) | Role::Idle => credit,
         }
     }
 

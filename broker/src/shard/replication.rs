@@ -201,8 +201,7 @@ impl Shard {
             match wanted {
                 Wanted::Follow { leader, leader_epoch, broker_epoch, last_epoch, end } => {
                     let slot = replication.draw_slot(id, partition.slot());
-                    let credit = replication.credit();
-                    partition.asked(slot, credit);
+                    let credit = partition.asked(slot, replication.credit());
                     let follow =
                         Follow { slot, partition: id, leader_epoch, broker_epoch, last_epoch, end, credit };
                     replication.send(leader, FollowerMessage::Follow(follow));

@@ -7,6 +7,8 @@ use super::suspects::{OTHER, asked, replicated};
 use super::*;
 
 const BYTES_PER_SECOND: u64 = 100_000;
+/// What the leader of a replica without a pace may send ahead.
+const CREDIT: u64 = limits::FETCH_CREDIT_BYTES_MAX as u64;
 
 fn paced() -> TopicConfig {
     TopicConfig { catch_up_bytes_per_second: Some(BYTES_PER_SECOND), ..TopicConfig::default() }
@@ -37,7 +39,7 @@ struct Follower {
 }
 
 impl Follower {
-    /// A replica that has nothing yet, whose leader has accepted that it follows.
+    /// A replica that has nothing yet, whose leader has accepted that it follows and may send nothing so far.
     fn start(config: TopicConfig) -> Follower {
         let mut rig = Rig::unopened(SimDisk::new(2), config.clone(), LeaderEpoch(1));
         rig.shared.configure(Arc::new(replicated(Some(OTHER), 1, false)), Arc::new(config));
@@ -48,7 +50,9 @@ impl Follower {
         });
         let uplink = uplink.expect("it follows");
         rig.apply(Event::LinkUp { leader: OTHER });
-        let slot = asked(&uplink).expect("it asks").slot;
+        let asked = asked(&uplink).expect("it asks");
+        assert_eq!(asked.credit, 0, "what may be sent at once is to be earned too");
+        let slot = asked.slot;
         let mut follower = Follower { rig, uplink, slot };
         let (from, high_watermark, log_start) = (Offset::ZERO, Offset::ZERO, Offset::ZERO);
         follower.told(LeaderMessage::Accepted { slot, from, high_watermark, log_start }, Vec::new());
@@ -90,7 +94,7 @@ fn a_copy_takes_as_long_as_its_pace_wants() {
     let frames = frames(8);
     let mut follower = Follower::start(paced());
     let began = follower.rig.now.time;
-    let (sent, mut granted, mut rounds) = (follower.fetch(&frames), follower.granted(), 0);
+    let (sent, mut granted, mut rounds) = (CREDIT + follower.fetch(&frames), follower.granted(), 0);
     assert_eq!(granted, 0, "nothing is earned yet");
     while granted < sent {
         let due = follower.rig.shard.deadline().expect("it waits to go on");
@@ -114,7 +118,7 @@ fn who_is_in_sync_or_has_no_pace_goes_on_at_once() {
     let frames = frames(9);
     for (is_counted, config) in [(true, paced()), (false, TopicConfig::default())] {
         let mut follower = Follower::start(paced());
-        let sent = follower.fetch(&frames[..8]);
+        let sent = CREDIT + follower.fetch(&frames[..8]);
         assert_eq!(follower.granted(), 0);
         follower.configure(is_counted, config);
         let sent = sent + follower.fetch(&frames[8..]);

@@ -25,7 +25,7 @@ use quire_protocol::frame::FrameHeader;
 use quire_protocol::stream::{Ack, Acks};
 use quire_protocol::topic_config::TopicConfig;
 use quire_protocol::{
-    BrokerId, ErrorCode, LeaderEpoch, Offset, PartitionIndex, Timestamp, TopicId, TopicPartition,
+    BrokerId, ErrorCode, LeaderEpoch, Offset, PartitionIndex, Timestamp, TopicId, TopicPartition, limits,
 };
 use quire_storage::disk::SimDisk;
 use quire_storage::{JobKind, Log, Residency};
