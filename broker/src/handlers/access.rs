@@ -2,7 +2,7 @@
 //!
 //! Rights stand in the metadata; the administrator, whose profile is made with the cluster, has all of them. Whoever has
 //! any right on a topic may look at it. Whatever is done with a group takes the right to join it, and what it consumes
-//! the right to consume that.
+//! the right to consume that. Into the brokers' own topics, where every group's offsets are, look administrators alone.
 
 use std::borrow::Cow;
 
@@ -22,7 +22,7 @@ pub(super) fn check(session: &Session, operation: Operation, topic: &str) -> Res
 }
 
 fn check_in(image: &Image, principal: &str, operation: Operation, name: &str) -> Result<(), RequestError> {
-    if image.is_allowed(principal, operation, name) {
+    if is_allowed(image, principal, operation, name) {
         return Ok(());
     }
     let what = match operation {
@@ -33,6 +33,19 @@ fn check_in(image: &Image, principal: &str, operation: Operation, name: &str) ->
         Operation::Administer => "administer the cluster".to_owned(),
     };
     Err(refused(principal, &what, operation, name))
+}
+
+fn is_allowed(image: &Image, principal: &str, operation: Operation, name: &str) -> bool {
+    image.is_allowed(principal, needed(operation, name), name)
+}
+
+/// The right that an operation takes: one given on every topic is not meant for the brokers' own.
+fn needed(operation: Operation, name: &str) -> Operation {
+    match operation {
+        Operation::Join => Operation::Join,
+        _ if name.starts_with(INTERNAL_TOPIC_PREFIX) => Operation::Administer,
+        other => other,
+    }
 }
 
 /// Refuses what the session's principal wants to do with a group that it may not join; `what` is said of the group, as
@@ -50,7 +63,7 @@ pub(super) fn check_group(session: &Session, what: &str, group: &str) -> Result<
 
 /// Whether a principal may join a group, and so know of it.
 pub(super) fn may_join(image: &Image, principal: &str, group: &str) -> bool {
-    image.is_allowed(principal, Operation::Join, group)
+    is_allowed(image, principal, Operation::Join, group)
 }
 
 /// Refuses a stream of a partition whose topic the principal has no right to. A topic that does not exist is refused
@@ -80,7 +93,7 @@ pub(super) fn check_partition(
 pub(super) fn may_look(image: &Image, principal: &str, topic: &str) -> bool {
     [Operation::Produce, Operation::Consume, Operation::Manage]
         .into_iter()
-        .any(|operation| image.is_allowed(principal, operation, topic))
+        .any(|operation| is_allowed(image, principal, operation, topic))
 }
 
 /// Told alike of topics that exist and of those that do not.
@@ -90,21 +103,28 @@ pub(super) fn may_not_look(principal: &str, topic: &str) -> RequestError {
 
 /// With the command that gives the right, on no more than it takes.
 fn refused(principal: &str, what: &str, operation: Operation, name: &str) -> RequestError {
-    let (right, flag) = match operation {
+    let (right, flag) = match needed(operation, name) {
         Operation::Produce => ("produce", "--prefix"),
         Operation::Consume => ("consume", "--prefix"),
         Operation::Join => ("join", "--group"),
         Operation::Manage => ("manage", "--prefix"),
-        Operation::Administer => ("administer", ""),
+        Operation::Administer => {
+            let message = format!("{principal:?} may not {what}; that takes an administrator");
+            return RequestError::new(ErrorCode::NotAuthorized, message);
+        }
     };
-    let mut command = format!("quire acl add {} {right}", quoted(principal));
-    // No name that a right is given on has control characters.
+    // No name that a right is given on has control characters, and none is given on everything.
     let prefix = name.split(char::is_control).next().unwrap_or_default();
-    if !prefix.is_empty() && operation != Operation::Administer {
-        command = format!("{command} {flag} {}", quoted(prefix));
-    }
-    let message = format!("{principal:?} may not {what}; an administrator gives the right with: {command}");
-    RequestError::new(ErrorCode::NotAuthorized, message)
+    let advice = match prefix {
+        "" => "no such name exists".to_owned(),
+        prefix => {
+            let (principal, prefix) = (quoted(principal), quoted(prefix));
+            format!(
+                "an administrator gives the right with: quire acl add {principal} {right} {flag} {prefix}"
+            )
+        }
+    };
+    RequestError::new(ErrorCode::NotAuthorized, format!("{principal:?} may not {what}; {advice}"))
 }
 
 /// As a shell takes it.
@@ -141,6 +161,46 @@ mod tests {
     }
 
     #[test]
+    fn no_right_on_everything_is_recommended() {
+        let told = |operation, name: &str| {
+            check_in(&Image::default(), "ops", operation, name).expect_err("no right").message
+        };
+        assert_eq!(
+            told(Operation::Administer, ""),
+            "\"ops\" may not administer the cluster; that takes an administrator"
+        );
+        assert_eq!(
+            told(Operation::Consume, "\n"),
+            "\"ops\" may not consume topic \"\\n\"; no such name exists"
+        );
+    }
+
+    /// The topic where every group's offsets are was read by whoever may consume everything.
+    #[test]
+    fn administrators_alone_look_into_the_brokers_own_topics() {
+        let mut image = Image::default();
+        for (principal, operation) in [
+            ("all", Operation::Consume),
+            ("all", Operation::Manage),
+            ("all", Operation::Join),
+            ("ops", Operation::Administer),
+        ] {
+            let acl = Acl { principal: principal.into(), operation, prefix: "".into() };
+            image.apply(&Record::AclAdded(acl)).expect("a right fits every image");
+        }
+        let own = format!("{INTERNAL_TOPIC_PREFIX}consumer_offsets");
+        assert!(check_in(&image, "all", Operation::Consume, "flights").is_ok());
+        assert!(!may_look(&image, "all", &own) && may_look(&image, "ops", &own));
+        assert!(may_join(&image, "all", &own), "a group is no topic");
+        let refused = check_in(&image, "all", Operation::Consume, &own).expect_err("not an administrator");
+        assert_eq!(
+            refused.message,
+            "\"all\" may not consume topic \"__consumer_offsets\"; that takes an administrator"
+        );
+        assert!(check_in(&image, "ops", Operation::Consume, &own).is_ok());
+    }
+
+    #[test]
     fn the_command_that_gives_a_right_can_be_copied() {
         let told = |principal: &str, operation, name: &str| {
             let refused = check_in(&Image::default(), principal, operation, name).expect_err("no right");
@@ -161,10 +221,6 @@ mod tests {
                 "\"it's\" may not join group \"two words\"",
                 "quire acl add 'it'\\''s' join --group 'two words'"
             )
-        );
-        assert_eq!(
-            told("ops", Operation::Administer, ""),
-            expected("\"ops\" may not administer the cluster", "quire acl add ops administer")
         );
         assert_eq!(
             told("billing", Operation::Join, "two\nlines"),
