@@ -260,7 +260,11 @@ impl GroupConsumerBuilder {
             rebalance_timeout: settings.rebalance_timeout.min(limits::GROUP_REBALANCE_MAX),
             ..settings
         };
-        let options = Options { poll_interval: options.poll_interval.min(INTERVAL_MAX), ..options };
+        let options = Options {
+            poll_interval: options.poll_interval.min(INTERVAL_MAX),
+            retry_timeout: options.retry_timeout.min(INTERVAL_MAX),
+            ..options
+        };
         let commit_interval = commit_interval.map(|every| every.min(INTERVAL_MAX));
         let times = [settings.session_timeout, settings.rebalance_timeout, options.poll_interval];
         if times.iter().any(Duration::is_zero) || commit_interval.is_some_and(|every| every.is_zero()) {

@@ -62,7 +62,7 @@ impl Coordinator {
         what: &'static str,
         body: request::Body,
     ) -> Result<response::Body, Error> {
-        let end = Instant::now() + time;
+        let begun = Instant::now();
         let mut retry = Retry::new(self.client.brokers().config().backoff, Jitter::from_entropy());
         loop {
             let error = match self.ask(what, body.clone()).await {
@@ -70,7 +70,7 @@ impl Coordinator {
                 answered => return answered,
             };
             let due = retry.failed(Instant::now());
-            if due > end {
+            if due.duration_since(begun) > time {
                 return Err(error);
             }
             tracing::debug!(group = self.group, %error, what, "asking the coordinator again");
