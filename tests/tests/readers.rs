@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use quire::drill::relay::Conditions;
-use quire_client::{BrokerId, Client, Consumer, NewTopic, Offset, PartitionIndex, Position};
+use quire_client::{BrokerId, Client, Consumer, GroupConsumer, NewTopic, Offset, PartitionIndex, Position};
 use quire_tests::chaos::Trial;
 use tokio::time::timeout;
 
@@ -74,6 +74,68 @@ async fn a_consumer_leaves_a_leader_that_leads_no_more() -> Result<()> {
 
     drop(consumer);
     client.close().await;
+    trial.finish().await?;
+    Ok(())
+}
+
+/// Reads the partition as a member of a group until a record of this offset or a later one comes, commits and leaves;
+/// answers the first offset that it was given.
+async fn read_in_group(mut member: GroupConsumer, offset: Offset) -> Result<Offset> {
+    let mut first = None;
+    loop {
+        let record = member.next().await?;
+        if record.partition == PARTITION {
+            first.get_or_insert(record.offset);
+            if record.offset >= offset {
+                break;
+            }
+        }
+    }
+    member.leave().await?;
+    first.context("a record was read")
+}
+
+/// A member that asked a leader which did not know yet that it was deposed for what its group had committed since was told
+/// that the log ends before that: it began again where that log ends, and its group was given records a second time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_is_not_sent_back_by_a_leader_that_leads_no_more() -> Result<()> {
+    let mut topic = String::new();
+    let mut trial = Trial::start("a group of a lost leader", 0x133, |setup, load| {
+        setup.peer_relays = Some(0x133);
+        topic.clone_from(&load.topic);
+    })
+    .await?;
+    let client = Client::connect_with(trial.cluster.profile()?).await?;
+    let member =
+        |client: &Client, group: &str| client.consumer().group(group).topics([topic.as_str()]).build();
+    let leader = trial.leader(0).await?;
+    let mut groups = (0..).map(|number| format!("late-{number}"));
+    let group = loop {
+        let group = groups.next().context("there is always another")?;
+        read_in_group(member(&client, &group)?, Offset::ZERO).await?;
+        if client.admin().describe_group(&group).await?.coordinator != leader {
+            break group;
+        }
+    };
+
+    trial.fault(&format!("broker {leader} and the others do not reach each other"));
+    set_links(&trial, leader, Conditions::CUT);
+    trial.moved_away(leader).await?;
+    trial.resumed().await?;
+    let ends = client.admin().list_offsets(&topic, [(PARTITION, Position::End)]).await?;
+    let end = ends.first().context("one was asked for")?.offset;
+    timeout(FOUND_WITHIN, read_in_group(member(&client, &group)?, end)).await.context("not read")??;
+
+    // Whom it asks first is the broker that was cut off.
+    let late = Client::connect_with(trial.node(leader)?.profile()?).await?;
+    let first = timeout(FOUND_WITHIN, read_in_group(member(&late, &group)?, end)).await;
+    let first = first.context("the group does not go on")??;
+    ensure!(first >= end, "the group has committed {end} or more, and was given {first}");
+    set_links(&trial, leader, Conditions::default());
+    trial.whole().await?;
+
+    client.close().await;
+    late.close().await;
     trial.finish().await?;
     Ok(())
 }

@@ -29,6 +29,10 @@ use super::shelf::{Generation, Shelves, Status};
 /// Most credit messages that may wait to be written (bytes); a broker that takes none of them is not reading.
 const CREDIT_BYTES_WAITING_MAX: usize = 4096;
 
+/// A log that ends before where reading has come to belongs to a leader that does not know yet that it was deposed, or lost
+/// records that were committed. For so long it is taken for the former: many times as long as brokers take to hear of a leader.
+const BEYOND_END_TIME_MAX: Duration = Duration::from_secs(15);
+
 /// One partition's fetcher.
 pub(super) struct Fetcher {
     pub client: Client,
@@ -73,6 +77,8 @@ enum Stop {
     Failed(ConsumeError),
     /// The stream is lost; another may do.
     Lost(Error),
+    /// The log ends before the position, says a broker that may not lead any more without knowing.
+    Beyond(ConsumeError),
     /// Another replica is the one to read from now.
     Moved,
 }
@@ -103,7 +109,7 @@ impl Fetcher {
         let mut progress = Progress::new(generation, start, self.share);
         let backoff = self.client.brokers().config().backoff;
         let mut retry = Retry::new(backoff, Jitter::from_entropy());
-        let mut lost_since: Option<Instant> = None;
+        let (mut lost_since, mut beyond_since): (Option<Instant>, Option<Instant>) = (None, None);
         loop {
             let before = progress.position();
             let stop = self.read(&mut progress, lost_since.is_some()).await;
@@ -112,7 +118,7 @@ impl Fetcher {
                 reader.restart();
             }
             let stop = match stop {
-                Stop::Failed(error) if self.is_near => {
+                Stop::Failed(error) | Stop::Beyond(error) if self.is_near => {
                     tracing::info!(topic = %self.topic.name, partition = %self.partition, %error, "the near replica fails");
                     Stop::Lost(Error::ConnectionLost {
                         address: "the near replica".into(),
@@ -128,37 +134,48 @@ impl Fetcher {
             }
             let lasted = lasted >= backoff.longest;
             if lasted || progress.position() != before {
-                lost_since = None;
+                (lost_since, beyond_since) = (None, None);
                 retry.succeeded();
             }
-            let status = match stop {
+            let lost_for = |since: &mut Option<Instant>| since.get_or_insert_with(Instant::now).elapsed();
+            let (error, may_wait) = match stop {
                 Stop::Superseded => return,
                 Stop::Moved => continue,
                 // The leader has its turn at once.
                 Stop::Lost(_) if self.is_near => {
-                    lost_since.get_or_insert_with(Instant::now);
+                    lost_for(&mut lost_since);
                     self.near_failed();
                     continue;
                 }
-                Stop::Ended => Status::Ended,
-                Stop::Failed(error) => Status::Failed(error),
-                Stop::Lost(error) => {
-                    let since = *lost_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() < self.retry_timeout {
-                        tracing::debug!(topic = %self.topic.name, partition = %self.partition, %error, "reading again");
-                        if !self.pause(retry.failed(Instant::now()), generation).await {
-                            return;
-                        }
-                        continue;
-                    }
-                    Status::Failed(error.into())
+                Stop::Ended => {
+                    self.rest(Status::Ended, generation).await;
+                    return;
+                }
+                Stop::Failed(error) => (error, false),
+                Stop::Lost(error) => (error.into(), lost_for(&mut lost_since) < self.retry_timeout),
+                Stop::Beyond(error) => {
+                    // Others are asked who leads before each attempt.
+                    lost_for(&mut lost_since);
+                    let time_max = self.retry_timeout.min(BEYOND_END_TIME_MAX);
+                    (error, lost_for(&mut beyond_since) < time_max)
                 }
             };
-            self.shelves.set_status(self.place, generation, status);
-            while self.shelves.request(self.place).generation == generation {
-                self.shelves.request_changed(self.place).await;
+            if !may_wait {
+                self.rest(Status::Failed(error), generation).await;
+                return;
             }
-            return;
+            tracing::debug!(topic = %self.topic.name, partition = %self.partition, %error, "reading again");
+            if !self.pause(retry.failed(Instant::now()), generation).await {
+                return;
+            }
+        }
+    }
+
+    /// Tells how reading ended, and waits for the next request.
+    async fn rest(&self, status: Status, generation: Generation) {
+        self.shelves.set_status(self.place, generation, status);
+        while self.shelves.request(self.place).generation == generation {
+            self.shelves.request_changed(self.place).await;
         }
     }
 
@@ -445,16 +462,21 @@ impl Fetcher {
     fn failed(&self, progress: &Progress, failure: Failure) -> Stop {
         let (code, log_start, high_watermark) = (failure.code, failure.log_start, failure.high_watermark);
         match code {
-            ErrorCode::OffsetOutOfRange => Stop::Failed(ConsumeError::OffsetOutOfRange {
-                topic: Arc::clone(&self.topic.name),
-                partition: self.partition,
-                offset: progress.position().unwrap_or(match progress.start {
+            ErrorCode::OffsetOutOfRange => {
+                let offset = progress.position().unwrap_or(match progress.start {
                     Start::Offset(offset) => offset,
                     _ => log_start,
-                }),
-                log_start,
-                high_watermark,
-            }),
+                });
+                let (topic, partition) = (Arc::clone(&self.topic.name), self.partition);
+                let error =
+                    ConsumeError::OffsetOutOfRange { topic, partition, offset, log_start, high_watermark };
+                // Where reading has come to, and what a group has committed, was committed. Only somebody else can have
+                // more than who is asked.
+                match offset > high_watermark && self.topic.has_followers(partition) {
+                    true => Stop::Beyond(error),
+                    false => Stop::Failed(error),
+                }
+            }
             // Whether the topic is really gone, the metadata tells when it is looked at again.
             ErrorCode::UnknownTopic | ErrorCode::UnknownPartition => {
                 Stop::Lost(answers::failure_error(failure))
