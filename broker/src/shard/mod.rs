@@ -138,8 +138,8 @@ enum Mend {
 /// Why a partition is to be let go of.
 #[derive(Debug)]
 enum End {
-    /// Its topic was deleted; to be told when no file is in use.
-    Remove(oneshot::Sender<()>),
+    /// Its topic was deleted, or others hold it now, or first this and then that; to be told when no file is in use.
+    Remove(Vec<oneshot::Sender<()>>),
     /// The shard closes.
     Close,
 }
@@ -212,7 +212,7 @@ impl Shard {
             | Event::LinkDown { .. }
             | Event::Told { .. }
             | Event::ProposalAnswered { .. } => self.replicate(now, event),
-            Event::Remove { partition, done } => self.end(partition, End::Remove(done)),
+            Event::Remove { partition, done } => self.end(partition, End::Remove(vec![done])),
             Event::Close { done } => self.close(done),
         }
     }
@@ -417,7 +417,11 @@ impl Shard {
     /// while the shard closes is not confirmed, and the next start does it.
     fn end(&mut self, id: TopicPartition, ending: End) {
         match self.slots.get_mut(&id) {
-            Some(Slot::Open { end: Some(_), .. } | Slot::Opening { end: Some(_), .. }) => {}
+            Some(Slot::Open { end: Some(first), .. } | Slot::Opening { end: Some(first), .. }) => {
+                if let (End::Remove(told), End::Remove(more)) = (first, ending) {
+                    told.extend(more);
+                }
+            }
             Some(Slot::Open { partition, end }) => {
                 partition.stop(refusal(&ending));
                 if let End::Remove(_) = ending {
@@ -555,9 +559,11 @@ fn confirm(end: End, shared: &handle::Shared) {
 }
 
 fn confirm_unheld(end: End) {
-    if let End::Remove(done) = end {
-        // The assigner waits for it, unless the broker is shutting down.
-        let _ = done.send(());
+    if let End::Remove(told) = end {
+        for done in told {
+            // The assigner waits for it, unless the broker is shutting down.
+            let _ = done.send(());
+        }
     }
 }
 

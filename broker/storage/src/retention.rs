@@ -55,25 +55,30 @@ fn is_older(segment: &Segment, now: Timestamp, retention: Option<Duration>) -> b
 }
 
 /// Deletes the log in `dir` and the directory. A crash in between leaves a directory that no log opens from; call it
-/// again.
+/// again. Two may do it at the same time.
 ///
 /// # Errors
-/// If a file can not be removed. A directory that is not there is none.
+/// If a file can not be removed. What is not there is no error.
 pub fn remove_log(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
-    let names = match disk.list(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        listed => listed?,
-    };
+    let names = or_gone(disk.list(dir))?;
     // The manifest last: what is half deleted is refused at open, and not taken for an empty log.
     for name in names.iter().filter(|name| *name != manifest::FILE_NAME) {
-        disk.remove(&dir.join(name))?;
+        or_gone(disk.remove(&dir.join(name)))?;
     }
     if names.iter().any(|name| name == manifest::FILE_NAME) {
-        disk.remove(&dir.join(manifest::FILE_NAME))?;
+        or_gone(disk.remove(&dir.join(manifest::FILE_NAME)))?;
     }
-    disk.remove_dir(dir)?;
+    or_gone(disk.remove_dir(dir))?;
     match dir.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => disk.sync_dir(parent),
+        Some(parent) if !parent.as_os_str().is_empty() => or_gone(disk.sync_dir(parent)),
         _ => Ok(()),
+    }
+}
+
+/// What is gone already needs no removing.
+fn or_gone<T: Default>(done: io::Result<T>) -> io::Result<T> {
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
+        done => done,
     }
 }

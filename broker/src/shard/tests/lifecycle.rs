@@ -62,6 +62,19 @@ fn a_deleted_partition_is_let_go_of_when_its_jobs_are_back() {
     assert_eq!(late.outcomes(), [Err(ErrorCode::UnknownTopic)]);
 }
 
+/// A replica that moved away was being let go of when its topic was deleted as well: nobody told the latter, and the
+/// deletion was not confirmed before the next start.
+#[test]
+fn whoever_wants_a_partition_removed_is_told() {
+    let mut rig = Rig::warm(TopicConfig::default());
+    rig.produce(&Stream::new(Acks::All), "one");
+    let ((moved, mut is_moved), (deleted, mut is_deleted)) = (removal(), removal());
+    rig.apply(moved);
+    rig.apply(deleted);
+    rig.run_all();
+    assert_eq!((is_moved.try_recv(), is_deleted.try_recv()), (Ok(()), Ok(())));
+}
+
 #[test]
 fn a_partition_deleted_while_it_is_opened_is_let_go_of() {
     let now = Now { time: Time::ZERO, timestamp: Timestamp(0) };
