@@ -177,10 +177,37 @@ fn who_is_to_begin_anew_has_nothing_until_it_has() {
     tell(&mut leader, 1, interval);
     tell(&mut leader, 1, LeaderInput::Trimmed { start: Offset(8) });
     assert_eq!(tell(&mut leader, 2, follow(2, Some(1), 3, None)), [accepted(8)], "nothing is proposed");
-    assert_eq!(leader.progress_of(BrokerId(2)), None);
-    assert_eq!(tell(&mut leader, 3, progress(2, 8)), [], "it did not ask again");
+    assert_eq!(leader.progress_of(BrokerId(2)), Some(Progress::default()));
+    assert_eq!(
+        tell(&mut leader, 3, follow(2, Some(1), 8, None)),
+        [accepted(8)],
+        "what it has there is its own"
+    );
     let again = tell(&mut leader, 4, follow(2, None, 8, None));
     assert_eq!(again, [accepted(8), propose(1, 1, &[0, 1, 2])]);
+}
+
+/// A follower's log ended where its leader's began, by chance and with records that had never been committed: it took the
+/// high watermark for theirs, and showed them to readers (the simulator's seed 0xeb2).
+#[test]
+fn who_ends_where_the_leaders_log_begins_believes_only_what_was_committed() {
+    let begins_there = |log_start| FollowerInput::Accepted {
+        from: Offset(7),
+        high_watermark: Offset(9),
+        log_start: Offset(log_start),
+    };
+    let mut dubious = follower(7, 5, false);
+    hear(&mut dubious, FollowerInput::LinkUp);
+    let restart = FollowerAction::Restart { at: Offset(7), is_committed: false };
+    assert_eq!(hear(&mut dubious, begins_there(7)), [restart]);
+    assert_eq!(hear(&mut dubious, FollowerInput::Restarted { at: Offset(7) }), [asks(None, 7)]);
+    assert_eq!(hear(&mut dubious, begins_there(7)), [FollowerAction::Report(ends(7, 7))]);
+    for (high_watermark, log_start) in [(7, 7), (5, 6)] {
+        let mut certain = follower(7, high_watermark, false);
+        hear(&mut certain, FollowerInput::LinkUp);
+        let actions = hear(&mut certain, begins_there(log_start));
+        assert_eq!(actions.first(), Some(&FollowerAction::Report(ends(7, 7))), "{actions:?}");
+    }
 }
 
 #[test]

@@ -193,7 +193,9 @@ impl Follower {
             actions.push(FollowerAction::Truncate { to, is_committed: true });
             return;
         }
-        if self.begins_anew || from != self.ends.log_end {
+        // All of it lies before the leader's log, and what was not known to be committed never may have been.
+        let is_dubious = from == log_start && self.high_watermark < from;
+        if self.begins_anew || from != self.ends.log_end || is_dubious {
             self.restart(from, actions);
             return;
         }

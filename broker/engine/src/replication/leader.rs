@@ -214,26 +214,21 @@ impl Leader {
         if let Some(refusal) = self.refusal(follow) {
             return FollowAnswer::Refused(refusal);
         }
-        let from = match compare(follow, self.log_start, self.local.log_end) {
-            Comparison::Prefix => follow.end,
-            Comparison::Unrelated => self.log_start,
+        let (from, kept) = match compare(follow, self.log_start, self.local.log_end) {
+            Comparison::Prefix => (follow.end, follow.end),
+            // It has none of this log until it tells, having begun anew there.
+            Comparison::Unrelated => (self.log_start, Offset::ZERO),
             Comparison::Diverging(at) => return FollowAnswer::Diverging(at),
         };
         let current = self.broker_epoch(follow.follower);
         let log_end = self.local.log_end;
         let peer = self.peers.entry(follow.follower).or_insert_with(|| Peer::unknown(now, log_end));
-        if from != follow.end {
-            // It has none of this log until it began anew there, and asks again when it did.
-            peer.progress = Progress::default();
-            peer.followed_as = None;
-            return FollowAnswer::Accepted { from };
-        }
         // What it has on disk it tells itself: it may have been cut and have grown again since it last did.
         let durable_end = match mutant::is_on(Mutant::ProgressReset) {
-            true => peer.progress.durable_end.min(from),
+            true => peer.progress.durable_end.min(kept),
             false => Offset::ZERO,
         };
-        peer.progress = Progress { log_end: from, durable_end };
+        peer.progress = Progress { log_end: kept, durable_end };
         peer.followed_as = match mutant::is_on(Mutant::BrokerEpochOnFollow) {
             true => current,
             false => Some(follow.broker_epoch),
