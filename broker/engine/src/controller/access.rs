@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use quire_protocol::group_name::control_character;
-use quire_protocol::{BrokerId, Timestamp, limits};
+use quire_protocol::{BrokerId, INTERNAL_TOPIC_PREFIX, Timestamp, limits};
 
 use super::Refusal;
 use super::image::{Acl, Image, Operation};
@@ -39,6 +39,10 @@ fn check_acl(acl: &Acl) -> Result<(), Refusal> {
         Operation::Join => Ok(()),
         _ if acl.prefix.len() > limits::TOPIC_NAME_BYTES_MAX => {
             refuse("no topic's name is as long as this prefix")
+        }
+        // It would have no effect.
+        _ if acl.prefix.starts_with(INTERNAL_TOPIC_PREFIX) => {
+            refuse("topics whose names begin with \"__\" are the brokers' own, for administrators alone")
         }
         _ => Ok(()),
     }

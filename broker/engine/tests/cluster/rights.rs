@@ -72,6 +72,10 @@ fn a_prefix_that_no_name_begins_with_is_refused() {
         why(acl("billing", Operation::Join, "two\nlines")),
         "no group's name has control characters, as this prefix does"
     );
+    assert_eq!(
+        why(acl("billing", Operation::Consume, "__consumer_offsets")),
+        "topics whose names begin with \"__\" are the brokers' own, for administrators alone"
+    );
 }
 
 /// Groups came after topics: what was written of these before reads the same.
