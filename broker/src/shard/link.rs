@@ -87,6 +87,12 @@ impl Downlink {
         self.wake.notify_one();
     }
 
+    /// A request to follow came, with what its slot may be sent at once: maybe nothing yet.
+    pub(crate) fn asked(&self, slot: u32, credit: u32) {
+        self.lock().credit.insert(slot, credit.into());
+        self.wake.notify_one();
+    }
+
     /// Slots may be sent more.
     pub fn grant(&self, credits: impl Iterator<Item = (u32, u32)>) {
         let mut mailbox = self.lock();

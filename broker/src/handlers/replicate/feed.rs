@@ -97,7 +97,7 @@ impl Requests {
         if let Some(earlier) = self.slots.insert(follow.slot, follow.partition) {
             self.link.forget(earlier);
         }
-        self.link.grant([(follow.slot, follow.credit)].into_iter());
+        self.link.asked(follow.slot, follow.credit);
         Event::Follow { link: Arc::clone(&self.link), follow }
     }
 

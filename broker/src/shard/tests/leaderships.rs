@@ -1,10 +1,10 @@
 //! A leadership that ends, and what becomes of batches that were not answered in it.
 
 use quire_engine::replication::Replica;
-use quire_protocol::replicate::{Follow, LeaderMessage};
+use quire_protocol::replicate::{Follow, FollowerMessage, LeaderMessage, Progress};
 
 use super::*;
-use crate::handlers::replicate::feed::{Feed, Next};
+use crate::handlers::replicate::feed::{Feed, Next, Requests};
 
 const OTHER: BrokerId = BrokerId(1);
 const THIRD: BrokerId = BrokerId(2);
@@ -126,6 +126,32 @@ fn what_another_leads_on_with_is_lost_here() {
     elsewhere.leader = Some(OTHER);
     rig.assign(elsewhere);
     assert_eq!(stream.outcomes(), [Err(ErrorCode::LeadershipLost)]);
+}
+
+/// A follower that is to be sent nothing at once, since its topic is copied at a pace, was never answered.
+#[test]
+fn a_follower_without_credit_is_answered_and_sent_nothing_before_it_grants_some() {
+    let mut rig = Rig::leading_three();
+    rig.produce(&Stream::new(Acks::All), "first");
+    rig.run_all();
+    let link = Arc::new(Downlink::new(OTHER));
+    let (mut requests, mut feed) = (Requests::new(Arc::clone(&link)), Feed::new(link));
+    let mut heard = |rig: &mut Rig, message| {
+        let events = requests.take(message, 1, |_| 0).expect("it follows one partition");
+        events.into_iter().for_each(|(_, event)| rig.apply(event));
+        rig.run_all();
+        feed.take(|_| Some(rig.handle()));
+        std::iter::from_fn(|| feed.next()).collect::<Vec<_>>()
+    };
+    let asked = Follow { credit: 0, last_epoch: None, ..follow(2, 1, Offset::ZERO) };
+    let sent = heard(&mut rig, FollowerMessage::Follow(asked));
+    let accepted = |next: &Next| matches!(next, Next::Send { message: LeaderMessage::Accepted { .. }, .. });
+    assert!(sent.len() == 1 && accepted(&sent[0]), "{sent:?}");
+    let ends = (Offset::ZERO, Offset::ZERO);
+    let granted = Progress { slot: asked.slot, credit: 10_000, log_end: ends.0, durable_end: ends.1 };
+    let sent = heard(&mut rig, FollowerMessage::Progress(vec![granted]));
+    let frames = |next: &Next| matches!(next, Next::Send { message: LeaderMessage::Frames { .. }, .. });
+    assert!(sent.iter().any(frames), "{sent:?}");
 }
 
 /// What was accepted and not sent yet when the leadership ended was sent on in the next one, for which nobody had compared logs.
