@@ -63,6 +63,12 @@ impl TopicMetadata {
         self.replicas.get(partition.0 as usize).is_some_and(|count| *count > 1)
     }
 
+    /// Whether another broker than the leader says who leads.
+    pub(crate) fn is_leader_named_by_another(&self, partition: PartitionIndex) -> bool {
+        let leader = self.leadership(partition).and_then(|leadership| leadership.leader);
+        leader.is_some_and(|leader| leader != self.told_by)
+    }
+
     /// A broker may answer that has not heard yet what another one told.
     fn keep_later_leaders(&mut self, known: &TopicMetadata) {
         if known.id != self.id {

@@ -30,8 +30,10 @@ use super::shelf::{Generation, Shelves, Status};
 const CREDIT_BYTES_WAITING_MAX: usize = 4096;
 
 /// A log that ends before where reading has come to belongs to a leader that does not know yet that it was deposed, or lost
-/// records that were committed. For so long it is taken for the former: many times as long as brokers take to hear of a leader.
+/// records that were committed. For so long it is taken for the former while nobody else can be asked who leads.
 const BEYOND_END_TIME_MAX: Duration = Duration::from_secs(15);
+/// And for so long while others say that it leads: many times as long as brokers take to hear of a leader.
+const BEYOND_END_TIME_MIN: Duration = Duration::from_secs(1);
 
 /// One partition's fetcher.
 pub(super) struct Fetcher {
@@ -156,8 +158,11 @@ impl Fetcher {
                 Stop::Beyond(error) => {
                     // Others are asked who leads before each attempt.
                     lost_for(&mut lost_since);
-                    let time_max = self.retry_timeout.min(BEYOND_END_TIME_MAX);
-                    (error, lost_for(&mut beyond_since) < time_max)
+                    let time_max = match self.topic.is_leader_named_by_another(self.partition) {
+                        true => BEYOND_END_TIME_MIN,
+                        false => BEYOND_END_TIME_MAX,
+                    };
+                    (error, lost_for(&mut beyond_since) < time_max.min(self.retry_timeout))
                 }
             };
             if !may_wait {
@@ -470,7 +475,7 @@ impl Fetcher {
                 let (topic, partition) = (Arc::clone(&self.topic.name), self.partition);
                 let error =
                     ConsumeError::OffsetOutOfRange { topic, partition, offset, log_start, high_watermark };
-                // Where reading has come to, and what a group has committed, was committed. Only somebody else can have
+                // Where reading has come to, and what a group has committed, was committed once: somebody else may have
                 // more than who is asked.
                 match offset > high_watermark && self.topic.has_followers(partition) {
                     true => Stop::Beyond(error),
