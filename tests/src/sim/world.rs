@@ -96,6 +96,9 @@ fn topic_settings(dice: &mut Dice) -> BTreeMap<String, String> {
         set("segment.ms", "1000".to_owned());
         set("retention.ms", dice.between(1500, 4000).to_string());
     }
+    if dice.happens(200) {
+        set("catch.up.bytes.per.second", (64 * 1024).to_string());
+    }
     settings
 }
 

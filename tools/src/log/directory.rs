@@ -1,7 +1,8 @@
 //! Which logs lie in a directory.
 //!
 //! ```text
-//! DATA/metadata/                     the broker's metadata log
+//! DATA/metadata/                     the metadata log of a broker that stands alone
+//! DATA/metadata/journal/             the metadata log of a cluster's broker
 //! DATA/topics/<topic id>/<number>/   one log per partition
 //! ```
 
@@ -16,6 +17,7 @@ use crate::failure::Failure;
 use quire_broker::catalog::{self, Catalog};
 
 const METADATA: &str = "metadata";
+const JOURNAL: &str = "journal";
 const TOPICS: &str = "topics";
 const LOCK: &str = "lock";
 /// Characters of a topic's id that tell two topics apart by eye.
@@ -83,8 +85,14 @@ pub(super) fn find(disk: &dyn Disk, dir: &Path) -> Result<Logs, Failure> {
     let mut found = Vec::new();
     let mut catalog = Catalog::default();
     if has(METADATA) {
-        found.push(FoundLog::new(METADATA.into(), dir.join(METADATA), Some(catalog::METADATA)));
-        catalog = Catalog::read(disk, &dir.join(METADATA))?;
+        let metadata = dir.join(METADATA);
+        let names = disk.list(&metadata).map_err(|error| unreadable(&metadata, &error))?;
+        let (name, path) = match names.iter().any(|name| name == JOURNAL) {
+            true => (format!("{METADATA}/{JOURNAL}"), metadata.join(JOURNAL)),
+            false => (METADATA.to_owned(), metadata.clone()),
+        };
+        found.push(FoundLog::new(name, path, Some(catalog::METADATA)));
+        catalog = Catalog::read(disk, &metadata)?;
     }
     let topics = dir.join(TOPICS);
     if has(TOPICS) {
@@ -162,6 +170,11 @@ mod tests {
         let last = logs.found[3].partition.expect("its place says whose it is");
         assert_eq!((last.topic, last.partition), (topic, PartitionIndex(10)));
         assert!(!logs.in_use);
+
+        std::fs::create_dir(dir.path().join("metadata/journal")).expect("a new folder");
+        let of_a_cluster = &find(&OsDisk, dir.path()).expect("it can be listed").found[0];
+        assert_eq!(of_a_cluster.name, "metadata/journal");
+        assert_eq!(of_a_cluster.path, dir.path().join("metadata/journal"));
 
         let one = find(&OsDisk, &logs.found[2].path).expect("it can be listed").found;
         assert_eq!(one[0].partition, logs.found[2].partition);
