@@ -117,7 +117,7 @@ async fn list(client: &Client, json: bool) -> Result<(), Failure> {
 fn print_list(groups: &Groups) -> Result<(), Failure> {
     if groups.groups.is_empty() {
         if groups.unknown.is_empty() {
-            output::note("no groups yet   next: quire consume TOPIC --group NAME");
+            output::note("no groups yet, or none that you may join   next: quire consume TOPIC --group NAME");
         }
         return Ok(());
     }

@@ -383,6 +383,8 @@ fn row(partition: &PartitionDescription, palette: Palette) -> Vec<String> {
         thousands(partition.high_watermark.0),
         output::bytes(partition.size_bytes),
     ];
+    let out_of_sync = partition.replicas.iter().filter(|id| !partition.in_sync_replicas.contains(id));
+    let behind = out_of_sync.map(|id| behind(partition, *id)).collect::<Vec<_>>().join(", ");
     match &partition.error {
         Some(error) => cells.push(palette.warning(&format!("! {error}")).into_owned()),
         None if partition.leader.is_none() => cells.push(palette.warning("! no leader").into_owned()),
@@ -393,15 +395,11 @@ fn row(partition: &PartitionDescription, palette: Palette) -> Vec<String> {
         }
         None if !partition.adding_replicas.is_empty() || !partition.removing_replicas.is_empty() => {
             let (adding, removing) = (&partition.adding_replicas, &partition.removing_replicas);
-            cells.push(format!("adding {}, removing {}", output::list(adding), output::list(removing)));
+            let moves = format!("adding {}, removing {}", output::list(adding), output::list(removing));
+            cells.push(if behind.is_empty() { moves } else { format!("{moves}: {behind}") });
         }
-        None => {
-            let out_of_sync = partition.replicas.iter().filter(|id| !partition.in_sync_replicas.contains(id));
-            let behind: Vec<_> = out_of_sync.map(|id| behind(partition, *id)).collect();
-            if !behind.is_empty() {
-                cells.push(palette.warning(&format!("! {}", behind.join(", "))).into_owned());
-            }
-        }
+        None if !behind.is_empty() => cells.push(palette.warning(&format!("! {behind}")).into_owned()),
+        None => {}
     }
     cells
 }
@@ -631,6 +629,15 @@ mod tests {
         let cells = row(&lagging, Palette::PLAIN);
         let last = cells.last().map(String::as_str);
         assert_eq!(last, Some("! broker 2 is 412 behind, broker 3 does not answer"));
+        let moving = PartitionDescription {
+            in_sync_replicas: vec![BrokerId(1), BrokerId(3)],
+            adding_replicas: vec![BrokerId(2)],
+            removing_replicas: vec![BrokerId(3)],
+            ..lagging.clone()
+        };
+        let cells = row(&moving, Palette::PLAIN);
+        let last = cells.last().map(String::as_str);
+        assert_eq!(last, Some("adding 2, removing 3: broker 2 is 412 behind"));
         let json = serde_json::to_value(PartitionJson::from(&lagging)).expect("it serialises");
         assert_eq!((&json["logs"][1]["broker"], &json["logs"][1]["behind"]), (&2.into(), &412.into()));
     }
