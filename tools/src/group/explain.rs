@@ -301,9 +301,17 @@ fn partitions(now: &Look, findings: &mut Vec<Finding>) {
                 who(member),
                 counted(records, "record")
             ),
-            "look whether it is stuck on a record, or commits by hand and does not",
+            match is_silent(member) {
+                true => "see what is said about that member",
+                false => "look whether it is stuck on a record, or commits by hand and does not",
+            },
         );
     }
+}
+
+/// Whether nothing can be looked for in it before it is back.
+fn is_silent(member: &GroupMember) -> bool {
+    member.is_away || member.silent_for.is_some_and(|silent| silent >= SILENT_FROM)
 }
 
 fn uncommitted_for(progress: &GroupProgress, now: &Look) -> Duration {

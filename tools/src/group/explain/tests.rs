@@ -133,6 +133,25 @@ fn a_member_that_commits_nothing_is_told_with_what_it_holds_up() {
     );
 }
 
+/// Of a member that had been killed it was said, truly, that it is silent, and then that one should look what it is stuck on.
+#[test]
+fn nothing_is_to_be_looked_for_in_a_member_that_is_silent() {
+    let todo = |silent_for: u64| {
+        let mut member = member("a", &[3]);
+        member.silent_for = Some(Duration::from_secs(silent_for));
+        let findings = explain(
+            &look(vec![member.clone()], vec![progress(3, 20, 10, 41, Some(0))]),
+            &look(vec![member], vec![progress(3, 20, 10, 41, Some(0))]),
+        );
+        findings.last().map(|finding| finding.todo.clone())
+    };
+    assert_eq!(todo(40).as_deref(), Some("see what is said about that member"));
+    assert_eq!(
+        todo(1).as_deref(),
+        Some("look whether it is stuck on a record, or commits by hand and does not")
+    );
+}
+
 /// A topic with a record every ten minutes was said to be behind whenever one had just come.
 #[test]
 fn a_record_that_has_just_come_is_nothing_to_be_explained() {
